@@ -1,0 +1,301 @@
+"""The dynamics model: an ensemble that predicts the next observation and the reward.
+
+Comes in: observations and actions in the units of the data. Goes out: predictions in
+the same units. Normalising, predicting differences and ensembling are this file's own
+business; no loss knows of them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from vagram_jax import networks
+from vagram_jax.config import ConfigError, static
+from vagram_jax.types import Prediction, Transition
+
+
+@struct.dataclass(kw_only=True)
+class DynamicsConfig:
+    """Size and kind of the ensemble.
+
+    Attributes:
+      hidden: widths of the hidden layers (MBPO and the paper: four of 200).
+      num_members: E.
+      num_elites: how many members imagination draws from.
+      head: "deterministic", "gaussian", or "auto": what the loss needs.
+      log_var_bounds: whether the bounds of a Gaussian's log-variance are "learned",
+        with a pull towards each other (Janner et al. 2019), or stay "fixed".
+      normalize_targets: scale state differences and reward to unit variance.
+      activation: a name in `networks.ACTIVATIONS`.
+    """
+
+    hidden: tuple[int, ...] = static((200, 200, 200, 200), low=1)
+    num_members: int = static(7, low=1)
+    num_elites: int = static(5, low=1)
+    head: str = static("auto", choices=("auto", "deterministic", "gaussian"))
+    log_var_bounds: str = static("learned", choices=("learned", "fixed"))
+    normalize_targets: bool = static(False)
+    activation: str = static("silu", choices=tuple(networks.ACTIVATIONS))
+
+
+@struct.dataclass(kw_only=True)
+class Normalizer:
+    """Mean and standard deviation of what goes into and comes out of the network.
+
+    Attributes:
+      input_mean: `[obs_dim + action_dim]`.
+      input_std: `[obs_dim + action_dim]`.
+      target_mean: `[obs_dim + 1]`, of the state difference and the reward.
+      target_std: `[obs_dim + 1]`.
+    """
+
+    input_mean: jax.Array  # [obs_dim + action_dim]
+    input_std: jax.Array  # [obs_dim + action_dim]
+    target_mean: jax.Array  # [obs_dim + 1]
+    target_std: jax.Array  # [obs_dim + 1]
+
+
+@struct.dataclass(kw_only=True)
+class DynamicsParams:
+    """All that a prediction depends on. `predict` needs nothing beside it.
+
+    Attributes:
+      network: parameters of the members, `[E, ...]` each; without the member axis it is
+        a single model, which is what `vmap` over members sees.
+      normalizer: shared by the members; no gradient flows into it.
+      config: the kind of the model.
+    """
+
+    network: dict
+    normalizer: Normalizer
+    config: DynamicsConfig = struct.field(pytree_node=False)
+
+
+def init_dynamics(
+    key: jax.Array,
+    *,
+    obs_dim: int,
+    action_dim: int,
+    config: DynamicsConfig = DynamicsConfig(),
+) -> DynamicsParams:
+    """A new ensemble, each member with parameters of its own.
+
+    Args:
+      key: used once.
+      obs_dim: size of an observation.
+      action_dim: size of an action.
+      config: size and kind of the ensemble.
+
+    Returns:
+      Parameters that `predict` and every loss take; the normaliser does nothing yet.
+    """
+    check(config)
+    in_dim, out_dim = obs_dim + action_dim, obs_dim + 1
+    module = _module(config, out_dim)
+    keys = jax.random.split(key, config.num_members)
+    return DynamicsParams(
+        network=jax.vmap(module.init, in_axes=(0, None))(keys, jnp.zeros(in_dim)),
+        normalizer=Normalizer(
+            input_mean=jnp.zeros(in_dim),
+            input_std=jnp.ones(in_dim),
+            target_mean=jnp.zeros(out_dim),
+            target_std=jnp.ones(out_dim),
+        ),
+        config=config,
+    )
+
+
+def check(config: DynamicsConfig) -> None:
+    """Refuses a config whose fields contradict each other.
+
+    Args:
+      config: size and kind of the ensemble.
+
+    Raises:
+      ConfigError: more elites than members.
+    """
+    if config.num_elites > config.num_members:
+        raise ConfigError(
+            f"config: model.num_elites={config.num_elites}; at most model.num_members="
+            f"{config.num_members}; lower num_elites or raise num_members"
+        )
+
+
+def predict(params: DynamicsParams, obs: jax.Array, action: jax.Array) -> Prediction:
+    """What each member says of the next step, in the units of the data.
+
+    Args:
+      params: an ensemble, or a single model (without the member axis).
+      obs: `[..., obs_dim]`; for an ensemble `[B, obs_dim]`, shared by the members, or
+        `[E, B, obs_dim]`.
+      action: `[..., action_dim]`, with the leading axes of `obs`.
+
+    Returns:
+      The prediction, with leading axes `[...]` for a single model and `[E, B]` for an
+      ensemble.
+    """
+    if not _is_ensemble(params):
+        return _predict_one(params, obs, action)
+    axis = 0 if obs.ndim == 3 else None
+
+    def member(network, obs, action):
+        return _predict_one(params.replace(network=network), obs, action)
+
+    return jax.vmap(member, in_axes=(0, axis, axis))(params.network, obs, action)
+
+
+def sample(
+    key: jax.Array,
+    params: DynamicsParams,
+    elites: jax.Array,
+    obs: jax.Array,
+    action: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """A random next step for each row, from a random elite (TS1, Chua et al. 2018).
+
+    Args:
+      key: used once.
+      params: an ensemble.
+      elites: `[num_elites]` int, the members to draw from.
+      obs: `[B, obs_dim]`, in the units of the data.
+      action: `[B, action_dim]`.
+
+    Returns:
+      `(next_obs [B, obs_dim], reward [B])`; a Gaussian model adds its noise.
+    """
+    key_member, key_noise = jax.random.split(key)
+    members = jax.random.choice(key_member, elites, obs.shape[:1])  # [B]
+    prediction = jax.tree.map(
+        lambda x: x[members, jnp.arange(obs.shape[0])], predict(params, obs, action)
+    )
+    step = jnp.concatenate([prediction.next_obs, prediction.reward[:, None]], axis=-1)
+    if prediction.log_var is not None:
+        noise = jax.random.normal(key_noise, step.shape, step.dtype)
+        step = step + noise * jnp.exp(0.5 * prediction.log_var)
+    return step[:, :-1], step[:, -1]
+
+
+def bounds_penalty(params: DynamicsParams) -> jax.Array:
+    """The pull of learned log-variance bounds towards each other (Janner et al. 2019).
+
+    Args:
+      params: a single model.
+
+    Returns:
+      A scalar, 0.01 times the summed width of the bounds; zero if none are learned.
+    """
+    bounds = params.network["params"]
+    if "max_log_var" not in bounds or params.config.log_var_bounds == "fixed":
+        return jnp.zeros(())
+    return 0.01 * jnp.sum(bounds["max_log_var"] - bounds["min_log_var"])
+
+
+def fit_normalizer(
+    params: DynamicsParams, data: Transition, where: jax.Array
+) -> DynamicsParams:
+    """The model with the mean and the standard deviation of its data.
+
+    Args:
+      params: the model.
+      data: `[N, ...]` transitions.
+      where: `[N]` bool, the rows that count.
+
+    Returns:
+      The model; its targets are scaled only if `config.normalize_targets`.
+    """
+    inputs = jnp.concatenate([data.obs, data.action], axis=-1)
+    input_mean, input_std = moments(inputs, where)
+    normalizer = params.normalizer.replace(input_mean=input_mean, input_std=input_std)
+    if params.config.normalize_targets:
+        target_mean, target_std = moments(targets(data), where)
+        normalizer = normalizer.replace(target_mean=target_mean, target_std=target_std)
+    return params.replace(normalizer=normalizer)
+
+
+def targets(data: Transition) -> jax.Array:
+    """What a model has to predict: the state difference and, last, the reward.
+
+    Args:
+      data: `[..., ]` transitions.
+
+    Returns:
+      `[..., obs_dim + 1]`, in the units of the data.
+    """
+    return jnp.concatenate([data.next_obs - data.obs, data.reward[..., None]], axis=-1)
+
+
+def moments(values: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of the rows that count, in two passes.
+
+    Args:
+      values: `[N, dim]`.
+      where: `[N]` bool.
+
+    Returns:
+      `(mean [dim], std [dim])`. A dimension that doesn't vary gets a standard deviation
+      of one: scaling by less would blow up its first change.
+    """
+    mask = where[:, None]
+    # The mean is taken of differences to one row, the variance of differences to the
+    # mean: a large offset would cost all digits of a float32.
+    origin = values[jnp.argmax(where)]
+    mean = origin + jnp.mean(values - origin, axis=0, where=mask)
+    std = jnp.sqrt(jnp.mean(jnp.square(values - mean), axis=0, where=mask))
+    return mean, jnp.where(std > 1e-6 * (1.0 + jnp.abs(mean)), std, 1.0)
+
+
+def elites_of(scores: jax.Array, num_elites: int) -> jax.Array:
+    """The members with the lowest scores, best first; non-finite scores come last.
+
+    Args:
+      scores: `[E]`, hold-out losses.
+      num_elites: how many to name.
+
+    Returns:
+      `[num_elites]` int32.
+    """
+    ranked = jnp.argsort(jnp.where(jnp.isfinite(scores), scores, jnp.inf))
+    return ranked[:num_elites].astype(jnp.int32)
+
+
+def _module(config: DynamicsConfig, num_targets: int) -> networks.Dynamics:
+    gaussian = config.head == "gaussian"
+    return networks.Dynamics(
+        mlp=networks.MLP(
+            hidden=config.hidden,
+            out_dim=2 * num_targets if gaussian else num_targets,
+            activation=config.activation,
+        ),
+        gaussian=gaussian,
+    )
+
+
+def _is_ensemble(params: DynamicsParams) -> bool:
+    """Whether the parameters have a member axis: a bias has one axis, or two."""
+    return params.network["params"]["mlp"]["Dense_0"]["bias"].ndim == 2
+
+
+def _predict_one(params: DynamicsParams, obs, action) -> Prediction:
+    normalizer = jax.lax.stop_gradient(params.normalizer)
+    inputs = jnp.concatenate([obs, action], axis=-1)
+    inputs = (inputs - normalizer.input_mean) / normalizer.input_std
+    module = _module(params.config, normalizer.target_mean.shape[-1])
+    mean, log_var = module.apply(_network(params), inputs)
+    step = mean * normalizer.target_std + normalizer.target_mean
+    if log_var is not None:
+        log_var = log_var + 2.0 * jnp.log(normalizer.target_std)
+    return Prediction(obs + step[..., :-1], step[..., -1], log_var)
+
+
+def _network(params: DynamicsParams) -> dict:
+    """The network's parameters, without a gradient for bounds that aren't learned."""
+    if params.config.head != "gaussian" or params.config.log_var_bounds == "learned":
+        return params.network
+    inner = params.network["params"]
+    bounds = {
+        name: jax.lax.stop_gradient(inner[name])
+        for name in ("min_log_var", "max_log_var")
+    }
+    return {"params": inner | bounds}

@@ -1,0 +1,129 @@
+"""The networks: a multi-layer perceptron, and on it policy, critic and dynamics.
+
+Comes in: observations and actions with any leading axes. Goes out: raw outputs of one
+network; members, twin critics and seeds are made of it by `vmap`. Architecture may be
+changed here; what outputs mean is said in `dynamics` and `sac`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "elu": nn.elu,
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "tanh": nn.tanh,
+}
+
+
+class MLP(nn.Module):
+    """Dense layers with an activation between them.
+
+    Attributes:
+      hidden: widths of the hidden layers.
+      out_dim: width of the output.
+      activation: a name in `ACTIVATIONS`.
+      unit_features: scale the features before the last layer to norm one (the paper's
+        code does so in actor and critic, after Bjorck et al. 2021, arXiv 2112.04966).
+    """
+
+    hidden: tuple[int, ...]
+    out_dim: int
+    activation: str = "relu"
+    unit_features: bool = False
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """`[..., in_dim]` to `[..., out_dim]`."""
+        features = inputs
+        for width in self.hidden:
+            features = ACTIVATIONS[self.activation](nn.Dense(width)(features))
+        if self.unit_features:
+            # The epsilon stands inside the root: a zero vector keeps a finite gradient.
+            square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+            features = features * jax.lax.rsqrt(square + 1e-8)
+        return nn.Dense(self.out_dim)(features)
+
+
+class Policy(nn.Module):
+    """Mean and log-standard-deviation of a Gaussian before the tanh.
+
+    Attributes:
+      mlp: the network, with `out_dim` twice the size of an action.
+      log_std_range: the least and the largest log-standard-deviation.
+    """
+
+    mlp: MLP
+    log_std_range: tuple[float, float] = (-5.0, 2.0)
+
+    def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`[..., obs_dim]` to two of `[..., action_dim]`."""
+        mean, raw = jnp.split(self.mlp(obs), 2, axis=-1)
+        low, high = self.log_std_range
+        # A smooth squashing keeps a gradient where a clip would have none.
+        return mean, low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
+
+
+class Critic(nn.Module):
+    """One Q function.
+
+    Attributes:
+      mlp: the network, with `out_dim` one.
+    """
+
+    mlp: MLP
+
+    def __call__(self, obs: jax.Array, action: jax.Array) -> jax.Array:
+        """`[..., obs_dim], [..., action_dim]` to `[...]`, in units of return."""
+        return jnp.squeeze(self.mlp(jnp.concatenate([obs, action], axis=-1)), axis=-1)
+
+
+class Dynamics(nn.Module):
+    """One member of a dynamics ensemble, on normalised inputs and outputs.
+
+    Attributes:
+      mlp: the network, with `out_dim` the number of targets, or twice that with
+        `gaussian`.
+      gaussian: also give the log-variance of each target.
+      log_var_range: where the bounds of the log-variance start.
+    """
+
+    mlp: MLP
+    gaussian: bool = False
+    log_var_range: tuple[float, float] = (-10.0, 0.5)
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """`[..., in_dim]` to mean and log-variance, `[..., targets]` each or None."""
+        if not self.gaussian:
+            return self.mlp(inputs), None
+        mean, raw = jnp.split(self.mlp(inputs), 2, axis=-1)
+        bounds = [
+            self.param(name, nn.initializers.constant(start), mean.shape[-1:])
+            for name, start in zip(
+                ("min_log_var", "max_log_var"), self.log_var_range, strict=True
+            )
+        ]
+        return mean, soft_clamp(raw, *bounds)
+
+
+def soft_clamp(value: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """A value kept between bounds, with a gradient everywhere (Chua et al. 2018).
+
+    The upper end is `low + softplus(high - low)`, a little above `high`.
+
+    Args:
+      value: `[...]`.
+      low: broadcasts to `value`.
+      high: broadcasts to `value`, above `low`.
+
+    Returns:
+      `[...]`.
+    """
+    value = high - nn.softplus(high - value)
+    return low + nn.softplus(value - low)

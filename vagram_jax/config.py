@@ -20,7 +20,7 @@ from flax import struct
 
 
 class ConfigError(ValueError):
-    """A setting that can't be used. The message names key, value, and what is accepted."""
+    """A setting that can't be used. The message has key, value and what is accepted."""
 
 
 def static(default: Any, **accepts: Any) -> Any:
@@ -106,17 +106,16 @@ def split(mapping: Mapping[str, Any], *config_types: type) -> tuple[Any, ...]:
 
     Raises:
       ConfigError: an unknown key, a wrong type or a value out of range.
+      ValueError: two of the configs have a field of the same name.
     """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(
+            f"config: {mapping!r}; a mapping of names to values is accepted"
+        )
+    _refuse_shared(config_types)
     known = [name for config_type in config_types for name in key_names(config_type)]
     _refuse_unknown(mapping, _tree(config_types), known, prefix="")
-    return tuple(
-        _build(
-            config_type,
-            {f.name: mapping[f.name] for f in _fields(config_type) if f.name in mapping},
-            prefix="",
-        )
-        for config_type in config_types
-    )
+    return tuple(_build(config_type, mapping, "") for config_type in config_types)
 
 
 def key_names(config_type: type, prefix: str = "") -> list[str]:
@@ -133,7 +132,9 @@ def key_names(config_type: type, prefix: str = "") -> list[str]:
     for field in _fields(config_type):
         inner = _nested_type(field)
         names += (
-            key_names(inner, f"{prefix}{field.name}.") if inner else [prefix + field.name]
+            key_names(inner, f"{prefix}{field.name}.")
+            if inner
+            else [prefix + field.name]
         )
     return names
 
@@ -162,14 +163,23 @@ def _tree(config_types: tuple[type, ...]) -> dict[str, Any]:
     }
 
 
+def _refuse_shared(config_types: tuple[type, ...]) -> None:
+    owners: dict[str, type] = {}
+    for config_type in config_types:
+        for field in _fields(config_type):
+            owner = owners.setdefault(field.name, config_type)
+            if owner is not config_type:
+                raise ValueError(
+                    f"config: {field.name} is a field of {owner.__name__} and of "
+                    f"{config_type.__name__}; a flat mapping can't tell them apart"
+                )
+
+
 def _refuse_unknown(mapping, tree, known, prefix) -> None:
     for name, value in mapping.items():
         key = f"{prefix}{name}"
         if name not in tree:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or (
-                difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-            )
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            hint = _hint(str(name), [f"{prefix}{inner}" for inner in tree], known)
             raise ConfigError(f"config: unknown key {key}={value!r}; {hint}")
         if tree[name] is not None:
             if not isinstance(value, Mapping):
@@ -178,6 +188,18 @@ def _refuse_unknown(mapping, tree, known, prefix) -> None:
                     f"{', '.join(f'{key}.{inner}' for inner in tree[name])}"
                 )
             _refuse_unknown(value, tree[name], known, prefix=f"{key}.")
+
+
+def _hint(name: str, siblings: list[str], known: list[str]) -> str:
+    """Which key was meant: one in another config, one spelt alike, or any of them."""
+    if "." in name:
+        return "a dot in a name means nothing here; nest the mapping"
+    same = [key for key in known if key.split(".")[-1] == name]
+    # Names alone are compared: a shared prefix would make unlike names look alike.
+    spelt = {key.split(".")[-1]: key for key in [*known, *siblings]}
+    near = difflib.get_close_matches(name.split(".")[-1], spelt, n=1, cutoff=0.5)
+    meant = same or [spelt[word] for word in near]
+    return f"did you mean {meant[0]}?" if meant else f"known: {', '.join(known)}"
 
 
 def _build(config_type: type, mapping: Mapping[str, Any], prefix: str) -> Any:
@@ -192,7 +214,7 @@ def _build(config_type: type, mapping: Mapping[str, Any], prefix: str) -> Any:
             values[field.name] = _build(inner, value, prefix=f"{key}.")
         else:
             values[field.name] = _convert(key, value, hints[field.name])
-            _check_accepts(key, values[field.name], field.metadata["accepts"])
+            _check_accepts(key, values[field.name], field.metadata.get("accepts", {}))
     return config_type(**values)
 
 
@@ -205,13 +227,21 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
         return value
     if hint is str and isinstance(value, str):
         return value
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     # Step counts are often written as 1e6, which is a float and a whole number.
-    if hint is int and is_number and math.isfinite(value) and value == int(value):
+    if hint is int and _is_finite(value) and value == int(value):
         return int(value)
-    if hint is float and is_number and math.isfinite(value):
+    if hint is float and _is_finite(value):
         return float(value)
     raise ConfigError(f"config: {key}={value!r}; {_kind(hint)} is accepted")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond the range of float
+        return False
 
 
 def _kind(hint: Any) -> str:
@@ -224,9 +254,8 @@ def _check_accepts(key: str, value: Any, accepts: Mapping[str, Any]) -> None:
         if "choices" in accepts and item not in accepts["choices"]:
             near = difflib.get_close_matches(str(item), accepts["choices"], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(
-                f"config: {key}={item!r}; accepted: {', '.join(accepts['choices'])}{hint}"
-            )
+            known = ", ".join(accepts["choices"])
+            raise ConfigError(f"config: {key}={item!r}; accepted: {known}{hint}")
         if (
             ("low" in accepts and item < accepts["low"])
             or ("high" in accepts and item > accepts["high"])
@@ -238,7 +267,11 @@ def _check_accepts(key: str, value: Any, accepts: Mapping[str, Any]) -> None:
 def _range(accepts: Mapping[str, Any]) -> str:
     parts = [
         f"{words} {accepts[name]}"
-        for name, words in [("low", "at least"), ("above", "above"), ("high", "at most")]
+        for name, words in [
+            ("low", "at least"),
+            ("above", "above"),
+            ("high", "at most"),
+        ]
         if name in accepts
     ]
     return " and ".join(parts)

@@ -177,18 +177,19 @@ def sample(
     return step[:, :-1], step[:, -1]
 
 
-def bounds_penalty(params: DynamicsParams) -> jax.Array:
+def bounds_penalty(network: dict, *, config: DynamicsConfig) -> jax.Array:
     """The pull of learned log-variance bounds towards each other (Janner et al. 2019).
 
     Args:
-      params: a single model.
+      network: parameters of a single model.
+      config: the kind of the model.
 
     Returns:
       A scalar, 0.01 times the summed width of the bounds; zero if none are learned.
     """
-    bounds = params.network["params"]
-    if "max_log_var" not in bounds or params.config.log_var_bounds == "fixed":
+    if config.head != "gaussian" or config.log_var_bounds == "fixed":
         return jnp.zeros(())
+    bounds = network["params"]
     return 0.01 * jnp.sum(bounds["max_log_var"] - bounds["min_log_var"])
 
 

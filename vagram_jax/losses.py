@@ -427,8 +427,8 @@ def _predict(where: str, params, batch: Transition, predict: PredictFn) -> Predi
     """The model's answer for a batch, both checked."""
     check_batch(where, batch)
     prediction = Prediction(*predict(params, batch.obs, batch.action))
-    shape = jnp.broadcast_shapes(prediction.next_obs.shape, batch.next_obs.shape)
-    if prediction.next_obs.shape != shape or prediction.reward.shape != shape[:-1]:
+    shape, target = prediction.next_obs.shape, batch.next_obs.shape
+    if shape[-len(target) :] != target or prediction.reward.shape != shape[:-1]:
         raise ValueError(
             f"{where}: predict returned next_obs {list(prediction.next_obs.shape)} and "
             f"reward {list(prediction.reward.shape)} for batch.next_obs "
@@ -470,6 +470,12 @@ def _gaussian_nll(where: str, prediction, batch, weights) -> jax.Array:
         axis=-1,
     )
     log_var = prediction.log_var
+    if log_var.shape != error.shape:
+        raise ValueError(
+            f"{where}: predict returned log_var {list(log_var.shape)}; with next_obs "
+            f"{list(prediction.next_obs.shape)} it must be {list(error.shape)}, one for "
+            "each dimension and, last, one for the reward"
+        )
     nll = 0.5 * (
         jnp.square(error) * jnp.exp(-log_var) + log_var + jnp.log(2.0 * jnp.pi)
     )

@@ -1,0 +1,174 @@
+"""Toy environments whose every number is known, and broken ones, for the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from vagram_jax.envs import base
+
+
+def counter_state(count, reward=1.0, done=0.0, info=None, key=None) -> base.State:
+    """A state whose observation is a count and the key that its episode began with."""
+    count = jnp.asarray(count, jnp.float32)
+    begun = jnp.zeros((2,)) if key is None else jax.random.uniform(key, (2,))
+    return base.State(
+        pipeline_state=begun,
+        obs=jnp.stack([count, *begun]),
+        reward=jnp.asarray(reward, jnp.float32),
+        done=jnp.asarray(done, jnp.float32),
+        metrics={},
+        info={} if info is None else info,
+    )
+
+
+class Counter:
+    """Observation: the number of steps so far and two numbers drawn at reset.
+
+    `info` counts too and holds a typed key that moves, so that a reset that forgets
+    one of them shows. The episode ends for good after `ends_after` steps, if not 0.
+    """
+
+    observation_size = 3
+    action_size = 1
+
+    def __init__(self, ends_after: int = 0, nan_at: int = 0, nan_in: str = "obs"):
+        self._ends_after, self._nan_at, self._nan_in = ends_after, nan_at, nan_in
+
+    def reset(self, key):
+        key, key_info = jax.random.split(key)
+        info = {"count": jnp.zeros((), jnp.int32), "key": key_info, "seen": {"x": 0.0}}
+        return counter_state(0, reward=0.0, info=info, key=key)
+
+    def step(self, state, action):
+        count = state.obs[0] + 1
+        key, _ = jax.random.split(state.info["key"])
+        info = {"count": state.info["count"] + 1, "key": key, "seen": {"x": count}}
+        done = (count == self._ends_after).astype(jnp.float32)
+        obs = jnp.concatenate([count[None], state.obs[1:]])
+        state = state.replace(obs=obs, reward=jnp.ones(()), done=done, info=info)
+        bad = jnp.where(count == self._nan_at, jnp.nan, 0.0)
+        return state.replace(
+            **{self._nan_in: getattr(state, self._nan_in) + bad} if self._nan_at else {}
+        )
+
+    def termination(self, obs, action, next_obs):
+        return ~(next_obs[0] != self._ends_after)
+
+
+class Flagged:
+    """Ends as the action says: done is action[0] > 0, Brax's truncation action[1] > 0."""
+
+    observation_size = 3
+    action_size = 2
+
+    def reset(self, key):
+        return counter_state(0, info={"truncation": jnp.zeros(())}, key=key)
+
+    def step(self, state, action):
+        done, truncation = (action > 0).astype(jnp.float32)
+        info = {"truncation": truncation}
+        return counter_state(state.obs[0] + 1, done=done, info=info).replace(
+            pipeline_state=state.pipeline_state
+        )
+
+
+@struct.dataclass
+class ForeignState:
+    """A state as another package may have it: other fields, no pipeline_state."""
+
+    data: Any
+    obs: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    metrics: dict
+    info: dict
+
+
+class Foreign:
+    """An environment of another package: weak types, a bool done, its own state class."""
+
+    observation_size = 2
+    action_size = 1
+
+    def reset(self, key):
+        obs = jax.random.normal(key, (2,))
+        return ForeignState({"t": 0}, obs, 0.0, False, {"height": 0.0}, {})
+
+    def step(self, state, action):
+        height = jnp.sum(action)
+        data = {"t": state.data["t"] + 1}
+        return ForeignState(data, state.obs + action, height, False, {"height": 1.0}, {})
+
+
+class Broken(Counter):
+    """A `Counter` whose reset and step return a state with some fields replaced."""
+
+    def __init__(self, both=None, only_step=None, **attributes):
+        super().__init__()
+        self._both, self._only_step = both or {}, only_step or {}
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def reset(self, key):
+        return super().reset(key).replace(**self._both)
+
+    def step(self, state, action):
+        return counter_state(1.0, info=state.info).replace(
+            **(self._both | self._only_step)
+        )
+
+
+class Gymnasium:
+    """An environment in Gymnasium's form, a likely mistake."""
+
+    observation_size = 3
+    action_size = 1
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(3), {}
+
+    def step(self, action):
+        return np.zeros(3), 0.0, False, False, {}
+
+
+class TupleState(Counter):
+    """`reset` returns a tuple in place of a state."""
+
+    def reset(self, key):
+        return jnp.zeros(3), {}
+
+
+class PythonIf(Counter):
+    """`step` branches on a traced number."""
+
+    def step(self, state, action):
+        return state if float(action[0]) > 0 else super().step(state, action)
+
+
+class HostNoise(Counter):
+    """`reset` draws from NumPy's global generator."""
+
+    def reset(self, key):
+        state = super().reset(key)
+        noise = np.random.normal(size=3).astype(np.float32)  # noqa: NPY002
+        return state.replace(obs=state.obs + noise)
+
+
+class Costly(Counter):
+    """Its constructor fails, as if a model file were missing."""
+
+    def __init__(self):
+        raise FileNotFoundError("model.xml is missing\nand more")
+
+
+instance = Counter()
+
+
+def factory():
+    """An environment, made by a function."""
+    return Counter(ends_after=4)

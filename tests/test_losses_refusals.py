@@ -1,0 +1,162 @@
+"""Bad input to the losses: what is refused, when, and what the message names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from vagram_jax import losses
+from vagram_jax.types import Transition
+
+ALL = sorted(losses.LOSSES)
+WITH_VALUE = ["vagram", "vagram_nll", "vagram_unbounded", "value_weighted", "vaml"]
+GAUSSIAN = [name for name in ALL if losses.get(name).gaussian]
+
+every_loss = pytest.mark.parametrize("name", ALL)
+
+
+def table(params, obs, action):
+    """A model whose parameters are its predictions."""
+    del obs, action
+    return params
+
+
+def make_batch(**changed):
+    """Four rows of three dimensions; no two sizes are the same."""
+    fields = oracles.random_batch(0, leading=(4,))
+    return jax.tree.map(jnp.asarray, Transition(**(fields | changed)))
+
+
+def perfect(batch):
+    """A prediction without error, and with unit variance."""
+    return batch.next_obs, batch.reward, jnp.zeros((*batch.reward.shape, 4))
+
+
+def loss_of(name, batch, prediction=None, value_fn=jnp.sum):
+    params = perfect(batch) if prediction is None else prediction
+    return losses.get(name).fn(params, batch, value_fn, predict=table)
+
+
+def poisoned(field, value=np.nan):
+    clean = make_batch()
+    bad = getattr(clean, field)
+    return clean.replace(**{field: bad.at[(1,) * bad.ndim].set(value)})
+
+
+@pytest.mark.parametrize(
+    ("value_fn", "named"),
+    [
+        (lambda s: s[:2, None], r"value_fn\(state \[3\]\) has shape \[2, 1\]"),
+        (lambda s: (s[0], s[1]), "is a tuple"),
+        (jnp.argmax, "has dtype int32"),
+    ],
+    ids=["column", "tuple", "integer"],
+)
+@pytest.mark.parametrize("name", WITH_VALUE)
+def test_losses_refuse_a_value_function_of_another_form(name, value_fn, named):
+    with pytest.raises(ValueError, match=named):
+        loss_of(name, make_batch(), value_fn=value_fn)
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        ("next_obs", (4, 2)),
+        ("action", (3, 2)),
+        ("reward", (4, 1)),
+        ("terminated", (4, 1)),
+        ("truncated", ()),
+    ],
+)
+@every_loss
+def test_losses_refuse_a_field_whose_shape_disagrees(name, field, shape):
+    batch = make_batch(**{field: np.zeros(shape)})
+    with pytest.raises(ValueError, match=rf"{name}_loss: batch\.{field} has shape"):
+        loss_of(name, batch, prediction=perfect(make_batch()))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs"])
+def test_losses_refuse_a_batch_that_is_not_finite(field, bad):
+    with pytest.raises(ValueError, match=rf"vagram_loss: batch\.{field} holds NaN"):
+        loss_of("vagram", poisoned(field, bad))
+
+
+@pytest.mark.parametrize(
+    "transform", [jax.grad, jax.jit, jax.checkpoint, lambda f: jax.jit(jax.grad(f))]
+)
+@every_loss
+def test_losses_refuse_nan_in_a_batch_closed_over(name, transform):
+    clean, bad = make_batch(), poisoned("reward")
+
+    def loss(prediction):
+        return loss_of(name, bad, prediction)
+
+    with pytest.raises(ValueError, match=rf"{name}_loss: batch\.reward holds NaN"):
+        transform(loss)(perfect(clean))
+
+
+@every_loss
+def test_losses_of_a_traced_batch_with_nan_are_nan(name):
+    run = jax.jit(lambda batch: loss_of(name, batch, perfect(make_batch())))
+    assert np.isnan(run(poisoned("next_obs")))
+    assert np.isfinite(run(make_batch()))
+
+
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_likelihoods_refuse_a_model_without_log_variance(name):
+    batch = make_batch()
+    with pytest.raises(ValueError, match=f"{name}_loss: .* gaussian head"):
+        loss_of(name, batch, perfect(batch)[:2])
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 3), (1, 4), (2, 4, 4)])
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_likelihoods_refuse_a_log_variance_of_another_shape(name, shape):
+    batch = make_batch()
+    prediction = (*perfect(batch)[:2], jnp.zeros(shape))
+    with pytest.raises(ValueError, match=f"{name}_loss: predict returned log_var"):
+        loss_of(name, batch, prediction)
+
+
+@pytest.mark.parametrize(
+    ("next_obs", "reward"),
+    [
+        ((4, 3), (4, 1)),
+        ((4, 3), (1,)),
+        ((4, 3), ()),
+        ((4, 4), (4,)),
+        ((4, 1), (4,)),
+        ((1, 3), (1,)),
+        ((3,), ()),
+        ((2, 5, 3), (2, 5)),
+        ((2, 4, 3), (4,)),
+    ],
+)
+@every_loss
+def test_losses_refuse_predictions_of_another_shape(name, next_obs, reward):
+    prediction = (
+        jnp.zeros(next_obs),
+        jnp.zeros(reward),
+        jnp.zeros((*next_obs[:-1], 4)),
+    )
+    with pytest.raises(ValueError, match=f"{name}_loss: predict returned next_obs"):
+        loss_of(name, make_batch(), prediction)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((1, 3), (5, 3)), ((4, 1), (4, 3))], ids=["rows", "dims"]
+)
+def test_losses_never_broadcast_a_batch_to_a_prediction(size, shape):
+    fields = oracles.random_batch(0, leading=size[:1], obs_dim=size[1])
+    batch = jax.tree.map(jnp.asarray, Transition(**fields))
+    prediction = (jnp.zeros(shape), jnp.zeros(shape[:1]))
+    with pytest.raises(ValueError, match="vagram_loss: predict returned next_obs"):
+        loss_of("vagram", batch, prediction)
+
+
+def test_losses_refuse_one_prediction_for_a_batch_per_member():
+    batch = jax.tree.map(lambda x: jnp.stack([x, x]), make_batch())
+    with pytest.raises(ValueError, match="vagram_loss: predict returned next_obs"):
+        loss_of("vagram", batch, perfect(make_batch()))

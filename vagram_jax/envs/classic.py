@@ -1,0 +1,271 @@
+"""Two small tasks in pure JAX: small enough for tests and for studies on a CPU.
+
+Comes in: actions in [-1, 1]. Goes out: states in the form of `base.State`. Both are
+computed in JAX's default float type; angles are in radians, 0 is upright, and they
+are kept in [-pi, pi) so that float32 doesn't lose digits in a long episode.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vagram_jax.envs import base
+
+
+class Pendulum:
+    """Swing a pendulum up and hold it: dynamics and reward of Gymnasium's Pendulum-v1.
+
+        velocity' = clip(velocity + (3g/(2l) sin(angle) + 3/(m l^2) torque) dt, -8, 8)
+        angle'    = angle + velocity' dt
+        reward    = -(angle^2 + 0.1 velocity^2 + 0.001 torque^2)
+
+    with the angle and velocity before the step in the reward, and torque = 2 action,
+    the action clipped to [-1, 1] as Gymnasium clips the torque. It never terminates.
+
+    Source: Gymnasium `envs/classic_control/pendulum.py`.
+
+    Args:
+      observation: `"vector"` for Gymnasium's (cos angle, sin angle, velocity), or
+        `"state"` for (angle, velocity), of which the angle jumps from pi to -pi.
+
+    Attributes:
+      observation_size: 3, or 2 for `"state"`.
+      action_size: 1.
+      episode_length: 200 steps, which are 10 s.
+
+    Raises:
+      EnvError: another `observation`.
+    """
+
+    action_size = 1
+    episode_length = 200
+
+    _gravity, _mass, _length, _dt = 10.0, 1.0, 1.0, 0.05  # m/s^2, kg, m, s
+    _max_torque, _max_velocity = 2.0, 8.0  # N m, rad/s
+
+    def __init__(self, observation: str = "vector"):
+        sizes = {"vector": 3, "state": 2}
+        if observation not in sizes:
+            raise base.EnvError(
+                f"Pendulum: observation={observation!r}; accepted: {', '.join(sizes)}"
+            )
+        self._observation = observation
+        self.observation_size = sizes[observation]
+
+    def reset(self, key: jax.Array) -> base.State:
+        """An angle in [-pi, pi) and a velocity in [-1, 1), both uniform.
+
+        Args:
+          key: a typed key.
+
+        Returns:
+          The first `State`; `pipeline_state` is `[2]`, (angle, velocity).
+        """
+        high = jnp.array([jnp.pi, 1.0])
+        physics = jax.random.uniform(key, (2,), minval=-high, maxval=high)
+        return _state(
+            physics, self._observe(physics), jnp.zeros(()), jnp.zeros((), bool)
+        )
+
+    def step(self, state: base.State, action: jax.Array) -> base.State:
+        """0.05 s later.
+
+        Args:
+          state: as `reset` or the last step returned it.
+          action: `[1]`, in [-1, 1].
+
+        Returns:
+          The next `State`.
+        """
+        angle, velocity = state.pipeline_state
+        torque = self._max_torque * jnp.clip(action[0], -1, 1)
+        reward = -(angle**2 + 0.1 * velocity**2 + 0.001 * torque**2)
+        acceleration = (
+            3 * self._gravity / (2 * self._length) * jnp.sin(angle)
+            + 3 / (self._mass * self._length**2) * torque
+        )
+        velocity = jnp.clip(
+            velocity + acceleration * self._dt, -self._max_velocity, self._max_velocity
+        )
+        physics = jnp.array([_wrap(angle + velocity * self._dt), velocity])
+        obs = self._observe(physics)
+        return _state(physics, obs, reward, self.termination(state.obs, action, obs))
+
+    def termination(
+        self, obs: jax.Array, action: jax.Array, next_obs: jax.Array
+    ) -> jax.Array:
+        """Never, but where a number is not finite.
+
+        Args:
+          obs: `[obs_dim]`.
+          action: `[1]`.
+          next_obs: `[obs_dim]`.
+
+        Returns:
+          A bool scalar.
+        """
+        return ~base.all_finite(obs, action, next_obs)
+
+    def _observe(self, physics: jax.Array) -> jax.Array:
+        if self._observation == "state":
+            return physics
+        angle, velocity = physics
+        return jnp.array([jnp.cos(angle), jnp.sin(angle), velocity])
+
+
+class CartpoleSwingup:
+    """Swing the pole on a cart up and hold it in the middle of the track.
+
+    The cart-pole of Barto, Sutton and Anderson (1983) as corrected by Florian (2007)
+    and used in Gymnasium, without friction and with a continuous force:
+
+        pull     = (force + m l w^2 sin(angle)) / (M + m)
+        angular  = (g sin(angle) - cos(angle) pull)
+                   / (l (4/3 - m cos^2(angle) / (M + m)))
+        linear   = pull - m l angular cos(angle) / (M + m)
+
+    with l half the pole's length and w its angular velocity. Start, reward, masses,
+    force and duration follow dm_control's `cartpole swingup` (Tassa et al. 2018,
+    arXiv 1801.00690): the pole hangs down, and the reward of the state after a step
+    is the product of upright, centred, little control and little angular velocity,
+    in [0, 1]. Two choices are our own:
+
+    - A step lasts 0.02 s, as in Gymnasium, instead of 0.01 s: the pole falls slowly
+      enough, and an episode of 10 s has 500 steps instead of 1000. It is one step of
+      Runge-Kutta, whose error is far below float32's after such a time.
+    - The track ends at 1.8 m in walls that take the cart's momentum and not the
+      pole's. It never terminates, so that every episode has the same length and the
+      returns of a bad policy are not those of a short episode.
+
+    Observation: (x, cos angle, sin angle, velocity, angular velocity).
+
+    Attributes:
+      observation_size: 5.
+      action_size: 1.
+      episode_length: 500 steps.
+    """
+
+    observation_size = 5
+    action_size = 1
+    episode_length = 500
+
+    _gravity, _cart_mass, _pole_mass, _half_length = 9.8, 1.0, 0.1, 0.5
+    _force, _dt, _track = 10.0, 0.02, 1.8  # N, s, m
+
+    def reset(self, key: jax.Array) -> base.State:
+        """Hanging at rest in the middle, but for noise of 0.01 in each dimension.
+
+        Args:
+          key: a typed key.
+
+        Returns:
+          The first `State`; `pipeline_state` is `[4]`, (x, angle, their velocities).
+        """
+        x, angle, *velocities = 0.01 * jax.random.normal(key, (4,))
+        physics = jnp.array([x, _wrap(angle + jnp.pi), *velocities])
+        obs = self._observe(physics)
+        return _state(physics, obs, jnp.zeros(()), jnp.zeros((), bool))
+
+    def step(self, state: base.State, action: jax.Array) -> base.State:
+        """0.02 s later.
+
+        Args:
+          state: as `reset` or the last step returned it.
+          action: `[1]`, in [-1, 1], beyond which it is clipped.
+
+        Returns:
+          The next `State`.
+        """
+        control = jnp.clip(action[0], -1, 1)
+        physics = self._integrate(state.pipeline_state, self._force * control)
+        physics = self._stop_at_walls(physics)
+        obs = self._observe(physics)
+        done = self.termination(state.obs, action, obs)
+        return _state(physics, obs, self._reward(physics, control), done)
+
+    def termination(
+        self, obs: jax.Array, action: jax.Array, next_obs: jax.Array
+    ) -> jax.Array:
+        """Never, but where a number is not finite.
+
+        Args:
+          obs: `[5]`.
+          action: `[1]`.
+          next_obs: `[5]`.
+
+        Returns:
+          A bool scalar.
+        """
+        return ~base.all_finite(obs, action, next_obs)
+
+    def _observe(self, physics: jax.Array) -> jax.Array:
+        x, angle, velocity, spin = physics
+        return jnp.array([x, jnp.cos(angle), jnp.sin(angle), velocity, spin])
+
+    def _slope(self, physics: jax.Array, force: jax.Array) -> jax.Array:
+        """The derivative of `[4]` with respect to time."""
+        _, angle, velocity, spin = physics
+        sin, cos = jnp.sin(angle), jnp.cos(angle)
+        mass = self._cart_mass + self._pole_mass
+        pull = (force + self._pole_mass * self._half_length * spin**2 * sin) / mass
+        inertia = self._half_length * (4 / 3 - self._pole_mass * cos**2 / mass)
+        angular = (self._gravity * sin - cos * pull) / inertia
+        linear = pull - self._pole_mass * self._half_length * angular * cos / mass
+        return jnp.array([velocity, spin, linear, angular])
+
+    def _integrate(self, physics: jax.Array, force: jax.Array) -> jax.Array:
+        """One step of the classical Runge-Kutta method of order four."""
+        dt = self._dt
+        first = self._slope(physics, force)
+        second = self._slope(physics + dt / 2 * first, force)
+        third = self._slope(physics + dt / 2 * second, force)
+        fourth = self._slope(physics + dt * third, force)
+        return physics + dt / 6 * (first + 2 * second + 2 * third + fourth)
+
+    def _stop_at_walls(self, physics: jax.Array) -> jax.Array:
+        """A cart beyond the track stands at its end, hit from the side by the wall.
+
+        The wall pushes the cart alone, so that the pole keeps its generalised
+        momentum, 4/3 m l^2 spin + m l cos(angle) velocity.
+        """
+        x, angle, velocity, spin = physics
+        hits = jnp.abs(x) > self._track
+        swung = spin + 0.75 * jnp.cos(angle) * velocity / self._half_length
+        return jnp.array(
+            [
+                jnp.clip(x, -self._track, self._track),
+                _wrap(angle),
+                jnp.where(hits, 0, velocity),
+                jnp.where(hits, swung, spin),
+            ]
+        )
+
+    def _reward(self, physics: jax.Array, control: jax.Array) -> jax.Array:
+        """dm_control's smooth swing-up reward; each margin and weight is from there."""
+        x, angle, _, spin = physics
+        upright = (1 + jnp.cos(angle)) / 2
+        centred = (1 + _tolerance(x, margin=2)) / 2
+        calm = (1 + _tolerance(spin, margin=5)) / 2
+        gentle = (4 + (1 - control**2)) / 5
+        return upright * centred * calm * gentle
+
+
+def _tolerance(value: jax.Array, *, margin: float) -> jax.Array:
+    """1 at 0, falling as a Gaussian to 0.1 at `margin`, as in dm_control's rewards."""
+    return 0.1 ** jnp.square(value / margin)
+
+
+def _wrap(angle: jax.Array) -> jax.Array:
+    return (angle + jnp.pi) % (2 * jnp.pi) - jnp.pi
+
+
+def _state(physics, obs, reward, done) -> base.State:
+    return base.State(
+        pipeline_state=physics,
+        obs=obs,
+        reward=reward,
+        done=done.astype(obs.dtype),
+        metrics={},
+        info={},
+    )

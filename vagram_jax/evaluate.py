@@ -1,0 +1,59 @@
+"""How good a policy is: the undiscounted returns of whole episodes.
+
+Comes in: a policy and an environment. Goes out: a return for each episode. It uses keys
+of its own, so evaluating more often changes nothing in training.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vagram_jax.envs import base, episodes
+from vagram_jax.types import ActFn
+
+
+def returns(
+    key: jax.Array,
+    act: ActFn,
+    *,
+    env: base.Env,
+    episode_length: int,
+    num_episodes: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Plays episodes side by side, from start states of their own.
+
+    Args:
+      key: used once.
+      act: the policy, `(key, obs)` to an action.
+      env: the environment.
+      episode_length: steps until an episode is cut.
+      num_episodes: how many.
+
+    Returns:
+      `(returns [num_episodes], lengths [num_episodes])`: the sum of an episode's
+      rewards until it ended or a number was not finite, and the number of its steps.
+    """
+
+    def play(key):
+        key_start, key_steps = jax.random.split(key)
+
+        def step(carry, key):
+            episode, total, length, running = carry
+            key_act, key_env = jax.random.split(key)
+            action = act(key_act, episode.env_state.obs)
+            episode, transition, valid = episodes.step(
+                key_env, episode, action, env=env, episode_length=episode_length
+            )
+            running = running & valid
+            total = total + jnp.where(running, transition.reward, 0.0)
+            ended = transition.terminated | transition.truncated
+            return (episode, total, length + running, running & ~ended), None
+
+        first = episodes.reset(key_start, env=env)
+        start = (first, jnp.float32(0.0), jnp.int32(0), jnp.bool_(True))
+        keys = jax.random.split(key_steps, episode_length)
+        (_, total, length, _), _ = jax.lax.scan(step, start, keys)
+        return total, length
+
+    return jax.vmap(play)(jax.random.split(key, num_episodes))

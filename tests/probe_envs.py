@@ -1,5 +1,7 @@
 """Toy environments whose every number is known, and broken ones, for the tests."""
 
+# ruff: noqa: D102  (the methods are the protocol's, described there)
+
 from __future__ import annotations
 
 from typing import Any
@@ -61,7 +63,7 @@ class Counter:
 
 
 class Flagged:
-    """Ends as the action says: done is action[0] > 0, Brax's truncation action[1] > 0."""
+    """Ends as the action says: done if action[0] > 0, truncation if action[1] > 0."""
 
     observation_size = 3
     action_size = 2
@@ -90,7 +92,7 @@ class ForeignState:
 
 
 class Foreign:
-    """An environment of another package: weak types, a bool done, its own state class."""
+    """Of another package: weak types, a bool done, a state class of its own."""
 
     observation_size = 2
     action_size = 1
@@ -102,7 +104,9 @@ class Foreign:
     def step(self, state, action):
         height = jnp.sum(action)
         data = {"t": state.data["t"] + 1}
-        return ForeignState(data, state.obs + action, height, False, {"height": 1.0}, {})
+        return ForeignState(
+            data, state.obs + action, height, False, {"height": 1.0}, {}
+        )
 
 
 class Broken(Counter):

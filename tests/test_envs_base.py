@@ -60,10 +60,16 @@ BROKEN = {
     "no done": (_without("done"), "reset returned Bare without done"),
     "no metrics": (_without("metrics"), "reset returned Bare without metrics"),
     "obs dict": (probe_envs.Broken({"obs": {"x": jnp.ones(3)}}), "obs of type dict"),
-    "pixels": (probe_envs.Broken({"obs": jnp.ones((8, 8, 3))}), r"obs float32\[8,8,3\]"),
+    "pixels": (
+        probe_envs.Broken({"obs": jnp.ones((8, 8, 3))}),
+        r"obs float32\[8,8,3\]",
+    ),
     "obs int": (probe_envs.Broken({"obs": jnp.ones(3, int)}), "cast it"),
     "declared": (probe_envs.Broken(observation_size=4), r"obs float32\[3\].*\[4\]"),
-    "step obs": (probe_envs.Broken({}, {"obs": jnp.ones(2)}), r"step returned obs.*\[2\]"),
+    "step obs": (
+        probe_envs.Broken({}, {"obs": jnp.ones(2)}),
+        r"step returned obs.*\[2\]",
+    ),
     "reward [1]": (probe_envs.Broken({"reward": jnp.ones(1)}), r"reward float32\[1\]"),
     "reward int": (probe_envs.Broken({"reward": jnp.ones((), int)}), "reward int32"),
     "reward None": (probe_envs.Broken({"reward": None}), "reward of type NoneType"),
@@ -71,7 +77,10 @@ BROKEN = {
     "done int": (probe_envs.Broken({"done": jnp.ones((), int)}), "done int32"),
     "metrics": (probe_envs.Broken({"metrics": ()}), "metrics of type tuple"),
     "truncation": (probe_envs.Broken(**_info(truncation=jnp.ones(2))), "truncation"),
-    "tree": (probe_envs.Broken({}, {"metrics": {"x": 1.0}}), "metrics.*absent after reset"),
+    "tree": (
+        probe_envs.Broken({}, {"metrics": {"x": 1.0}}),
+        "metrics.*absent after reset",
+    ),
     "dtype": (
         probe_envs.Broken({}, {"pipeline_state": jnp.ones(2, int)}),
         r"pipeline_state is float32\[2\] after reset and int32\[2\] after step",
@@ -81,7 +90,10 @@ BROKEN = {
         probe_envs.Broken({"metrics": {"x": ()}}, {"metrics": {"x": []}}),
         "structure after step differs",
     ),
-    "python if": (probe_envs.PythonIf(), r"step fails when JAX traces it \(probe_envs.py:"),
+    "python if": (
+        probe_envs.PythonIf(),
+        r"step fails when JAX traces it \(probe_envs.py:",
+    ),
     "host noise": (probe_envs.HostNoise(), "reset draws from a global generator"),
     "termination": (
         probe_envs.Broken(termination=lambda obs, action, next_obs: next_obs > 0),
@@ -133,7 +145,11 @@ def test_make_knows(name):
 
 def test_make_applies_all_options():
     env = envs.make(
-        "pendulum", observation="state", action_repeat=2, distractors=10, episode_length=7
+        "pendulum",
+        observation="state",
+        action_repeat=2,
+        distractors=10,
+        episode_length=7,
     )
     assert (env.observation_size, env.episode_length) == (12, 7)
     assert envs.make("pendulum", action_repeat=3).episode_length == 67
@@ -156,9 +172,17 @@ def test_make_imports_what_a_user_wrote(name):
     [
         ({"env": "pendulm"}, ConfigError, "known: .*cartpole_swingup.*mean pendulum"),
         ({"env": "nowhere.at_all:Env"}, ConfigError, "No module named 'nowhere'"),
-        ({"env": "probe_envs:Countr"}, ConfigError, "has no Countr; did you mean Counter"),
+        (
+            {"env": "probe_envs:Countr"},
+            ConfigError,
+            "has no Countr; did you mean Counter",
+        ),
         ({"env": "probe_envs:"}, ConfigError, "known: "),
-        ({"env": "probe_envs:Costly"}, base.EnvError, "FileNotFoundError: model.xml is"),
+        (
+            {"env": "probe_envs:Costly"},
+            base.EnvError,
+            "FileNotFoundError: model.xml is",
+        ),
         ({"env": "probe_envs:np"}, base.EnvError, "raised TypeError"),
         ({"env": "probe_envs:Gymnasium"}, base.EnvError, "reset takes"),
         ({"env": "pendulum", "distractor": 3}, ConfigError, "did you mean distractors"),
@@ -168,8 +192,16 @@ def test_make_imports_what_a_user_wrote(name):
         ({"env": "pendulum", "distractor_scale": 0}, ConfigError, "above 0"),
         ({"env": "pendulum", "action_repeat": 0}, ConfigError, "at least 1"),
         ({"env": "pendulum", "observation": "pixels"}, base.EnvError, "vector, state"),
-        ({"env": "cartpole_swingup", "observation": "state"}, base.EnvError, "observation"),
-        ({"env": "probe_envs:instance", "observation": "x"}, base.EnvError, "made already"),
+        (
+            {"env": "cartpole_swingup", "observation": "state"},
+            base.EnvError,
+            "observation",
+        ),
+        (
+            {"env": "probe_envs:instance", "observation": "x"},
+            base.EnvError,
+            "made already",
+        ),
     ],
 )
 def test_make_refuses_in_one_line(options, error, message):

@@ -12,7 +12,6 @@ from scipy import integrate
 from vagram_jax import envs
 from vagram_jax.envs import base, classic
 
-
 CARTPOLE = classic.CartpoleSwingup()
 CARTPOLE_STEP = jax.jit(CARTPOLE.step)  # As one program, not operation by operation.
 
@@ -126,7 +125,9 @@ def test_cartpole_without_force_keeps_its_energy(x64):
         lambda s, _: (CARTPOLE.step(s, jnp.zeros(1)), None), state, length=500
     )
     # Of a range of about 1 J, over the 10 s of an episode.
-    np.testing.assert_allclose(energy(np.asarray(final.pipeline_state)), before, atol=1e-4)
+    np.testing.assert_allclose(
+        energy(np.asarray(final.pipeline_state)), before, atol=1e-4
+    )
 
 
 def test_cartpole_stops_at_the_walls():
@@ -174,7 +175,7 @@ def test_cartpole_starts_hanging_and_can_be_moved():
     # Pumping energy into the pole by its own swing lifts it above the cart.
     state, highest = jax.tree.map(lambda x: x[0], starts), -1.0
     for _ in range(300):
-        state = CARTPOLE_STEP(state, jnp.sign(state.obs[4:] * state.obs[1:2]))
+        state = CARTPOLE_STEP(state, -jnp.sign(state.obs[4:] * state.obs[1:2]))
         highest = max(highest, float(state.obs[1]))
     assert highest > 0.9
 

@@ -71,7 +71,9 @@ def test_step_starts_each_episode_afresh():
     assert len(np.unique(starts, axis=0)) == 50
     # All of the state is reset: what counts in info as well as its keys and subtrees.
     np.testing.assert_array_equal(states.env_state.info["count"], np.arange(200) % 4)
-    np.testing.assert_array_equal(states.env_state.info["seen"]["x"], np.arange(200) % 4)
+    np.testing.assert_array_equal(
+        states.env_state.info["seen"]["x"], np.arange(200) % 4
+    )
     info_keys = np.asarray(jax.random.key_data(states.env_state.info["key"]))
     assert len(np.unique(info_keys, axis=0)) == 200
 
@@ -83,7 +85,9 @@ def test_step_after_an_end_equals_a_reset(env):
     action = jnp.zeros(env.action_size)
     state, _, _ = episodes.step(key_next, state, action, env=env, episode_length=1)
     fresh = episodes.reset(key_next, env=env)
-    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(fresh), strict=True):
+    for leaf, wanted in zip(
+        jax.tree.leaves(state), jax.tree.leaves(fresh), strict=True
+    ):
         assert leaf.dtype == wanted.dtype
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf, wanted = jax.random.key_data(leaf), jax.random.key_data(wanted)
@@ -170,7 +174,9 @@ def test_paced_once_is_the_environment_itself():
 
 
 def test_paced_repeats_inside_distractors():
-    env = distractors.Distractors(episodes.Paced(counter(0), action_repeat=4), 2, seed=3)
+    env = distractors.Distractors(
+        episodes.Paced(counter(0), action_repeat=4), 2, seed=3
+    )
     state = env.reset(jax.random.key(0))
     first = state.pipeline_state.values
     state = env.step(state, jnp.zeros(1))

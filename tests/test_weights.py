@@ -44,13 +44,22 @@ def make_batch(seed=0, **sizes):
 
 
 def weights_of(value_fn, next_obs, terminated=None, where=None, **config):
-    return weights.value_gradient_weights(
-        value_fn,
-        jnp.asarray(next_obs),
-        terminated=None if terminated is None else jnp.asarray(terminated),
-        where=None if where is None else jnp.asarray(where),
-        config=weights.WeightConfig(**config),
+    run = functools.partial(
+        weights.value_gradient_weights, value_fn, config=weights.WeightConfig(**config)
     )
+    return jax.jit(run)(next_obs, terminated=terminated, where=where)
+
+
+def jit_of(weights_fn, batch, value_fn=None, where=None, **config):
+    """The weights of a whole batch, compiled: eager steps are compiled one by one."""
+    options = weights.WeightConfig(**config)
+    return jax.jit(
+        lambda batch, where: weights_fn(batch, value_fn, where=where, config=options)
+    )(batch, where)
+
+
+def gradients_of_states(value_fn, states):
+    return jax.jit(functools.partial(weights.value_gradients, value_fn))(states)
 
 
 def norms_of(gradients):
@@ -59,27 +68,27 @@ def norms_of(gradients):
 
 def test_value_gradients_equal_central_differences():
     params, states = oracles.random_values(1), oracles.random_batch(2)["next_obs"]
-    found = weights.value_gradients(functools.partial(tanh_values, params), states)
+    found = gradients_of_states(functools.partial(tanh_values, params), states)
     wanted = oracles.value_gradients(functools.partial(oracles.values, params), states)
     np.testing.assert_allclose(found, wanted, rtol=DIFFERENCES, atol=DIFFERENCES)
 
 
 def test_value_gradients_of_linear_values_are_their_rows():
-    found = weights.value_gradients(linear, jnp.ones((5, 2)))
+    found = gradients_of_states(linear, np.ones((5, 2)))
     np.testing.assert_array_equal(found, np.broadcast_to(ROWS, (5, 4, 2)))
 
 
 def test_value_gradients_are_taken_at_each_state():
-    states = jnp.asarray(oracles.random_batch(3)["next_obs"])
-    found = weights.value_gradients(half_square, states)
+    states = oracles.random_batch(3)["next_obs"]
+    found = gradients_of_states(half_square, states)
     np.testing.assert_array_equal(found, states[:, None])
 
 
 def test_value_gradients_in_parts_equal_those_at_once():
     count = weights._STATES_AT_ONCE + 5  # the last part is not full
-    states = jnp.asarray(oracles.random_batch(4, leading=(count,))["next_obs"])
+    states = oracles.random_batch(4, leading=(count,))["next_obs"]
     value = functools.partial(tanh_values, oracles.random_values(5))
-    found = weights.value_gradients(value, states)
+    found = gradients_of_states(value, states)
     wanted = [
         weights.value_gradients(value, part) for part in (states[:9], states[-9:])
     ]
@@ -196,9 +205,8 @@ def test_where_keeps_garbage_out_of_quantile_and_mean():
 def test_clip_quantile_bounds_each_norm_by_that_quantile(quantile):
     batch = make_batch(18, leading=(40,))
     value = functools.partial(tanh_values, oracles.random_values(19))
-    config = weights.WeightConfig(clip_quantile=quantile)
-    found = weights.gradients_of(batch, value, config=config)
-    free = norms_of(weights.gradients_of(batch, value))
+    found = jit_of(weights.gradients_of, batch, value, clip_quantile=quantile)
+    free = norms_of(jit_of(weights.gradients_of, batch, value))
     limit = np.quantile(free, quantile, axis=0)  # [K]: each function its own
     # One rounding of the factor, the product and the norm each.
     np.testing.assert_allclose(norms_of(found), np.minimum(free, limit), rtol=EXACT)
@@ -206,9 +214,9 @@ def test_clip_quantile_bounds_each_norm_by_that_quantile(quantile):
 
 def test_clip_quantile_keeps_directions_and_small_gradients():
     batch = make_batch(20, leading=(40,))
-    free = np.asarray(weights.gradients_of(batch, half_square))[:, 0]
-    config = weights.WeightConfig(clip_quantile=0.5)
-    found = np.asarray(weights.gradients_of(batch, half_square, config=config))[:, 0]
+    free = batch.next_obs
+    found = jit_of(weights.gradients_of, batch, half_square, clip_quantile=0.5)
+    found = np.asarray(found)[:, 0]
     small = norms_of(free) <= np.quantile(norms_of(free), 0.5)
     np.testing.assert_array_equal(found[small], free[small])
     cosine = np.sum(found * free, -1) / norms_of(found) / norms_of(free)
@@ -258,13 +266,14 @@ def test_value_gradient_weights_of_a_flat_value_are_zero_with_every_option(rows)
 def test_value_gradient_weights_pass_no_gradient_to_the_value_function():
     states = jnp.asarray(oracles.random_batch(24)["next_obs"])
 
-    def total(params, states):
+    @jax.jit
+    @functools.partial(jax.grad, argnums=(0, 1))
+    def gradient(params, states):
         value = functools.partial(tanh_values, params)
         return jnp.sum(weights.value_gradient_weights(value, states))
 
-    gradients = jax.grad(total, argnums=(0, 1))(oracles.random_values(25), states)
-    for gradient in jax.tree.leaves(gradients):
-        np.testing.assert_array_equal(gradient, 0.0)
+    for found in jax.tree.leaves(gradient(oracles.random_values(25), states)):
+        np.testing.assert_array_equal(found, 0.0)
 
 
 def test_value_gradient_weights_are_the_same_under_jit():
@@ -280,45 +289,43 @@ def test_value_gradient_weights_are_the_same_under_jit():
 def test_value_gradient_weights_keep_the_dtype_of_the_states():
     states = jnp.ones((4, 3), jnp.float32)
     config = weights.WeightConfig(clip_quantile=0.8, normalize=True, mse_coef=0.1)
-    found = weights.value_gradient_weights(half_square, states, config=config)
+    found = jax.eval_shape(
+        lambda s: weights.value_gradient_weights(half_square, s, config=config), states
+    )
     assert found.dtype == jnp.float32
 
 
 def test_from_gradients_uses_the_batch_and_every_option():
-    batch, where = make_batch(28), jnp.arange(6) < 5
-    config = weights.WeightConfig(mask_terminated=True, normalize=True)
-    found = weights.from_gradients(batch, half_square, where=where, config=config)
+    batch, where = make_batch(28), np.arange(6) < 5
+    options = {"mask_terminated": True, "normalize": True}
+    found = jit_of(weights.from_gradients, batch, half_square, where, **options)
     wanted = weights_of(
-        half_square,
-        batch.next_obs,
-        terminated=batch.terminated,
-        where=where,
-        mask_terminated=True,
-        normalize=True,
+        half_square, batch.next_obs, batch.terminated, where, **options
     )
     np.testing.assert_array_equal(found, wanted)
 
 
 def test_gradients_of_masks_terminated_rows():
     batch = make_batch(29)
-    config = weights.WeightConfig(mask_terminated=True)
-    found = weights.gradients_of(batch, half_square, config=config)[:, 0]
+    found = jit_of(weights.gradients_of, batch, half_square, mask_terminated=True)
     np.testing.assert_array_equal(
-        found, np.where(batch.terminated[:, None], 0.0, batch.next_obs)
+        found[:, 0], np.where(batch.terminated[:, None], 0.0, batch.next_obs)
     )
 
 
 def test_from_values_are_mean_magnitudes_over_their_mean():
     batch = make_batch(30)
-    found = weights.from_values(batch, lambda s: jnp.array([1.0, -3.0]) * s[0])
+    found = jit_of(
+        weights.from_values, batch, lambda s: jnp.array([1.0, -3.0]) * s[0]
+    )
     magnitude = 2.0 * np.abs(batch.next_obs[:, 0])
     wanted = np.broadcast_to((magnitude / magnitude.mean())[:, None], (6, 3))
     np.testing.assert_allclose(found, wanted, rtol=EXACT)
 
 
 def test_from_values_takes_the_mean_of_the_rows_that_count():
-    batch, where = make_batch(31), jnp.arange(6) < 4
-    found = weights.from_values(batch, lambda s: s[0], where=where)
+    batch, where = make_batch(31), np.arange(6) < 4
+    found = jit_of(weights.from_values, batch, lambda s: s[0], where)
     magnitude = np.abs(batch.next_obs[:, 0])
     np.testing.assert_allclose(
         found[:, 0], magnitude / magnitude[:4].mean(), rtol=EXACT
@@ -326,7 +333,7 @@ def test_from_values_takes_the_mean_of_the_rows_that_count():
 
 
 def test_from_values_of_a_zero_value_are_zero():
-    found = weights.from_values(make_batch(32), lambda s: 0.0 * s[0])
+    found = jit_of(weights.from_values, make_batch(32), lambda s: 0.0 * s[0])
     np.testing.assert_array_equal(found, np.zeros((6, 3)))
 
 
@@ -335,7 +342,7 @@ def test_from_variances_are_one_over_the_variance_of_each_target(leading):
     batch = make_batch(33, leading=leading)
     where = np.arange(8) < 6
     where = np.broadcast_to(where, leading)
-    found = weights.from_variances(batch, where=jnp.asarray(where))
+    found = jit_of(weights.from_variances, batch, where=where)
     targets = np.concatenate([batch.next_obs - batch.obs, batch.reward[..., None]], -1)
     _, std = oracles.moments(targets[where], np.ones(where.sum(), bool))
     np.testing.assert_allclose(

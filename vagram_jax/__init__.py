@@ -1,0 +1,73 @@
+"""Value-gradient weighted model-based reinforcement learning (VaGraM) in JAX.
+
+The flow of data, one file a stop, each importing only what stands above it:
+
+    types, config           the words that all share; mappings to configs
+    envs                    environments, distractors, episodes        env.step
+    replay                  the buffers                                 -> buffer
+    networks, dynamics      the ensemble
+    weights, losses         what a model is trained for
+    fit                     training the ensemble                       -> fit
+    imagine                 short rollouts in the model                 -> imagine
+    sac                     the agent, and the value function           -> update
+    mbpo                    one epoch of all that, a pure function
+    evaluate                returns of a policy
+    results, runner         what a run leaves; the host's loop
+    stats, plots, report    from files to tables, pictures and a page
+
+Importing this package needs jax, flax, optax and NumPy alone.
+"""
+
+from vagram_jax.config import ConfigError, from_mapping, to_dict
+from vagram_jax.dynamics import DynamicsConfig, init_dynamics, predict
+from vagram_jax.envs import check_env, make
+from vagram_jax.fit import FitConfig
+from vagram_jax.imagine import ImagineConfig
+from vagram_jax.losses import (
+    LOSSES,
+    mle_loss,
+    mse_loss,
+    mse_normalized_loss,
+    register,
+    vagram_loss,
+    vagram_nll_loss,
+    vagram_unbounded_loss,
+    value_weighted_loss,
+    vaml_loss,
+)
+from vagram_jax.mbpo import MBPOConfig, MBPOState, epoch
+from vagram_jax.sac import SACConfig, value_fn
+from vagram_jax.types import Prediction, Transition
+from vagram_jax.weights import WeightConfig, value_gradient_weights
+
+__all__ = [
+    "LOSSES",
+    "ConfigError",
+    "DynamicsConfig",
+    "FitConfig",
+    "ImagineConfig",
+    "MBPOConfig",
+    "MBPOState",
+    "Prediction",
+    "SACConfig",
+    "Transition",
+    "WeightConfig",
+    "check_env",
+    "epoch",
+    "from_mapping",
+    "init_dynamics",
+    "make",
+    "mle_loss",
+    "mse_loss",
+    "mse_normalized_loss",
+    "predict",
+    "register",
+    "to_dict",
+    "vagram_loss",
+    "vagram_nll_loss",
+    "vagram_unbounded_loss",
+    "value_fn",
+    "value_gradient_weights",
+    "value_weighted_loss",
+    "vaml_loss",
+]

@@ -155,8 +155,8 @@ def fit(
 
     Returns:
       The fitted model, and metrics: `model/epochs`; `model/train_loss` and
-      `model/holdout_loss`, `[E]`; `model/error_dim`, `[obs_dim]`, the members' mean
-      hold-out squared error relative to the variance of the change; and
+      `model/holdout_loss`, `[E]`; `model/error_dim`, `[obs_dim]`, the members' root
+      mean squared hold-out error in standard deviations of the change; and
       `model/attention_dim`, `[obs_dim]`, see `attention`.
     """
     key_split, key_epochs = jax.random.split(key)
@@ -375,7 +375,7 @@ def _diagnose(params, value_fn, loss: ModelLoss, split: _Data, best) -> Metrics:
     change = jnp.var(batch.next_obs - batch.obs, axis=0)
     member = params.replace(network=jax.tree.map(lambda x: x[best], params.network))
     return {
-        "model/error_dim": square / jnp.where(change > 0.0, change, 1.0),
+        "model/error_dim": jnp.sqrt(square / jnp.where(change > 0.0, change, 1.0)),
         "model/attention_dim": attention(member, batch, value_fn, weights, loss=loss),
     }
 

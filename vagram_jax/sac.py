@@ -206,8 +206,9 @@ def update(
         config.critic_learning_rate, gradient, state.critic_opt, state.critics
     )
     temperature = jnp.exp(state.log_temperature)
-    (actor_loss, log_prob), gradient = jax.value_and_grad(_actor_loss, has_aux=True)(
-        state.actor, key_now, critics, temperature, batch.obs, config
+    actor_grad = jax.value_and_grad(partial(_actor_loss, config=config), has_aux=True)
+    (actor_loss, log_prob), gradient = actor_grad(
+        state.actor, key_now, critics, temperature, batch.obs
     )
     actor, actor_opt = _descend(
         config.actor_learning_rate, gradient, state.actor_opt, state.actor
@@ -289,7 +290,7 @@ def _critic_loss(critics, batch, target, config):
     return jnp.mean(jnp.sum(jnp.square(q - target), axis=0)), q
 
 
-def _actor_loss(actor, key, critics, temperature, obs, config):
+def _actor_loss(actor, key, critics, temperature, obs, *, config):
     action, log_prob = _sample(key, *_apply_policy(actor, obs, config))
     q = jnp.min(_apply_critics(critics, obs, action, config), axis=0)
     return jnp.mean(temperature * log_prob - q), log_prob

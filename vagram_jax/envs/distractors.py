@@ -72,8 +72,10 @@ class Distractors:
 
     - `"chaotic"`: x' = sin(A x), A Gaussian with standard deviation 2.5 / sqrt(D).
       Deterministic, within [-1, 1], never at rest, and smooth, so that a network
-      can learn it and needs capacity for it. Few small matrices have a stable cycle;
-      they are passed over for the next that is drawn.
+      can learn it and needs capacity for it. Most matrices of one or two dimensions,
+      and few of more than five, have a stable cycle; they are passed over for the
+      next that is drawn. A single dimension still closes a cycle after hundreds to
+      thousands of steps, because float32 has only so many numbers.
     - `"linear"`: x' = Q x, Q orthogonal: easy to predict, neither grows nor fades.
     - `"noise"`: standard normal, independent of everything: impossible to predict.
     - `"switching"`: the distractors of the code of Voelcker et al. 2022 (arXiv
@@ -218,8 +220,8 @@ def _is_lively(matrix: np.ndarray) -> bool:
 
     Where there is a stable point or cycle, a small difference vanishes instead.
     """
-    values = np.random.default_rng(0).uniform(-1, 1, (8, len(matrix)))  # [starts, D]
-    for _ in range(1000):
+    values = np.random.default_rng(0).uniform(-1, 1, (16, len(matrix)))  # [starts, D]
+    for _ in range(3000):
         values = np.sin(values @ matrix.T)
     neighbours, furthest = values + 1e-6, np.zeros_like(values)
     for _ in range(200):

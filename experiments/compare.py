@@ -1,0 +1,36 @@
+"""Compares model losses on one task: same seeds, one table, one report.
+
+    python -m experiments.compare --config=experiments/configs/pendulum.py \
+        --losses=vagram,mle,mse_normalized --config.num_seeds=8
+"""
+
+from __future__ import annotations
+
+from experiments import flags, launch
+
+LOSSES = flags.DEFINE_list(
+    "losses",
+    ["vagram", "mle", "mse_normalized"],
+    "Losses to compare, by registered name; sac is plain SAC without a model.",
+)
+
+
+def main(env_config, algorithm, run) -> int:
+    """Trains each loss, then prints the table and writes the report.
+
+    Args:
+      env_config: the task.
+      algorithm: the algorithm; `--losses` says its losses.
+      run: how long, how many, how often.
+
+    Returns:
+      The exit status.
+    """
+    env, algorithms = launch.prepare(env_config, algorithm, run, LOSSES.value)
+    folder = launch.run_all(env, algorithms, run, env_config)
+    launch.show(folder, list(algorithms))
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main, *launch.CONFIGS)

@@ -1,0 +1,38 @@
+"""Pendulum swing-up with distracting dimensions and a small model: the main job.
+
+Only what differs from the defaults is stated.
+"""
+
+from experiments import flags
+from experiments.launch import CONFIGS
+
+
+def get_config(variant: str = ""):
+    """The config of the task.
+
+    Args:
+      variant: none is known.
+
+    Returns:
+      A `ConfigDict`.
+
+    Raises:
+      ValueError: an unknown variant.
+    """
+    if variant:
+        raise ValueError(f"pendulum.py: variant={variant!r}; it has none")
+    config = flags.defaults(*CONFIGS)
+    config.env = "pendulum"
+    config.distractors = 10
+    config.num_seeds = 4
+    config.total_steps = 4_000
+    config.warmup_steps = 500
+    config.replay_capacity = 4_000
+    # Small enough that the model can't learn thirteen dimensions well.
+    config.model.hidden = (16, 16)
+    config.model.num_members = 5
+    config.model.num_elites = 3
+    config.imagine.rollouts_per_step = 20
+    config.updates_per_step = 5
+    config.sac.hidden = (64, 64)
+    return config

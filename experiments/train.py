@@ -1,0 +1,31 @@
+"""Trains one loss with all of its seeds in one program.
+
+    python -m experiments.train --config=experiments/configs/pendulum.py \
+        --config.loss=mle --config.num_seeds=8
+"""
+
+from __future__ import annotations
+
+from experiments import flags, launch
+from vagram_jax import mbpo
+
+
+def main(env_config, algorithm, run) -> int:
+    """Trains, then prints the final return and writes the study's report.
+
+    Args:
+      env_config: the task.
+      algorithm: the algorithm.
+      run: how long, how many, how often.
+
+    Returns:
+      The exit status.
+    """
+    name = "sac" if algorithm.loss == mbpo.NO_MODEL else algorithm.loss
+    env, algorithms = launch.prepare(env_config, algorithm, run, [name])
+    launch.show(launch.run_all(env, algorithms, run, env_config), [name])
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main, *launch.CONFIGS)

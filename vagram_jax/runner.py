@@ -1,0 +1,333 @@
+"""The host's side of training: compile, repeat the epoch, evaluate, write, tell.
+
+Comes in: an environment and configs. Goes out: the files of one run, row by row. All
+seeds are in one program. What a run means is decided in `mbpo`; here is only when
+things happen and where they are written.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import struct
+from tqdm import tqdm
+
+from vagram_jax import evaluate, mbpo, results, sac, stats
+from vagram_jax.config import ConfigError, static
+from vagram_jax.envs import base, episodes
+from vagram_jax.mbpo import MBPOConfig, MBPOState
+
+# Evaluations draw from the seed's key folded with this, apart from training's keys.
+_EVALUATION_STREAM = 2**31 - 1
+# The agent's metrics that a row of metrics.csv has.
+_AGENT_METRICS = (
+    "sac/actor_loss",
+    "sac/critic_loss",
+    "sac/entropy",
+    "sac/q_max",
+    "sac/q_mean",
+    "sac/temperature",
+)
+
+
+@struct.dataclass(kw_only=True)
+class RunConfig:
+    """How long, how many, and how often.
+
+    Attributes:
+      num_seeds: how many seeds train side by side.
+      first_seed: they are numbered from here.
+      total_steps: environment steps of each seed.
+      eval_every: epochs between two evaluations.
+      eval_episodes: episodes of an evaluation.
+    """
+
+    num_seeds: int = static(4, low=1)
+    first_seed: int = static(0, low=0, high=2**31)
+    total_steps: int = static(10_000, low=1)
+    eval_every: int = static(1, low=1)
+    eval_episodes: int = static(10, low=1)
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run, each over all seeds at once.
+
+    Attributes:
+      start: gives the states of all seeds, warmed up.
+      epoch: states to states and metrics, `[S, ...]`; takes the old states' memory.
+      evaluate: states and the number of the evaluation to `(returns, lengths)`,
+        `[S, num_episodes]` each.
+    """
+
+    start: Callable[[], MBPOState]
+    epoch: Callable[[MBPOState], tuple[MBPOState, dict[str, jax.Array]]]
+    evaluate: Callable[[MBPOState, int], tuple[jax.Array, jax.Array]]
+
+
+class Progress(NamedTuple):
+    """What a run tells after each evaluation.
+
+    Attributes:
+      env_steps: steps of each seed so far.
+      returns: `[S]`, mean over an evaluation's episodes, NaN for a diverged seed;
+        empty at epochs without an evaluation.
+      lengths: `[S]` or empty, mean length of its episodes.
+      metrics: of the last epoch, `[S, ...]`; empty before the first.
+      diverged_at: `[S]`, the step, or -1.
+      seconds: since the start.
+    """
+
+    env_steps: int
+    returns: np.ndarray
+    lengths: np.ndarray
+    metrics: dict[str, np.ndarray]
+    diverged_at: np.ndarray
+    seconds: float
+
+
+def check(
+    run: RunConfig, config: MBPOConfig, env: base.Env
+) -> tuple[RunConfig, MBPOConfig]:
+    """The configs, checked against each other, before anything is compiled.
+
+    Args:
+      run: how long, how many, how often.
+      config: the algorithm.
+      env: the environment.
+
+    Returns:
+      Both, with "auto" settings resolved.
+
+    Raises:
+      ConfigError: as `mbpo.check`, or steps that are no whole number of epochs.
+      EnvError: no episode length is known.
+    """
+    episodes.length(env)
+    config = mbpo.check(config, env)
+    rest = run.total_steps - config.warmup_steps
+    if rest <= 0 or rest % config.steps_per_epoch:
+        fitting = config.warmup_steps + config.steps_per_epoch * max(
+            1, round(rest / config.steps_per_epoch)
+        )
+        raise ConfigError(
+            f"config: total_steps={run.total_steps}; warmup_steps="
+            f"{config.warmup_steps} plus a whole number of epochs of steps_per_epoch="
+            f"{config.steps_per_epoch}, such as {fitting}"
+        )
+    return run, config
+
+
+def programs(run: RunConfig, config: MBPOConfig, env: base.Env) -> Programs:
+    """The programs of a run. Each compiles at its first call.
+
+    Args:
+      run: what `check` returned.
+      config: what `check` returned.
+      env: the environment.
+
+    Returns:
+      The programs.
+    """
+    shared = {"env": env, "episode_length": episodes.length(env)}
+
+    def start(seed, config):
+        state = mbpo.init(jax.random.key(seed), env=env, config=config)
+        return mbpo.warm_up(state, config=config, **shared)
+
+    def play(state, seed, index, config):
+        key = jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM)
+        act = jax.tree_util.Partial(
+            lambda actor, key, obs: sac.act_mean(actor, obs, config=config.sac),
+            state.agent.actor,
+        )
+        return evaluate.returns(
+            jax.random.fold_in(key, index),
+            act,
+            num_episodes=run.eval_episodes,
+            **shared,
+        )
+
+    # The config is an argument, so that its numbers are no constants of the program.
+    seeds = np.arange(run.first_seed, run.first_seed + run.num_seeds, dtype=np.uint32)
+    compiled = [
+        jax.jit(jax.vmap(start, in_axes=(0, None))),
+        jax.jit(
+            lambda states, config: jax.vmap(
+                partial(mbpo.epoch, config=config, **shared)
+            )(states),
+            donate_argnums=0,
+        ),
+        jax.jit(jax.vmap(play, in_axes=(0, 0, None, None))),
+    ]
+    return Programs(
+        start=lambda: compiled[0](seeds, config),
+        epoch=lambda states: compiled[1](states, config),
+        evaluate=lambda states, index: compiled[2](
+            states, seeds, np.uint32(index), config
+        ),
+    )
+
+
+def train(
+    run: RunConfig, config: MBPOConfig, env: base.Env
+) -> Iterator[tuple[MBPOState, Progress]]:
+    """Trains, and yields after the warm-up and after every epoch.
+
+    In a notebook: `for state, progress in runner.train(run, config, env): ...`.
+
+    Args:
+      run: how long, how many, how often.
+      config: the algorithm.
+      env: the environment.
+
+    Yields:
+      The states of all seeds, `[S, ...]`, valid until the next turn, and the progress.
+
+    Raises:
+      ConfigError: as `check`.
+      EnvError: as `check`.
+    """
+    run, config = check(run, config, env)
+    compiled = programs(run, config, env)
+    began = time.monotonic()
+    num_epochs = (run.total_steps - config.warmup_steps) // config.steps_per_epoch
+    states, metrics = compiled.start(), {}
+    for index in range(num_epochs + 1):
+        if index:
+            states, metrics = compiled.epoch(states)
+        steps = config.warmup_steps + index * config.steps_per_epoch
+        returns = lengths = np.empty(0)
+        if index % run.eval_every == 0 or index == num_epochs:
+            played = compiled.evaluate(states, index)
+            returns, lengths = (np.asarray(x).mean(axis=1) for x in played)
+            returns = np.where(np.asarray(states.alive), returns, np.nan)
+        yield (
+            states,
+            Progress(
+                env_steps=steps,
+                returns=returns,
+                lengths=lengths,
+                metrics={k: np.asarray(v) for k, v in metrics.items()},
+                diverged_at=np.asarray(states.diverged_at),
+                seconds=time.monotonic() - began,
+            ),
+        )
+
+
+def train_to_files(
+    run: RunConfig,
+    config: MBPOConfig,
+    env: base.Env,
+    *,
+    folder: Path,
+    env_name: str,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Trains and writes what happens as it happens; at last the summary.
+
+    Args:
+      run: how long, how many, how often.
+      config: the algorithm.
+      env: the environment.
+      folder: of the run, from `results.create_run`.
+      env_name: what the rows call the environment.
+      tell: takes a line of text after each evaluation.
+
+    Returns:
+      The run's summary, as `stats.summarise` has it, with `diverged_seeds`.
+
+    Raises:
+      ConfigError: as `check`.
+      ResultsError: a file can't be written.
+    """
+    constant = {"env": env_name, "loss": config.loss}
+    bar = tqdm(
+        total=run.total_steps, unit="step", leave=False, disable=not sys.stderr.isatty()
+    )
+    with bar:
+        for _, progress in train(run, config, env):
+            bar.update(progress.env_steps - bar.n)
+            if progress.metrics and config.loss != mbpo.NO_MODEL:
+                rows = _model_rows(progress, constant, run.first_seed)
+                results.append_rows(folder / "model.csv", rows)
+            if progress.returns.size:
+                rows = _metric_rows(progress, constant, run.first_seed)
+                results.append_rows(folder / "metrics.csv", rows)
+                tell(_line(folder.name, progress, run, config))
+    found = results.read_run(folder)
+    summary = stats.summarise([found])[found.name]
+    summary["diverged_seeds"] = {
+        str(run.first_seed + i): int(step)
+        for i, step in enumerate(progress.diverged_at)
+        if step >= 0
+    }
+    results.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _metric_rows(progress: Progress, constant, first_seed: int) -> list[dict]:
+    """One row per seed: the return, and the agent's metrics of the last epoch."""
+    rows = []
+    for i, value in enumerate(progress.returns):
+        at = int(progress.diverged_at[i])
+        rows.append(
+            constant
+            | {
+                "seed": first_seed + i,
+                "env_steps": progress.env_steps,
+                "wall_time_s": round(progress.seconds, 3),
+                "return": float(value),
+                "length": float(progress.lengths[i]),
+                "diverged_at": at if at >= 0 else None,
+            }
+            | {name: _number(progress, name, i) for name in _AGENT_METRICS}
+        )
+    return rows
+
+
+def _number(progress: Progress, name: str, seed: int) -> float | None:
+    return float(progress.metrics[name][seed]) if progress.metrics else None
+
+
+def _model_rows(progress: Progress, constant, first_seed: int) -> list[dict]:
+    """One row per seed: the fit's metrics, a vector's entries in columns of their own."""
+    rows = []
+    for i in range(len(progress.diverged_at)):
+        row = constant | {"seed": first_seed + i, "env_steps": progress.env_steps}
+        for name, values in progress.metrics.items():
+            if name.startswith(("model/", "imagine/")):
+                short = name.partition("/")[2]
+                entries = np.atleast_1d(values[i])
+                columns = (
+                    [short]
+                    if values.ndim == 1
+                    else [f"{short}_{j}" for j in range(len(entries))]
+                )
+                row |= dict(zip(columns, entries.tolist(), strict=True))
+        rows.append(row)
+    return rows
+
+
+def _line(name: str, progress: Progress, run: RunConfig, config: MBPOConfig) -> str:
+    """Where a run stands: steps, returns over seeds, time spent and time left."""
+    alive = progress.returns[np.isfinite(progress.returns)]
+    done = progress.env_steps - config.warmup_steps
+    text = f"{name}: step {progress.env_steps} of {run.total_steps}"
+    if alive.size:
+        text += (
+            f", return {np.median(alive):.0f} ({alive.min():.0f} to {alive.max():.0f})"
+        )
+    if alive.size < progress.returns.size:
+        text += f", {progress.returns.size - alive.size} diverged"
+    text += f", {progress.seconds:.0f} s"
+    if done:
+        left = progress.seconds / done * (run.total_steps - progress.env_steps)
+        text += f", {left:.0f} s left"
+    return text

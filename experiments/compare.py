@@ -1,7 +1,9 @@
 """Compares model losses on one task: same seeds, one table, one report.
 
     python -m experiments.compare --config=experiments/configs/pendulum.py \
-        --losses=vagram,mle,mse_normalized --config.num_seeds=8
+      --losses=vagram,mle,mse_normalized --config.num_seeds=8
+
+Files are written as they come, into `results/<study>/<loss>/`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from experiments import flags
-from vagram_jax import config, envs, mbpo, report, results, runner, stats
+from vagram_jax import config, envs, files, mbpo, report, results, runner, stats
 from vagram_jax.envs import EnvConfig
 from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.runner import RunConfig
@@ -79,8 +79,13 @@ def run_all(
             overwrite=OVERWRITE.value,
         )
         print(f"{name}: compiling and warming up {run.num_seeds} seeds", flush=True)
-        runner.train_to_files(
+        diverged = runner.train_to_files(
             run, algorithm, env, folder=folder, env_name=env_config.env
+        )
+        summary = stats.summarise([results.read_run(folder)])[name]
+        # Written last: it says that the run has finished.
+        files.write_json(
+            folder / "summary.json", summary | {"diverged_at": _named(diverged)}
         )
     return folder.parent
 
@@ -113,6 +118,10 @@ def _with_loss(algorithm: MBPOConfig, name: str) -> MBPOConfig:
     if name in ("sac", mbpo.NO_MODEL):
         return algorithm.replace(loss=mbpo.NO_MODEL, real_fraction=(1.0,))
     return algorithm.replace(loss=name)
+
+
+def _named(diverged: dict[int, int]) -> dict[str, int]:
+    return {f"seed {seed}": step for seed, step in diverged.items()}
 
 
 def _device() -> str:

@@ -1,7 +1,9 @@
 """Trains one loss with all of its seeds in one program.
 
     python -m experiments.train --config=experiments/configs/pendulum.py \
-        --config.loss=mle --config.num_seeds=8
+      --config.loss=mle --config.num_seeds=8
+
+Files are written as they come, into `results/<study>/<loss>/`.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def mse_normalized(prediction, batch, value_fn=None):
 
 
 def value_weighted(prediction, batch, value_fn):
-    """Squared errors weighted by the magnitude of the value, scaled to a mean of one."""
+    """Squared errors weighted by the magnitude of the value over its mean."""
 
     def magnitude(state):
         return float(np.mean([abs(value) for value in value_fn(state)]))

@@ -79,6 +79,38 @@ class Flagged:
         )
 
 
+class Salary:
+    """Pays one for each step; the value of a state is a geometric sum.
+
+    If it ends for good, after `ends_after` steps, the observation is the part of them
+    that is over; if not (0), the observation is always zero and nothing ever changes.
+    """
+
+    observation_size = 1
+    action_size = 1
+
+    def __init__(self, ends_after: int = 0):
+        self._step = 1.0 / ends_after if ends_after else 0.0
+
+    def reset(self, key):
+        return base.State(
+            pipeline_state=(),
+            obs=jnp.zeros(1),
+            reward=jnp.zeros(()),
+            done=jnp.zeros(()),
+            metrics={},
+            info={},
+        )
+
+    def step(self, state, action):
+        obs = state.obs + self._step
+        # Half a step below the end: sums of fifths are rounded.
+        is_over = obs[0] > 1.0 - 0.5 * self._step if self._step else False
+        return state.replace(
+            obs=obs, reward=jnp.ones(()), done=jnp.float32(is_over)
+        )
+
+
 @struct.dataclass
 class ForeignState:
     """A state as another package may have it: other fields, no pipeline_state."""

@@ -22,8 +22,6 @@ DIFFERENCES = 1e-8
 EXACT = 1e-12
 
 ALL = sorted(losses.LOSSES)
-# What is zero for a perfect model: a likelihood is not.
-SQUARED = [name for name in ALL if not losses.get(name).gaussian]
 
 
 def table(params, obs, action):
@@ -56,20 +54,25 @@ def make_value(seed, **sizes):
 
 
 def loss_of(name, prediction, batch, value_fn=None, **options):
-    return loss_and_grad(name, prediction, batch, value_fn, **options)[0]
+    return compiled(lambda f: f, name, value_fn, **options)(prediction, batch)
 
 
-def grad_of(name, prediction, batch, value_fn=None, **options):
-    return loss_and_grad(name, prediction, batch, value_fn, **options)[1]
+def grad_of(name, prediction, batch, value_fn=None):
+    return compiled(jax.grad, name, value_fn)(prediction, batch)
 
 
-def loss_and_grad(name, prediction, batch, value_fn=None, **options):
-    @jax.jit
-    @jax.value_and_grad
-    def run(prediction, rows):
-        return losses.get(name).fn(prediction, rows, value_fn, predict=table, **options)
+def loss_and_grad(name, prediction, batch, value_fn=None):
+    return compiled(jax.value_and_grad, name, value_fn)(prediction, batch)
 
-    return run(prediction, Transition(**batch))
+
+def compiled(transform, name, value_fn, **options):
+    """The loss in one program: eager steps are compiled one by one, which is slow."""
+
+    def run(prediction, batch):
+        rows, fn = Transition(**batch), losses.get(name).fn
+        return fn(prediction, rows, value_fn, predict=table, **options)
+
+    return jax.jit(transform(run))
 
 
 def without_reward(prediction, batch):
@@ -312,7 +315,9 @@ def test_vagram_is_blind_to_dimensions_without_influence(name):
     far = prediction["next_obs"].copy()
     far[..., 2] = 1e6
     assert_identical(
-        loss_and_grad(name, moved(prediction, next_obs=far), batch, lambda s: s[0] ** 3),
+        loss_and_grad(
+            name, moved(prediction, next_obs=far), batch, lambda s: s[0] ** 3
+        ),
         loss_and_grad(name, prediction, batch, lambda s: s[0] ** 3),
     )
 
@@ -361,10 +366,9 @@ def test_vaml_alone_is_zero_along_an_isoline_of_the_value(name, zero):
         assert found > 0.1
 
 
-@pytest.mark.parametrize("name", ["vagram_nll"])
-def test_vagram_nll_with_weights_of_one_equals_mle(name):
+def test_vagram_nll_with_weights_of_one_equals_mle():
     batch, prediction = make_case(28)
-    found = loss_of(name, prediction, batch, weights=jnp.ones((6, 3)))
+    found = loss_of("vagram_nll", prediction, batch, weights=np.ones((6, 3)))
     np.testing.assert_array_equal(found, loss_of("mle", prediction, batch))
 
 
@@ -384,7 +388,7 @@ def test_losses_without_a_value_ignore_it(name):
     )
 
 
-@pytest.mark.parametrize("name", SQUARED)
+@pytest.mark.parametrize("name", sorted({*ALL} - {"mle", "vagram_nll"}))
 def test_squared_losses_and_their_gradients_are_zero_for_a_perfect_model(name):
     batch, prediction = make_case(31)
     value, _ = make_value(32)

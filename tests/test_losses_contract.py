@@ -221,9 +221,7 @@ def test_loss_is_the_same_for_rows_in_another_order(name):
     params, batch = make_params(name), make_batch()
     order = np.random.default_rng(0).permutation(ROWS)
     turned = jax.tree.map(lambda x: x[:, order], batch)
-    assert_trees_close(
-        run(name, params, turned), run(name, params, batch), **FLOAT32
-    )
+    assert_trees_close(run(name, params, turned), run(name, params, batch), **FLOAT32)
 
 
 @pytest.mark.parametrize("name", PREPARED)

@@ -28,7 +28,9 @@ def apply(module, params, *inputs):
 def layers_of(params):
     inner = params["params"]
     names = sorted(inner, key=lambda name: int(name.removeprefix("Dense_")))
-    return [(np.asarray(inner[n]["kernel"]), np.asarray(inner[n]["bias"])) for n in names]
+    return [
+        (np.asarray(inner[n]["kernel"]), np.asarray(inner[n]["bias"])) for n in names
+    ]
 
 
 def softplus(x):
@@ -126,9 +128,7 @@ def test_critic_sees_observation_then_action_and_drops_the_last_axis():
     obs, action = rng.normal(size=(5, 3)), rng.normal(size=(5, 2))
     params = make(module, obs, action)
     layers = layers_of({"params": params["params"]["mlp"]})
-    wanted = [
-        oracles.mlp(layers, row, "relu")[0] for row in np.hstack([obs, action])
-    ]
+    wanted = [oracles.mlp(layers, row, "relu")[0] for row in np.hstack([obs, action])]
     np.testing.assert_allclose(apply(module, params, obs, action), wanted, rtol=EXACT)
 
 
@@ -137,7 +137,9 @@ def test_soft_clamp_equals_its_closed_form():
     low, high = -10.0, 0.5
     inner = high - softplus(high - value)
     wanted = low + softplus(inner - low)
-    np.testing.assert_allclose(networks.soft_clamp(value, low, high), wanted, rtol=EXACT)
+    np.testing.assert_allclose(
+        networks.soft_clamp(value, low, high), wanted, rtol=EXACT
+    )
 
 
 def test_soft_clamp_ends_a_little_above_the_upper_bound():
@@ -161,7 +163,9 @@ def test_dynamics_without_gaussian_gives_no_log_variance():
 
 def test_dynamics_starts_its_bounds_at_the_range():
     module = networks.Dynamics(
-        mlp=networks.MLP(hidden=(4,), out_dim=6), gaussian=True, log_var_range=(-9.0, 1.0)
+        mlp=networks.MLP(hidden=(4,), out_dim=6),
+        gaussian=True,
+        log_var_range=(-9.0, 1.0),
     )
     params = module.init(jax.random.key(0), np.ones(2))["params"]
     np.testing.assert_array_equal(params["min_log_var"], np.full(3, -9.0))

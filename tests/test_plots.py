@@ -1,5 +1,6 @@
 """Pictures: what they show, read from the figure, and the bytes of the file."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from matplotlib import image
 
 from vagram_jax import plots, stats
-from vagram_jax.results import ResultsError, Run
+from vagram_jax.files import ResultsError
+from vagram_jax.results import Run
 
 
 def make_run(name, *, env="toy", num_seeds=4, dims=5, distractors=2, diverged=False):
@@ -28,16 +30,15 @@ def make_run(name, *, env="toy", num_seeds=4, dims=5, distractors=2, diverged=Fa
                     "diverged_at": 550 if failed else None,
                 }
             )
-        for step in (500, 1000):
-            # Only the last fit counts: the first has other numbers.
-            scale = 1 if step == 1000 else 100
-            row = {"seed": seed, "env_steps": step}
-            row |= {
-                f"weight_dim_{d}": (d + 1) * (seed + 1) * scale for d in range(dims)
-            }
-            row |= {f"error_dim_{d}": 0.1 * (d + 1) * scale for d in range(dims)}
+        for step in range(100, 900, 100):
+            # Only the last two of eight fits count: the others have other numbers.
+            shares = np.arange(1, dims + 1) if step > 600 else np.eye(dims)[0]
+            noise = {700: 0.5, 800: -0.5}.get(step, 9.0)
+            row = {"env": env, "loss": name, "seed": seed, "env_steps": step}
+            row |= {f"attention_dim_{d}": shares[d] / shares.sum() for d in range(dims)}
+            row |= {f"error_dim_{d}": 0.1 * (d + 1) + noise for d in range(dims)}
             model.append(row)
-    config = {"env": {"distractors": distractors}}
+    config = {"env": env, "distractors": distractors, "model": {"hidden": [8]}}
     return Run(name=name, config=config, record={}, metrics=metrics, model=model)
 
 
@@ -95,16 +96,58 @@ def test_learning_curves_tell_many_runs_apart():
     assert len(styles) == 9
 
 
-def test_attention_shows_shares_and_errors_of_the_last_fit(tmp_path):
+def test_attention_shows_shares_and_errors_of_the_last_quarter_of_fits(tmp_path):
     figure = plots.attention([make_run("mle"), make_run("vagram")], tmp_path / "x.png")
     maps = [axes for axes in figure.axes if axes.images]
     share, error = [axes.images[0].get_array() for axes in maps]
-    # Every seed has the same shares although its weights are larger.
     np.testing.assert_allclose(share, np.tile(np.arange(1, 6) / 15, (2, 1)))
     np.testing.assert_allclose(error, np.tile(0.1 * np.arange(1, 6), (2, 1)))
     labels = [label.get_text() for label in maps[0].get_yticklabels()]
     assert labels == ["mle\n4/4 seeds", "vagram\n4/4 seeds"]
     assert is_picture(tmp_path / "x.png")
+
+
+def test_attention_says_what_the_maps_show():
+    figure = plots.attention([make_run("mle")])
+    share, error = [axes for axes in figure.axes if axes.images]
+    assert share.get_title(loc="left") == (
+        "toy: share of the loss on each state dimension"
+    )
+    notes = [text.get_text() for text in share.texts]
+    assert (
+        "curvature of the loss in the prediction x variance of the change; sums to 1"
+        in notes
+    )
+    assert error.get_title(loc="left") == (
+        "toy: model error, in standard deviations of the change"
+    )
+    assert "last quarter" in figure.get_supxlabel()
+
+
+def test_attention_takes_the_last_quarter_by_step_whatever_the_order():
+    run = make_run("mle")
+    turned = dataclasses.replace(run, model=run.model[::-1])
+    images = [plots.attention([r]).axes[0].images[0] for r in (run, turned)]
+    np.testing.assert_array_equal(*[image.get_array() for image in images])
+
+
+def test_attention_of_fewer_than_four_fits_takes_the_last():
+    run = make_run("mle")
+    run.model[:] = [row for row in run.model if row["env_steps"] > 500]
+    share = plots.attention([run]).axes[0].images[0].get_array()
+    np.testing.assert_allclose(share, [np.arange(1, 6) / 15])
+
+
+def test_attention_leaves_runs_without_a_model_out():
+    plain = dataclasses.replace(make_run("none"), model=())
+    figure = plots.attention([plain, make_run("mle")])
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["mle\n4/4 seeds"]
+
+
+def test_num_dims_counts_state_dimensions():
+    assert plots.num_dims(make_run("mle", dims=5)) == 5
+    assert plots.num_dims(dataclasses.replace(make_run("none"), model=())) == 0
 
 
 def test_attention_draws_the_line_before_the_first_distractor():
@@ -119,7 +162,7 @@ def test_attention_draws_the_line_before_the_first_distractor():
 
 def test_attention_counts_seeds_without_finite_numbers():
     run = make_run("mle")
-    run.model[-1]["weight_dim_0"] = math.nan
+    run.model[-1]["attention_dim_0"] = math.nan
     figure = plots.attention([run])
     assert figure.axes[0].get_yticklabels()[0].get_text() == "mle\n3/4 seeds"
     assert np.isfinite(figure.axes[0].images[0].get_array()).all()
@@ -129,7 +172,7 @@ def test_attention_leaves_what_was_not_recorded_empty():
     run = make_run("mle")
     for row in run.model:
         for dim in range(5):
-            del row[f"weight_dim_{dim}"]
+            del row[f"attention_dim_{dim}"]
     figure = plots.attention([run, make_run("vagram")])
     share = figure.axes[0].images[0].get_array()
     assert np.ma.getmaskarray(share).tolist() == [[True] * 5, [False] * 5]
@@ -164,7 +207,7 @@ def test_pictures_have_room_for_long_names(recwarn):
 
 
 def test_attention_refuses_runs_without_the_columns():
-    with pytest.raises(ValueError, match="weight_dim_0"):
+    with pytest.raises(ValueError, match="attention_dim_0"):
         plots.attention([Run(name="a", config={}, record={}, metrics=[])])
 
 

@@ -108,7 +108,8 @@ def test_add_of_no_valid_row_changes_nothing():
 
 def test_add_leaves_no_trace_of_nan_in_rows_that_are_not_valid():
     nan = jax.tree.map(
-        lambda x: x if x.dtype == bool else x * np.float32(np.nan), rows_of(np.arange(3))
+        lambda x: x if x.dtype == bool else x * np.float32(np.nan),
+        rows_of(np.arange(3)),
     )
     state = add(filled([1, 2], capacity=5), nan, np.zeros(3, bool))
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vagram_jax import plots, report, results
-from vagram_jax.results import ResultsError
+from vagram_jax import files, plots, report, results
+from vagram_jax.files import ResultsError
 
 ATTACK = "<img src=x onerror=alert(1)>\"'&"
 
@@ -40,7 +40,8 @@ class Page(HTMLParser):
 
 def add_run(root, name, *, best=0.0, diverged=(), finished=True, text=None, steps=500):
     text = text or "toy"
-    config = {"loss": name, "seeds": [0, 1, 2, 3], "sac": {"discount": 0.9}}
+    config = {"loss": name, "num_seeds": 4, "distractors": 0}
+    config |= {"sac": {"discount": 0.9}, "model": {"hidden": [8, 8]}}
     config |= {text: text} if text != "toy" else {}
     folder = results.create_run(root, "study", name, config, device=text)
     rows = [
@@ -56,11 +57,12 @@ def add_run(root, name, *, best=0.0, diverged=(), finished=True, text=None, step
         for step in range(100, steps + 100, 100)
         for seed in range(4)
     ]
-    results.append_rows(folder / "metrics.csv", rows)
-    model = [{"seed": s, "weight_dim_0": 1, "error_dim_0": 0.5} for s in range(4)]
-    results.append_rows(folder / "model.csv", model)
+    files.append_rows(folder / "metrics.csv", rows)
+    fit = {"env_steps": steps, "attention_dim_0": 1, "error_dim_0": 0.5}
+    model = [{"seed": seed} | fit for seed in range(4)]
+    files.append_rows(folder / "model.csv", model)
     if finished:
-        results.write_json(folder / "summary.json", {})
+        files.write_json(folder / "summary.json", {})
     return folder
 
 
@@ -131,11 +133,11 @@ def test_write_report_embeds_another_picture_and_nothing_that_is_none(study):
 
 def test_write_report_escapes_every_text(tmp_path):
     folder = add_run(tmp_path, "mle", text=ATTACK)
-    record = results.read_json(folder / "config.json")
+    record = files.read_json(folder / "config.json")
     for key in ("command", "started", "revision"):
         record[key] = ATTACK
     record["versions"] = {ATTACK: ATTACK}
-    results.write_json(folder / "config.json", record)
+    files.write_json(folder / "config.json", record)
     study = tmp_path / "study"
     plots.sweep(
         {"a": {0: [1, 2, 3]}}, study / f"{ATTACK}.png".replace("/", ""), x_label="x"
@@ -200,6 +202,21 @@ def test_write_report_of_runs_without_model_fits_has_no_attention(tmp_path):
     folder = add_run(tmp_path, "mle")
     (folder / "model.csv").unlink()
     assert write(tmp_path / "study").tags.count("img") == 1
+
+
+def test_write_report_shows_plain_sac_beside_losses_with_a_model(tmp_path):
+    add_run(tmp_path, "mle")
+    (add_run(tmp_path, "none") / "model.csv").unlink()
+    page = write(tmp_path / "study")
+    assert page.tags.count("img") == 2
+    assert "none" in page.text
+
+
+def test_write_report_holds_no_absolute_path(study, tmp_path):
+    write(study)
+    for path in study.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes()
 
 
 def test_write_report_refuses_in_one_line(study):
@@ -303,9 +320,9 @@ def test_verdict_rarely_tells_alike_losses_apart():
     assert apart / 400 < 0.065
 
 
-@pytest.mark.parametrize("module", ["results", "stats", "plots", "report"])
+@pytest.mark.parametrize("module", ["files", "results", "stats", "plots", "report"])
 def test_what_reads_files_imports_neither_jax_nor_pandas(module):
-    order = ["results", "stats", "plots", "report"]
+    order = ["files", "results", "stats", "plots", "report"]
     path = Path(report.__file__).with_name(f"{module}.py")
     for node in ast.walk(ast.parse(path.read_text())):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -311,6 +311,13 @@ def test_table_shows_every_number_in_aligned_columns():
     assert len({len(line) for line in lines}) == 1
 
 
+def test_cells_say_why_there_is_no_interval():
+    numbers = {"iqm": math.nan, "low": math.nan, "high": math.nan, "diverged": 5}
+    given = numbers | {"seeds": 5, "seconds": None}
+    assert stats.cells(given) == ["-", "-", "5/5", "-"]
+    assert stats.cells(given | {"seeds": 2})[1] == "under 3 seeds"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

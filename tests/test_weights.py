@@ -276,6 +276,17 @@ def test_value_gradient_weights_pass_no_gradient_to_the_value_function():
         np.testing.assert_array_equal(found, 0.0)
 
 
+def test_value_gradient_weights_pass_no_gradient_through_an_added_coefficient():
+    def total(coef):
+        config = weights.WeightConfig(mse_coef=coef)
+        states = np.ones((2, 3))
+        return jnp.sum(
+            weights.value_gradient_weights(half_square, states, config=config)
+        )
+
+    assert float(jax.grad(total)(0.5)) == 0.0
+
+
 def test_value_gradient_weights_are_the_same_under_jit():
     states = jnp.asarray(oracles.random_batch(26)["next_obs"])
     config = weights.WeightConfig(clip_quantile=0.8, normalize=True)
@@ -299,9 +310,7 @@ def test_from_gradients_uses_the_batch_and_every_option():
     batch, where = make_batch(28), np.arange(6) < 5
     options = {"mask_terminated": True, "normalize": True}
     found = jit_of(weights.from_gradients, batch, half_square, where, **options)
-    wanted = weights_of(
-        half_square, batch.next_obs, batch.terminated, where, **options
-    )
+    wanted = weights_of(half_square, batch.next_obs, batch.terminated, where, **options)
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -315,9 +324,7 @@ def test_gradients_of_masks_terminated_rows():
 
 def test_from_values_are_mean_magnitudes_over_their_mean():
     batch = make_batch(30)
-    found = jit_of(
-        weights.from_values, batch, lambda s: jnp.array([1.0, -3.0]) * s[0]
-    )
+    found = jit_of(weights.from_values, batch, lambda s: jnp.array([1.0, -3.0]) * s[0])
     magnitude = 2.0 * np.abs(batch.next_obs[:, 0])
     wanted = np.broadcast_to((magnitude / magnitude.mean())[:, None], (6, 3))
     np.testing.assert_allclose(found, wanted, rtol=EXACT)

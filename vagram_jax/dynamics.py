@@ -242,8 +242,10 @@ def moments(values: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The mean is taken of differences to one row, the variance of differences to the
     # mean: a large offset would cost all digits of a float32.
     origin = values[jnp.argmax(where)]
-    mean = origin + jnp.mean(values - origin, axis=0, where=mask)
-    std = jnp.sqrt(jnp.mean(jnp.square(values - mean), axis=0, where=mask))
+    shifted = values - origin
+    shift = jnp.mean(shifted, axis=0, where=mask)
+    std = jnp.sqrt(jnp.mean(jnp.square(shifted - shift), axis=0, where=mask))
+    mean = origin + shift
     return mean, jnp.where(std > 1e-6 * (1.0 + jnp.abs(mean)), std, 1.0)
 
 

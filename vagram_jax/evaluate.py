@@ -6,6 +6,8 @@ of its own, so evaluating more often changes nothing in training.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -34,26 +36,28 @@ def returns(
       `(returns [num_episodes], lengths [num_episodes])`: the sum of an episode's
       rewards until it ended or a number was not finite, and the number of its steps.
     """
-
-    def play(key):
-        key_start, key_steps = jax.random.split(key)
-
-        def step(carry, key):
-            episode, total, length, running = carry
-            key_act, key_env = jax.random.split(key)
-            action = act(key_act, episode.env_state.obs)
-            episode, transition, valid = episodes.step(
-                key_env, episode, action, env=env, episode_length=episode_length
-            )
-            running = running & valid
-            total = total + jnp.where(running, transition.reward, 0.0)
-            ended = transition.terminated | transition.truncated
-            return (episode, total, length + running, running & ~ended), None
-
-        first = episodes.reset(key_start, env=env)
-        start = (first, jnp.float32(0.0), jnp.int32(0), jnp.bool_(True))
-        keys = jax.random.split(key_steps, episode_length)
-        (_, total, length, _), _ = jax.lax.scan(step, start, keys)
-        return total, length
-
+    play = partial(_play, act=act, env=env, episode_length=episode_length)
     return jax.vmap(play)(jax.random.split(key, num_episodes))
+
+
+def _play(key, *, act: ActFn, env: base.Env, episode_length: int):
+    """The return and the length of one episode."""
+    key_start, key_steps = jax.random.split(key)
+
+    def step(carry, key):
+        episode, total, length, running = carry
+        key_act, key_env = jax.random.split(key)
+        action = act(key_act, episode.env_state.obs)
+        episode, transition, valid = episodes.step(
+            key_env, episode, action, env=env, episode_length=episode_length
+        )
+        running = running & valid
+        total = total + jnp.where(running, transition.reward, 0.0)
+        ended = transition.terminated | transition.truncated
+        return (episode, total, length + running, running & ~ended), None
+
+    first = episodes.reset(key_start, env=env)
+    start = (first, jnp.float32(0.0), jnp.int32(0), jnp.bool_(True))
+    keys = jax.random.split(key_steps, episode_length)
+    (_, total, length, _), _ = jax.lax.scan(step, start, keys)
+    return total, length

@@ -1,9 +1,9 @@
 """Fitting the ensemble to the real data: epochs, hold-out, patience, elite choice.
 
-Comes in: the model, the replay buffer, a loss and a frozen value function. Goes out: the
-model with the best parameters that each member had, and its elites. Everything is one
-`while_loop`, so that under `vmap` each seed stops by itself: a finished seed's state is
-frozen while the others go on.
+Comes in: the model, the replay buffer, a loss and a frozen value function. Goes out:
+the model with the best parameters that each member had, and its elites. Everything is
+one `while_loop`, so that under `vmap` each seed stops by itself: a finished seed's
+state is frozen while the others go on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ATTENTION_ROWS = 256
 
 @struct.dataclass(kw_only=True)
 class FitConfig:
-    """How a model is fitted. Defaults are MBPO's where it has them (Janner et al. 2019).
+    """How a model is fitted. Defaults are MBPO's where it has any (Janner et al. 2019).
 
     Attributes:
       learning_rate: of Adam.

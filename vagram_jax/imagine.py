@@ -116,14 +116,14 @@ def imagine(
       elites: `[num_elites]` int, the members to draw from, anew for each step and row.
       start_obs: `[B, obs_dim]`, real states.
       act: the policy.
-      termination: whether one step `[obs_dim], [action_dim], [obs_dim]` ends an episode.
+      termination: whether one step ends an episode.
       horizon: int scalar, how long the rollouts are, at most `max_horizon`.
       max_horizon: T.
 
     Returns:
-      `[T, B, ...]` transitions, and `[T, B]` bool: False from the step after a rollout's
-      termination on, beyond the horizon, and from where the model gave NaN or infinity.
-      None of them is marked as truncated.
+      `[T, B, ...]` transitions, and `[T, B]` bool: False from the step after a
+      rollout's termination on, beyond the horizon, and from where the model gave NaN
+      or infinity. None of them is marked as truncated.
     """
 
     def step(carry, inputs):

@@ -127,7 +127,7 @@ def vagram_loss(
         `value_fn` is then not used.
 
     Returns:
-      A scalar, in (units of return)^2. No gradient flows into `value_fn` or the weights.
+      A scalar, in (units of return)^2. No gradient flows into `value_fn` or weights.
 
     Raises:
       ValueError: shapes disagree, `batch` holds NaN, or `value_fn` is of another form.
@@ -247,8 +247,8 @@ def vagram_unbounded_loss(
         L = (1/B) sum_b [ (1/K) sum_k (dV_k(s'_b)/ds' . (s_hat_b - s'_b))^2
                           + (r_hat_b - r_b)^2 ]
 
-    Voelcker et al. 2022 (arXiv 2204.01464). Any error orthogonal to the gradient is free,
-    which is why the paper bounds it.
+    Voelcker et al. 2022 (arXiv 2204.01464). Any error orthogonal to the gradient is
+    free, which is why the paper bounds it.
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
@@ -286,8 +286,8 @@ def vaml_loss(
         L = (1/B) sum_b [ (1/K) sum_k (V_k(s_hat_b) - V_k(s'_b))^2 + (r_hat_b - r_b)^2 ]
 
     Farahmand 2018, with a deterministic model (a Gaussian's mean is used). It asks for
-    values at predicted states, where nothing was learned; for stochastic environments its
-    minimum is biased (Voelcker et al. 2025, arXiv 2505.22772).
+    values at predicted states, where nothing was learned; for stochastic environments
+    its minimum is biased (Voelcker et al. 2025, arXiv 2505.22772).
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
@@ -309,7 +309,7 @@ def vaml_loss(
         lambda state: jnp.atleast_1d(value_fn(state)), signature="(d)->(k)"
     )
     # The value at the prediction, as a function of the prediction alone: its tangent
-    # plane has the same value and gradient and lets nothing flow into the value function.
+    # plane has the same value and gradient, and lets nothing into the value function.
     predicted = prediction.next_obs
     constant = jax.lax.stop_gradient(predicted)
     slope = value_weights.value_gradients(value_fn, constant)
@@ -473,8 +473,8 @@ def _gaussian_nll(where: str, prediction, batch, weights) -> jax.Array:
     if log_var.shape != error.shape:
         raise ValueError(
             f"{where}: predict returned log_var {list(log_var.shape)}; with next_obs "
-            f"{list(prediction.next_obs.shape)} it must be {list(error.shape)}, one for "
-            "each dimension and, last, one for the reward"
+            f"{list(prediction.next_obs.shape)} it must be {list(error.shape)}, one "
+            "for each dimension and, last, one for the reward"
         )
     nll = 0.5 * (
         jnp.square(error) * jnp.exp(-log_var) + log_var + jnp.log(2.0 * jnp.pi)

@@ -97,7 +97,7 @@ class MBPOState:
 
 
 def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
-    """The config with "auto" settings resolved, or a refusal of what contradicts itself.
+    """The config with "auto" settings resolved, or a refusal.
 
     Args:
       config: the algorithm.
@@ -107,9 +107,9 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
       The config that `init`, `warm_up` and `epoch` take.
 
     Raises:
-      ConfigError: an unknown loss, a model head that the loss can't use, more elites than
-        members, a schedule that is none, a fraction outside [0, 1], buffers that are too
-        small, or no termination function where imagination needs one.
+      ConfigError: an unknown loss, a model head that the loss can't use, more elites
+        than members, a schedule that is none, a fraction outside [0, 1], buffers that
+        are too small, or no termination function where imagination needs one.
     """
     dynamics.check(config.model)
     imagine.check(config.imagine)
@@ -136,8 +136,8 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
     head = "gaussian" if loss.gaussian else "deterministic"
     if loss.gaussian and config.model.head == "deterministic":
         raise ConfigError(
-            f"config: model.head='deterministic'; loss={config.loss!r} needs a variance; "
-            "set model.head to gaussian or auto"
+            f"config: model.head='deterministic'; loss={config.loss!r} needs a "
+            "variance; set model.head to gaussian or auto"
         )
     if config.model.head == "auto":
         config = config.replace(model=config.model.replace(head=head))
@@ -401,8 +401,8 @@ def freeze_if_diverged(
     """The new state of a healthy seed, the old one of a seed that has diverged.
 
     A seed has diverged when a parameter isn't finite, or a critic's value is beyond
-    `divergence_slack (max |r| + alpha action_dim) / (1 - discount)`. Selecting keeps NaN
-    out of every other seed; nothing is ever summed over seeds.
+    `divergence_slack (max |r| + alpha action_dim) / (1 - discount)`. Selecting keeps
+    NaN out of every other seed; nothing is ever summed over seeds.
 
     Args:
       old: before the epoch.

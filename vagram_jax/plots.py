@@ -9,16 +9,16 @@ results give the same bytes.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vagram_jax import results, stats
+from vagram_jax import files, stats
 from vagram_jax.results import Run
 
 if TYPE_CHECKING:
@@ -35,6 +35,21 @@ _DPI = 200
 _LOG_SPAN = 30.0
 _MAX_CELLS_WITH_TEXT = 16
 _MAX_LABEL_CHARACTERS = 80  # side by side below a map
+_SOFT = "0.35"
+
+# What a map shows and how to read it, by the name of its columns.
+_MAPS = {
+    "attention": (
+        "share of the loss on each state dimension",
+        "curvature of the loss in the prediction x variance of the change; sums to 1",
+    ),
+    "error": (
+        "model error, in standard deviations of the change",
+        "on hold-out rows; 1 is as bad as predicting the mean change",
+    ),
+}
+_LAST = 0.25  # the share of a seed's model fits that a map averages
+_MEANS = "Mean over seeds, for each seed over the last quarter of its model fits."
 
 
 def learning_curves(
@@ -88,14 +103,18 @@ def attention(
 ) -> Figure:
     """Which state dimensions each loss attends to, and what it pays elsewhere.
 
-    For each environment two maps, losses by dimensions, from each seed's last model
-    fit: the share of the loss's weight that a dimension gets (`weight_dim_0`, ...,
-    divided by their sum) and the model's error there in standard deviations of the
-    data (`error_dim_0`, ...). Means over the seeds that have finite numbers; the row
-    tells how many. The last dimensions are distractors where the config says so.
+    For each environment two maps, losses by dimensions. One shows the share of the loss
+    that a dimension has (`attention_dim_0`, ...): curvature of the loss in the
+    prediction times variance of the change, divided by the sum over dimensions, so that
+    units cancel. The other shows the model's hold-out error (`error_dim_0`, ...) in
+    standard deviations of the change: 1 is as bad as predicting the mean change.
+
+    Each seed gives the mean over the last quarter of its model fits. The maps show the
+    means over the seeds that have finite numbers there; the row tells how many. The
+    last dimensions are distractors where the config's `distractors` says so.
 
     Args:
-      runs: those without such columns are left out.
+      runs: those without a model are left out.
       path: where to write the PNG, if anywhere.
       dim_names: a name for each state dimension, in place of its number.
 
@@ -122,10 +141,12 @@ def attention(
             raise ValueError(
                 f"attention: {len(names)} dim_names; {env} has {dims} state dimensions"
             )
-        for axes, kind in zip(grid[2 * index :], ("weight", "error"), strict=False):
+        for axes, kind in zip(grid[2 * index :], _MAPS, strict=False):
             _draw_map(axes, members, names, kind)
             x_label = "state dimension" + _mark_distractors(axes, members, dims)
-            _label(axes, f"{env}: {_MAPS[kind]}", x_label, "")
+            title, meaning = _MAPS[kind]
+            _label(axes, f"{env}: {title}", x_label, "", note=meaning)
+    figure.supxlabel(_MEANS, x=0.01, ha="left", fontsize=10, color=_SOFT)
     return _finish(figure, path)
 
 
@@ -184,10 +205,20 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-_MAPS = {
-    "weight": "share of the loss's weight on each dimension",
-    "error": "model error in standard deviations of the data",
-}
+def num_dims(run: Run) -> int:
+    """How many state dimensions a run's `model.csv` tells of.
+
+    Args:
+      run: with or without model fits.
+
+    Returns:
+      The number, 0 without a model.
+    """
+    columns = run.model[0] if run.model else {}
+    return max(
+        sum(re.fullmatch(rf"{kind}_dim_\d+", name) is not None for name in columns)
+        for kind in _MAPS
+    )
 
 
 def _figure(height: float) -> Figure:
@@ -201,10 +232,7 @@ def _figure(height: float) -> Figure:
 
 def _finish(figure: Figure, path: str | os.PathLike | None) -> Figure:
     if path is not None:
-        try:
-            Path(path).write_bytes(png(figure))
-        except OSError as error:
-            raise results.ResultsError(f"plots: {path}: {error.strerror}") from None
+        files.write_bytes(path, png(figure))
     return figure
 
 
@@ -223,8 +251,17 @@ def _engineering():
     return EngFormatter(sep="")
 
 
-def _label(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(_plain(title), loc="left", fontsize=12, fontweight="bold")
+def _label(axes: Axes, title: str, x_label: str, y_label: str, note: str = "") -> None:
+    axes.set_title(
+        _plain(title),
+        loc="left",
+        fontsize=12,
+        fontweight="bold",
+        pad=20 if note else None,
+    )
+    if note:
+        above = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axes.annotate(note, (0, 1), (0, 6), fontsize=10, color=_SOFT, **above)
     axes.set_xlabel(_plain(x_label), fontsize=11)
     axes.set_ylabel(_plain(y_label), fontsize=11)
     axes.tick_params(labelsize=10)
@@ -236,7 +273,7 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _draw_line(axes, xs, found, label, style, marks: int) -> None:
+def _draw_line(axes, xs, found, label, style, *, marks: int) -> None:
     """One line with its band; `found` is `[T, 3]`: value, low, high."""
     value, low, high = np.asarray(found, dtype=float).T
     every = max(1, len(xs) // marks)
@@ -274,35 +311,29 @@ def _attention_groups(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
     """Runs by environment and number of state dimensions: a map has one width."""
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
-        dims = max(_num_dims(run, "weight"), _num_dims(run, "error"))
-        if dims:
+        if dims := num_dims(run):
             env = stats.env_of(run) if run.metrics else str(run.model[0].get("env", ""))
             groups.setdefault((env, dims), []).append(run)
     if not groups:
         raise ValueError(
-            "attention: no run has weight_dim_0 or error_dim_0 in model.csv"
+            "attention: no run has attention_dim_0 or error_dim_0 in model.csv"
         )
     return groups
 
 
-def _num_dims(run: Run, kind: str) -> int:
-    columns = run.model[0] if run.model else ()
-    return len([name for name in columns if re.fullmatch(rf"{kind}_dim_\d+", name)])
-
-
 def _per_dimension(run: Run, kind: str, dims: int) -> tuple[np.ndarray, int, int]:
     """Mean over seeds `[dims]`, how many seeds are in it, how many there are."""
-    last = {row["seed"]: row for row in run.model}.values()
-    table = [[row.get(f"{kind}_dim_{d}") for d in range(dims)] for row in last]
+    fits: dict[int, list] = {}
+    for row in sorted(run.model, key=lambda row: row["env_steps"]):
+        cells = [row.get(f"{kind}_dim_{d}") for d in range(dims)]
+        numbers = [v if isinstance(v, int | float) else np.nan for v in cells]
+        fits.setdefault(row["seed"], []).append(numbers)
     table = np.array(
-        [[v if isinstance(v, int | float) else np.nan for v in row] for row in table],
-        dtype=np.float64,
+        [
+            np.mean(rows[-math.ceil(_LAST * len(rows)) :], axis=0, dtype=np.float64)
+            for rows in fits.values()
+        ]
     )
-    if kind == "weight":
-        total = table.sum(axis=1, keepdims=True)
-        table = np.divide(
-            table, total, out=np.full_like(table, np.nan), where=total > 0
-        )
     usable = table[np.isfinite(table).all(axis=1)]
     mean = usable.mean(axis=0) if len(usable) else np.full(dims, np.nan)
     return mean, len(usable), len(table)
@@ -321,7 +352,7 @@ def _draw_map(axes, members: Sequence[Run], names: list[str], kind: str) -> None
     axes.set_facecolor("0.85")  # what is missing is grey, not the lowest colour
     bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.03)
     bar.ax.tick_params(labelsize=9)
-    if kind == "weight":
+    if kind == "attention":
         bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
     axes.hlines(np.arange(len(members))[1:] - 0.5, *axes.get_xlim(), "white", lw=1.5)
     labels = [
@@ -349,7 +380,7 @@ def _norm(values: np.ndarray):
 
 def _write_cells(axes, image, values: np.ndarray, kind: str) -> None:
     for (row, column), value in np.ndenumerate(values):
-        text = f"{100 * value:.2g}%" if kind == "weight" else f"{value:.2g}"
+        text = f"{100 * value:.2g}%" if kind == "attention" else f"{value:.2g}"
         is_dark = np.mean(image.cmap(image.norm(value))[:3]) < 0.5
         axes.text(
             column,
@@ -364,13 +395,8 @@ def _write_cells(axes, image, values: np.ndarray, kind: str) -> None:
 
 def _mark_distractors(axes: Axes, members: Sequence[Run], dims: int) -> str:
     """Draw the line before the first distractor; what the axis should say of it."""
-    counts = {
-        value
-        for run in members
-        for key, value in results.flatten(run.config).items()
-        if key.split(".")[-1] == "distractors" and isinstance(value, int)
-    }
-    first = dims - max(counts, default=0)
+    counts = [run.config.get("distractors", 0) for run in members]
+    first = dims - max((c for c in counts if isinstance(c, int)), default=0)
     if not 0 < first < dims:
         return ""
     axes.axvline(first - 0.5, color="white", linewidth=6)

@@ -75,8 +75,8 @@ def add(state: ReplayState, batch: Transition, valid: jax.Array) -> ReplayState:
     capacity, batch_size = state.capacity, batch.reward.shape[0]
     if batch_size > capacity:
         raise ValueError(
-            f"replay.add: batch of {batch_size} rows; at most the capacity, {capacity}; "
-            "raise the capacity or add in parts"
+            f"replay.add: batch of {batch_size} rows; at most the capacity, "
+            f"{capacity}; raise the capacity or add in parts"
         )
     rank = jnp.cumsum(valid) - 1  # the how-manieth valid row this is
     # Writes out of bounds are dropped, which is what invalid rows want.

@@ -22,8 +22,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vagram_jax import plots, results, stats
-from vagram_jax.results import ResultsError, Run
+from vagram_jax import files, plots, results, stats
+from vagram_jax.files import ResultsError
+from vagram_jax.results import Run
 
 _MAX_PICTURE = 20_000_000  # bytes; a page with more than that would not open
 
@@ -65,17 +66,17 @@ def write_report(
     try:
         summary = stats.summarise(evaluated, resamples=resamples)
         plots.learning_curves(evaluated, folder / "learning_curves.png")
-        if any("weight_dim_0" in row for run in evaluated for row in run.model[:1]):
+        if any(map(plots.num_dims, evaluated)):
             plots.attention(evaluated, folder / "attention.png", dim_names=dim_names)
     except ValueError as error:
         raise ResultsError(f"{folder}: {error}") from None
     sentences = verdict(summary)
-    results.write_json(
+    files.write_json(
         folder / "summary.json",
         {"verdict": sentences, "resamples": resamples, "runs": summary},
     )
     page = _page(folder, title or folder.name, runs, summary)
-    results.write_text(folder / "report.html", page)
+    files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -214,19 +215,10 @@ def _table(
 
 
 def _result(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    number = stats.format_number
-    rows = [
-        [
-            name,
-            row["env"],
-            number(row["iqm"]),
-            f"{number(row['low'])} to {number(row['high'])}",
-            f"{row['diverged']}/{row['seeds']}",
-            row["env_steps"],
-            "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
-        ]
-        for name, row in summary.items()
-    ]
+    rows = []
+    for name, row in summary.items():
+        *numbers, seconds = stats.cells(row)
+        rows.append([name, row["env"], *numbers, row["env_steps"], seconds])
     columns = ["run", "environment", "IQM", "95% interval", "diverged"]
     columns += ["environment steps", "seconds"]
     caption = (

@@ -37,17 +37,16 @@ _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)
 _STUDY_FILES = (".json", ".html", ".png")
 _RUN_FILES = ("config.json", "metrics.csv", "model.csv", "summary.json", "checkpoints")
 
-# What statistics and pictures read: text, whole numbers, numbers that may be missing.
-_METRICS = (("env", "loss"), ("seed", "env_steps"))
-_METRICS += (("return", "wall_time_s", "diverged_at"),)
-_MODEL = ((), ("seed", "env_steps"), ())
+# What statistics and pictures read of the two tables.
+_NUMBER = int | float | None
+_METRICS = {"env": str, "loss": str, "seed": int, "env_steps": int}
+_METRICS |= {"return": _NUMBER, "wall_time_s": _NUMBER, "diverged_at": _NUMBER}
+_MODEL = {"seed": int, "env_steps": int}
 
 _PACKAGES = ("vagram_jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint")
 _PACKAGES += ("numpy", "mujoco", "mujoco-mjx", "brax")
 # An absolute path up to its last part, wherever an argument holds one.
-_ABSOLUTE = re.compile(
-    r"(?<![\w.~)\]/\\-])(?:[A-Za-z]:)?[/\\](?:[^=,:]*[/\\])?(?=[^/\\])"
-)
+_ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^=,:]*[/\\])?(?=[^/\\])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +216,8 @@ def read_run(folder: str | os.PathLike) -> Run:
     record = files.read_json(folder / "config.json")
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise ResultsError(f"{folder / 'config.json'}: holds no config")
-    metrics, notes = _read_table(folder / "metrics.csv", *_METRICS)
-    model, more = _read_table(folder / "model.csv", *_MODEL)
+    metrics, notes = _read_table(folder / "metrics.csv", _METRICS)
+    model, more = _read_table(folder / "model.csv", _MODEL)
     notes += more
     finished = is_finished(folder)
     if not finished:
@@ -345,19 +344,19 @@ def _revision() -> str | None:
     return outputs[-1].decode(errors="replace").strip()
 
 
-def _read_table(path: Path, texts, whole, missable) -> tuple[list, list[str]]:
-    """The rows of a CSV that may be missing, its columns checked, and notes on it."""
+def _read_table(path: Path, columns: Mapping[str, Any]) -> tuple[list, list[str]]:
+    """The rows of a CSV, none if it is missing, and what to know of it."""
     if not path.exists():
         return [], []
     rows = files.read_rows(path)
-    if rows and (missing := {*texts, *whole, *missable} - set(rows[0])):
+    if rows and (missing := set(columns) - set(rows[0])):
         raise ResultsError(f"{path}:1: lacks the column {', '.join(sorted(missing))}")
     for number, row in enumerate(rows, start=2):
-        wrong = [name for name in whole if not isinstance(row[name], int)]
-        wrong += [n for n in missable if not isinstance(row[n], int | float | None)]
-        if wrong:
-            raise ResultsError(
-                f"{path}:{number}: {wrong[0]}={row[wrong[0]]!r}; a number is accepted"
-            )
+        for name, kind in columns.items():
+            if not isinstance(row[name], kind):
+                accepted = "text" if kind is str else "a number"
+                raise ResultsError(
+                    f"{path}:{number}: {name}={row[name]!r}; {accepted} is accepted"
+                )
     cut_off = f"{path.name}: the last line is cut off and was left out"
     return rows, [cut_off] if files.is_cut_off(path) else []

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import struct
 from tqdm import tqdm
 
-from vagram_jax import evaluate, mbpo, results, sac, stats
+from vagram_jax import evaluate, files, mbpo, sac
 from vagram_jax.config import ConfigError, static
 from vagram_jax.envs import base, episodes
 from vagram_jax.mbpo import MBPOConfig, MBPOState
@@ -229,8 +229,8 @@ def train_to_files(
     folder: Path,
     env_name: str,
     tell: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Trains and writes what happens as it happens; at last the summary.
+) -> dict[int, int]:
+    """Trains and writes what happens as it happens.
 
     Args:
       run: how long, how many, how often.
@@ -241,7 +241,7 @@ def train_to_files(
       tell: takes a line of text after each evaluation.
 
     Returns:
-      The run's summary, as `stats.summarise` has it, with `diverged_seeds`.
+      The seeds that diverged, each with the environment step.
 
     Raises:
       ConfigError: as `check`.
@@ -256,20 +256,16 @@ def train_to_files(
             bar.update(progress.env_steps - bar.n)
             if progress.metrics and config.loss != mbpo.NO_MODEL:
                 rows = _model_rows(progress, constant, run.first_seed)
-                results.append_rows(folder / "model.csv", rows)
+                files.append_rows(folder / "model.csv", rows)
             if progress.returns.size:
                 rows = _metric_rows(progress, constant, run.first_seed)
-                results.append_rows(folder / "metrics.csv", rows)
+                files.append_rows(folder / "metrics.csv", rows)
                 tell(_line(folder.name, progress, run, config))
-    found = results.read_run(folder)
-    summary = stats.summarise([found])[found.name]
-    summary["diverged_seeds"] = {
-        str(run.first_seed + i): int(step)
+    return {
+        run.first_seed + i: int(step)
         for i, step in enumerate(progress.diverged_at)
         if step >= 0
     }
-    results.write_json(folder / "summary.json", summary)
-    return summary
 
 
 def _metric_rows(progress: Progress, constant, first_seed: int) -> list[dict]:
@@ -297,7 +293,7 @@ def _number(progress: Progress, name: str, seed: int) -> float | None:
 
 
 def _model_rows(progress: Progress, constant, first_seed: int) -> list[dict]:
-    """One row per seed: the fit's metrics, a vector's entries in columns of their own."""
+    """One row per seed; the entries of a vector get columns of their own."""
     rows = []
     for i in range(len(progress.diverged_at)):
         row = constant | {"seed": first_seed + i, "env_steps": progress.env_steps}

@@ -152,9 +152,8 @@ def policy(state: SACState, *, config: SACConfig) -> ActFn:
     Returns:
       `(key, obs)` to an action.
     """
-    return jax.tree_util.Partial(
-        lambda actor, key, obs: act(key, actor, obs, config=config), state.actor
-    )
+    # The config goes in as data: then each agent is a call of the same program.
+    return jax.tree_util.Partial(_act, state.actor, config=config)
 
 
 def value_fn(state: SACState, *, config: SACConfig) -> ValueFn:
@@ -176,9 +175,8 @@ def value_fn(state: SACState, *, config: SACConfig) -> ValueFn:
     both = jax.tree.map(
         lambda *pair: jnp.concatenate(pair), state.critics, state.target_critics
     )
-    return jax.tree_util.Partial(
-        partial(_values, config=config), *jax.lax.stop_gradient((state.actor, both))
-    )
+    frozen = jax.lax.stop_gradient((state.actor, both))
+    return jax.tree_util.Partial(_values, *frozen, config=config)
 
 
 def update(
@@ -199,12 +197,7 @@ def update(
     """
     key_next, key_now = jax.random.split(key)
     target = bellman_target(key_next, state, batch, config=config)
-    (critic_loss, q), gradient = jax.value_and_grad(_critic_loss, has_aux=True)(
-        state.critics, batch, target, config
-    )
-    critics, critic_opt = _descend(
-        config.critic_learning_rate, gradient, state.critic_opt, state.critics
-    )
+    critics, critic_opt, critic_loss, q = _update_critics(state, batch, target, config)
     temperature = jnp.exp(state.log_temperature)
     actor_grad = jax.value_and_grad(partial(_actor_loss, config=config), has_aux=True)
     (actor_loss, log_prob), gradient = actor_grad(
@@ -284,6 +277,16 @@ def tanh_gaussian_log_prob(
     return jnp.sum(gaussian - correction, axis=-1)
 
 
+def _update_critics(state: SACState, batch, target, config):
+    (loss, q), gradient = jax.value_and_grad(_critic_loss, has_aux=True)(
+        state.critics, batch, target, config
+    )
+    critics, critic_opt = _descend(
+        config.critic_learning_rate, gradient, state.critic_opt, state.critics
+    )
+    return critics, critic_opt, loss, q
+
+
 def _critic_loss(critics, batch, target, config):
     """The mean over the batch of the critics' summed squared errors."""
     q = _apply_critics(critics, batch.obs, batch.action, config)  # [2, B]
@@ -307,6 +310,10 @@ def _update_temperature(state: SACState, log_prob, action_dim: int, config):
         state.temperature_opt,
         state.log_temperature,
     )
+
+
+def _act(actor, key, obs, *, config: SACConfig) -> jax.Array:
+    return act(key, actor, obs, config=config)
 
 
 def _values(actor, critics, state, *, config: SACConfig) -> jax.Array:

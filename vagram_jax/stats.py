@@ -28,7 +28,13 @@ _BLOCK = 2_000_000
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval, all in the units of the data."""
+    """An estimate with its interval, all in the units of the data.
+
+    Attributes:
+      value: the estimate.
+      low: lower end of the interval, NaN with too few seeds.
+      high: upper end, likewise.
+    """
 
     value: float
     low: float
@@ -374,17 +380,7 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
       Lines of equal length, without an end of line after the last.
     """
     lines = [["loss", "IQM", "95% interval", "diverged", "seconds"]]
-    for name, row in summary.items():
-        ends = f"[{format_number(row['low'])}, {format_number(row['high'])}]"
-        lines.append(
-            [
-                name,
-                format_number(row["iqm"]),
-                ends if math.isfinite(row["low"]) else f"under {MIN_SEEDS} seeds",
-                f"{row['diverged']}/{row['seeds']}",
-                "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
-            ]
-        )
+    lines += [[name, *cells(row)] for name, row in summary.items()]
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     return "\n".join(
         "  ".join(
@@ -393,6 +389,26 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
         )
         for line in lines
     )
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """The numbers of one run as text, for a table.
+
+    Args:
+      row: one of `summarise`.
+
+    Returns:
+      The IQM, its interval, how many of how many seeds diverged, and the seconds.
+    """
+    ends = f"[{format_number(row['low'])}, {format_number(row['high'])}]"
+    if not math.isfinite(row["low"]):
+        ends = f"under {MIN_SEEDS} seeds" if row["seeds"] < MIN_SEEDS else "-"
+    return [
+        format_number(row["iqm"]),
+        ends,
+        f"{row['diverged']}/{row['seeds']}",
+        "-" if row["seconds"] is None else f"{row['seconds']:.0f}",
+    ]
 
 
 def format_number(value: float | None) -> str:

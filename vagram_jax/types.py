@@ -71,7 +71,7 @@ class ValueFn(Protocol):
 
 
 class PredictFn(Protocol):
-    """A dynamics model. Normalising, differencing and ensembling are its own business."""
+    """A dynamics model; normalising and ensembling are its own business."""
 
     def __call__(self, params, obs: jax.Array, action: jax.Array) -> Prediction:
         """`[B, obs_dim], [B, action_dim]` to a `Prediction`, or a plain tuple like it.

@@ -1,8 +1,8 @@
 """What a loss weights its errors with: how much a value depends on each dimension.
 
-Comes in: a value function and real successors. Goes out: weights, `[B, obs_dim]`. They
-depend on data and value function alone, never on the model, so a fit with a frozen value
-function prepares them once for all of its data.
+Comes in: a value function and real successors. Goes out: weights, `[B, obs_dim]`.
+They depend on data and value function alone, never on the model, so a fit with a frozen
+value function prepares them once for all of its data.
 """
 
 from __future__ import annotations
@@ -125,12 +125,12 @@ def check_value_fn(value_fn: ValueFn, obs_dim: int, dtype=jnp.float32) -> None:
     given = f"value_fn: value_fn(state [{obs_dim}])"
     if not hasattr(value, "shape"):
         raise ValueError(
-            f"{given} is a {type(value).__name__}; it must be one array, a scalar or [K]"
+            f"{given} is a {type(value).__name__}; it must be an array, a scalar or [K]"
         )
     if len(value.shape) > 1:
         raise ValueError(
-            f"{given} has shape {list(value.shape)}; it must be a scalar or [K]; it gets "
-            "one state, without a batch axis"
+            f"{given} has shape {list(value.shape)}; it must be a scalar or [K]; it "
+            "gets one state, without a batch axis"
         )
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise ValueError(
@@ -250,7 +250,7 @@ def from_variances(
 
 
 def _clip(gradients: jax.Array, where, quantile: float) -> jax.Array:
-    """Each function's gradients `[..., K, obs_dim]`, shrunk to a quantile of the norm."""
+    """Each function's gradients, shrunk to a quantile of their norm."""
     if quantile == 1.0:
         return gradients
     norms = jnp.sqrt(jnp.sum(jnp.square(gradients), axis=-1))  # [..., K]

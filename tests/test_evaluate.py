@@ -1,0 +1,137 @@
+"""Returns of a policy: against a loop over the steps of an episode."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import probe_envs
+import pytest
+
+from vagram_jax import envs, evaluate
+
+EPISODES, LENGTH = 8, 6
+
+
+class Decay:
+    """A state that halves and is pushed; the reward is the state before the step.
+
+    So an episode of one step has its start as its return, and a start gives all of an
+    episode. It ends for good below `end`.
+    """
+
+    observation_size = 1
+    action_size = 1
+
+    def __init__(self, end=-np.inf):
+        self._end = end
+
+    def reset(self, key):
+        start = jax.random.uniform(key, (1,), minval=1.0, maxval=9.0)
+        return envs.State(
+            pipeline_state=(),
+            obs=start,
+            reward=jnp.zeros(()),
+            done=jnp.zeros(()),
+            metrics={},
+            info={},
+        )
+
+    def step(self, state, action):
+        obs = 0.5 * state.obs + action
+        done = jnp.float32(obs[0] < self._end)
+        return state.replace(obs=obs, reward=state.obs[0], done=done)
+
+
+def push(key, obs):
+    del key
+    return 0.1 * jnp.tanh(obs)
+
+
+def noise(key, obs):
+    return jax.random.uniform(key, obs.shape, minval=-1.0)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("act", "env", "episode_length", "num_episodes")
+)
+def returns(act, env, *, seed=0, episode_length=LENGTH, num_episodes=EPISODES):
+    return evaluate.returns(
+        jax.random.key(seed),
+        act,
+        env=env,
+        episode_length=episode_length,
+        num_episodes=num_episodes,
+    )
+
+
+@pytest.mark.parametrize("end", [-np.inf, 0.5])
+def test_returns_equal_a_loop_over_the_steps(end):
+    starts, _ = returns(push, Decay(), episode_length=1)
+    found, lengths = returns(push, Decay(end))
+    for start, total, length in zip(starts, found, lengths, strict=True):
+        obs, wanted, steps = float(start), 0.0, 0
+        while steps < LENGTH and (steps == 0 or obs >= end):
+            wanted, steps = wanted + obs, steps + 1
+            obs = 0.5 * obs + 0.1 * np.tanh(obs)
+        np.testing.assert_allclose(total, wanted, rtol=1e-5)  # sums in float32
+        assert length == steps
+    # Otherwise one of the two ends would not have been tried.
+    assert (len(np.unique(lengths)) > 1) == (end == 0.5)
+
+
+def test_returns_start_each_episode_elsewhere():
+    starts, _ = returns(push, Decay(), episode_length=1)
+    assert len(np.unique(starts)) == EPISODES
+
+
+def test_returns_depend_on_the_key():
+    first, _ = returns(push, Decay(), seed=0)
+    second, _ = returns(push, Decay(), seed=1)
+    assert not set(np.asarray(first)) & set(np.asarray(second))
+
+
+def test_returns_give_the_policy_a_new_key_at_each_step():
+    seen = []
+
+    def act(key, obs):
+        action = noise(key, obs)
+        jax.debug.callback(lambda a: seen.append(float(a[0])), action)
+        return action
+
+    # JAX's own check for reused keys can't be asked: it refuses any loop over keys that
+    # were split under vmap.
+    jax.block_until_ready(returns(act, Decay()))
+    jax.effects_barrier()
+    assert len(set(seen)) == len(seen) == EPISODES * LENGTH
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        (probe_envs.Counter(), LENGTH),  # the limit cuts
+        (probe_envs.Counter(ends_after=4), 4),
+        (probe_envs.Counter(ends_after=LENGTH), LENGTH),
+        (probe_envs.Counter(ends_after=1), 1),
+        (probe_envs.Counter(nan_at=3, nan_in="reward"), 2),
+        (probe_envs.Counter(nan_at=3, nan_in="obs"), 2),
+        (probe_envs.Counter(nan_at=1, nan_in="reward"), 0),
+    ],
+)
+def test_returns_count_the_steps_until_an_end(env, wanted):
+    found, lengths = returns(noise, env, num_episodes=2)
+    # One for each step: what comes after the end, or isn't finite, adds nothing.
+    np.testing.assert_array_equal(found, np.full(2, wanted))
+    np.testing.assert_array_equal(lengths, np.full(2, wanted))
+
+
+def test_returns_take_a_policy_as_data():
+    policy = jax.tree_util.Partial(lambda gain, key, obs: gain * obs, jnp.float32(0.25))
+    run = jax.jit(
+        lambda act: evaluate.returns(
+            jax.random.key(0), act, env=Decay(), episode_length=2, num_episodes=2
+        )
+    )
+    starts, _ = returns(push, Decay(), episode_length=1, num_episodes=2)
+    # The state before each step: the start, then half of it and a quarter of it.
+    np.testing.assert_allclose(run(policy)[0], 1.75 * starts, rtol=1e-6)  # float32

@@ -1,0 +1,272 @@
+"""Fitting: it learns, and from the right rows, for as long as it should."""
+
+import dataclasses
+
+import fit_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from fit_cases import CONFIG, HELD, MEMBERS, SIZE, THREE_EPOCHS
+
+from vagram_jax import dynamics, fit, losses
+
+# Sums of float32 in another order, over some dozen rows and steps.
+CLOSE = 1e-5
+ALL = sorted(losses.LOSSES)
+
+
+def adam_steps(state):
+    return int(optax.tree_utils.tree_get(state.opt_state, "count"))
+
+
+def test_fit_finds_a_linear_system():
+    config = CONFIG.replace(learning_rate=0.03, max_epochs=150, min_improvement=0.0)
+    _, metrics = fit_cases.run(config=config)
+    # The targets' variances are of about one; Adam's last steps jitter by less than
+    # a hundredth of a weight.
+    assert np.all(metrics["model/holdout_loss"] < 1e-3)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fit_lowers_each_registered_loss(name):
+    model = fit_cases.MODEL
+    if losses.get(name).gaussian:
+        model = dataclasses.replace(model, head="gaussian")
+    state = fit_cases.make_state(model=model)
+    config = CONFIG.replace(learning_rate=0.03)
+    _, start = fit_cases.run(state, config=THREE_EPOCHS, loss=name)
+    new, end = fit_cases.run(state, config=config, loss=name)
+    if not losses.get(name).gaussian:  # a likelihood may be below zero, and improve
+        assert start["model/epochs"] == 3
+    scores = end["model/holdout_loss"]
+    assert np.all(np.isfinite(scores))
+    assert np.all(scores < start["model/holdout_loss"])
+    np.testing.assert_array_equal(new.elites, np.argsort(scores)[:2])
+    np.testing.assert_allclose(end["model/attention_dim"].sum(), 1.0, rtol=CLOSE)
+    assert np.all(np.isfinite(end["model/error_dim"]))
+
+
+def test_fit_scores_the_parameters_that_it_returns():
+    # Steps so large that the last parameters are not the best.
+    config = CONFIG.replace(learning_rate=0.5)
+    data = fit_cases.make_data(spread=0.5)
+    new, metrics = fit_cases.run(data=data, config=config)
+    held, _ = fit_cases.split(data)
+    for index in range(MEMBERS):
+        network = fit_cases.member(new.params.network, index)
+        errors = fit_cases.squared_errors(network, new.params, data, held)
+        np.testing.assert_allclose(
+            metrics["model/holdout_loss"][index], errors.mean(), rtol=CLOSE
+        )
+
+
+def test_fit_keeps_the_parameters_that_no_epoch_improved():
+    state = fit_cases.make_state()
+    new, metrics = fit_cases.run(state, config=CONFIG.replace(learning_rate=1e3))
+    fit_cases.assert_identical(new.params.network, state.params.network)
+    assert metrics["model/epochs"] == CONFIG.patience
+
+
+def test_fit_stops_at_max_epochs():
+    new, metrics = fit_cases.run(config=CONFIG.replace(learning_rate=0.01))
+    assert metrics["model/epochs"] == CONFIG.max_epochs
+    assert adam_steps(new) == 3 * CONFIG.max_epochs
+
+
+def test_fit_counts_as_improved_only_what_improves_enough():
+    config = CONFIG.replace(learning_rate=0.01, min_improvement=0.9)
+    _, metrics = fit_cases.run(config=config)
+    assert metrics["model/epochs"] == CONFIG.patience
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_fit_passes_once_over_the_rows_of_each_member(bootstrap):
+    # Steps too small to move: the mean over an epoch is that over the rows.
+    config = THREE_EPOCHS.replace(bootstrap=bootstrap, learning_rate=1e-30)
+    state, data = fit_cases.make_state(), fit_cases.make_data()
+    new, metrics = fit_cases.run(state, data, config)
+    _, rows = fit_cases.split(data, bootstrap=bootstrap)
+    for index in range(MEMBERS):
+        network = fit_cases.member(state.params.network, index)
+        errors = fit_cases.squared_errors(network, new.params, data, rows[index])
+        np.testing.assert_allclose(
+            metrics["model/train_loss"][index], errors.mean(), rtol=CLOSE
+        )
+
+
+def test_fit_wraps_the_last_minibatch_around():
+    data = fit_cases.make_data(size=30)  # 23 to train on: two minibatches of 16
+    new, metrics = fit_cases.run(data=data, config=THREE_EPOCHS)
+    assert adam_steps(new) == 2 * metrics["model/epochs"]
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_split_trains_on_no_held_out_row(bootstrap):
+    held, rows = fit_cases.split(fit_cases.make_data(), bootstrap=bootstrap)
+    assert held.shape == (HELD,)
+    assert rows.shape == (MEMBERS, SIZE - HELD)
+    assert not set(held) & set(rows.ravel())
+    assert set(held) | set(rows.ravel()) <= set(range(SIZE))
+
+
+def test_split_shares_all_rows_without_bootstrap():
+    held, rows = fit_cases.split(fit_cases.make_data(), bootstrap=False)
+    for drawn in rows:
+        np.testing.assert_array_equal(np.sort([*held, *drawn]), np.arange(SIZE))
+
+
+def test_split_resamples_the_rows_of_each_member():
+    _, rows = fit_cases.split(fit_cases.make_data())
+    counts = [np.bincount(drawn, minlength=SIZE) for drawn in rows]
+    assert len({tuple(count) for count in counts}) == MEMBERS
+    # With replacement: 1/e of 48 rows, 18, are left out, with a deviation below 3.
+    assert all(5 < np.sum(count[rows.min() :] == 0) - HELD < 31 for count in counts)
+
+
+def test_split_holds_out_other_rows_for_another_key():
+    data = fit_cases.make_data()
+    first, second = (set(fit_cases.split(data, seed)[0]) for seed in (0, 1))
+    assert first != second
+
+
+def test_split_holds_out_no_more_than_max_holdout():
+    held, rows = fit_cases.split(fit_cases.make_data(), max_holdout=5)
+    assert held.shape == (5,)
+    assert rows.shape == (MEMBERS, SIZE - 5)
+
+
+def test_split_holds_out_one_row_of_two():
+    held, rows = fit_cases.split(fit_cases.make_data(size=2))
+    assert held.shape == (1,)
+    np.testing.assert_array_equal(rows, np.full((MEMBERS, 1), 1 - held[0]))
+
+
+def test_split_without_holdout_scores_on_training_rows():
+    held, rows = fit_cases.split(fit_cases.make_data(), holdout=0.0, bootstrap=False)
+    np.testing.assert_array_equal(np.sort(held), np.arange(SIZE))
+    np.testing.assert_array_equal(np.sort(rows[0]), np.arange(SIZE))
+
+
+def test_fit_learns_nothing_from_held_out_rows():
+    data = fit_cases.make_data()
+    held, _ = fit_cases.split(data)
+    absurd = fit_cases.with_targets(data, held, 1e6)
+    clean, clean_metrics = fit_cases.run(data=data, config=THREE_EPOCHS)
+    found, metrics = fit_cases.run(data=absurd, config=THREE_EPOCHS)
+    # The optimiser has seen every gradient of the fit, also those after the best score.
+    fit_cases.assert_identical(found.opt_state, clean.opt_state)
+    fit_cases.assert_identical(
+        metrics["model/train_loss"], clean_metrics["model/train_loss"]
+    )
+    assert np.all(metrics["model/holdout_loss"] > 1e9)
+
+
+def test_fit_draws_the_rows_of_a_member_once():
+    data = fit_cases.make_data()
+    held, rows = fit_cases.split(data)
+    never_seen = sorted(set(range(SIZE)) - set(held) - set(rows[0]))
+    absurd = fit_cases.with_targets(data, never_seen, 1e6)
+    clean, _ = fit_cases.run(data=data, config=THREE_EPOCHS)
+    found, metrics = fit_cases.run(data=absurd, config=THREE_EPOCHS)
+    fit_cases.assert_identical(*(fit_cases.member(s.opt_state, 0) for s in (found, clean)))
+    assert np.all(metrics["model/train_loss"][1:] > 1e6)
+
+
+@pytest.mark.parametrize("name", ["mse", "vagram", "mse_normalized"])
+def test_fit_never_reads_unwritten_rows(name):
+    config = CONFIG.replace(learning_rate=0.01)
+    found = fit_cases.run(data=fit_cases.make_data(), config=config, loss=name)
+    zeros = fit_cases.make_data(unwritten=0.0)
+    fit_cases.assert_identical(found, fit_cases.run(data=zeros, config=config, loss=name))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("name", ["vagram", "vagram_unbounded"])
+def test_fit_with_weights_prepared_equals_weights_at_each_step(name):
+    config = CONFIG.replace(learning_rate=0.01)
+    afresh = losses.get(name)._replace(prepare=None)
+    found, metrics = fit_cases.run(config=config, loss=name)
+    wanted, wanted_metrics = fit_cases.run(config=config, loss=afresh)
+    assert metrics["model/epochs"] == wanted_metrics["model/epochs"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=CLOSE),
+        (found.params.network, metrics["model/holdout_loss"]),
+        (wanted.params.network, wanted_metrics["model/holdout_loss"]),
+    )
+
+
+def test_fit_reports_the_error_in_deviations_of_the_change():
+    data = fit_cases.make_data()
+    state = fit_cases.make_state()
+    zero = jax.tree.map(np.zeros_like, state.params.network)
+    config = THREE_EPOCHS.replace(learning_rate=1e-30)
+    state = state.replace(params=state.params.replace(network=zero))
+    _, metrics = fit_cases.run(state, data, config)
+    held, _ = fit_cases.split(data)
+    change = (data.data.next_obs - data.data.obs)[held]
+    # A model that predicts no change errs by the change itself.
+    wanted = np.sqrt(np.mean(change**2, axis=0) / np.var(change, axis=0))
+    np.testing.assert_allclose(metrics["model/error_dim"], wanted, rtol=CLOSE)
+
+
+def test_fit_uses_each_key_once(key_reuse):
+    _, metrics = fit_cases.run()
+    assert np.all(np.isfinite(metrics["model/holdout_loss"]))
+
+
+def gaussian(bounds):
+    return dataclasses.replace(
+        fit_cases.MODEL, head="gaussian", log_var_bounds=bounds
+    )
+
+
+def test_fit_of_constant_targets_lowers_the_log_variance_to_its_bound():
+    data = fit_cases.make_data()
+    data = data.replace(
+        data=data.data.replace(next_obs=data.data.obs, reward=np.zeros(80, np.float32))
+    )
+    state = fit_cases.make_state(model=gaussian("fixed"))
+    config = CONFIG.replace(
+        learning_rate=0.05, max_epochs=300, patience=300, min_improvement=0.0
+    )
+    new, metrics = fit_cases.run(state, data, config, loss="mle")
+    assert np.all(np.isfinite(metrics["model/train_loss"]))
+    obs, action = np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32)
+    before = jax.jit(dynamics.predict)(state.params, obs, action).log_var
+    after = jax.jit(dynamics.predict)(new.params, obs, action).log_var
+    # Down from about -0.5 to where Adam's jitter is what is left of the error, e^-5.
+    assert np.all(before > -1.5)
+    assert np.all((after < -5.0) & (after >= -10.0))
+
+
+@pytest.mark.parametrize(("bounds", "pull"), [("learned", 0.01), ("fixed", 0.0)])
+def test_fit_pulls_learned_bounds_together(bounds, pull):
+    state = fit_cases.make_state(model=gaussian(bounds))
+    problem = fit._problem(state.params, None, None, losses.get("mle"))
+    network = fit_cases.member(state.params.network, 0)
+    batch = jax.tree.map(lambda x: x[:8], fit_cases.make_data().data), None
+    with_pull = jax.jit(jax.grad(problem.objective))(network, batch)["params"]
+    without = jax.jit(jax.grad(problem.loss))(network, batch)["params"]
+    for name, sign in (("max_log_var", 1.0), ("min_log_var", -1.0)):
+        # float32 beside gradients of about one.
+        found = with_pull[name] - without[name]
+        np.testing.assert_allclose(found, sign * pull, atol=1e-6)
+        if bounds == "fixed":
+            np.testing.assert_array_equal(with_pull[name], 0.0)
+    np.testing.assert_array_equal(
+        with_pull["mlp"]["Dense_0"]["kernel"], without["mlp"]["Dense_0"]["kernel"]
+    )
+
+
+def test_fit_decays_kernels_only():
+    network = fit_cases.make_state(model=gaussian("learned")).params.network
+    network = jax.tree.map(lambda x: x + 1.0, network)
+    optimizer = fit._optimizer(fit.FitConfig(learning_rate=0.5, weight_decay=0.1))
+    still = jax.tree.map(jnp.zeros_like, network)
+    updates, _ = optimizer.update(still, optimizer.init(network), network)
+    kernel = network["params"]["mlp"]["Dense_0"]["kernel"]
+    found = updates["params"]["mlp"]["Dense_0"].pop("kernel")
+    np.testing.assert_allclose(found, -0.5 * 0.1 * kernel, rtol=1e-6)  # float32
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0.0), updates)

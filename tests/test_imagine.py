@@ -1,0 +1,236 @@
+"""Imagined rollouts: of an exact model they are real ones, and they end in time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vagram_jax import config, dynamics, imagine
+
+HORIZON = 5
+CONFIG = dynamics.DynamicsConfig(hidden=(), num_members=3, num_elites=2)
+ELITES = jnp.array([2, 0])
+
+
+def linear_model(gains, shifts, obs_dim=1):
+    """Members that add `gain * obs + shift` to a state; the reward is its first entry.
+
+    Args:
+      gains: one `[obs_dim + 1, obs_dim]` matrix for each member, or numbers for one.
+      shifts: one number for each member.
+    """
+    empty = dynamics.init_dynamics(
+        jax.random.key(0), obs_dim=obs_dim, action_dim=1, config=CONFIG
+    )
+    kernel = np.zeros((3, obs_dim + 1, obs_dim + 1), np.float32)
+    bias = np.zeros((3, obs_dim + 1), np.float32)
+    kernel[:, 0, obs_dim] = 1.0
+    for member in range(3):
+        kernel[member, :, :obs_dim] = gains[member]
+        bias[member, :obs_dim] = shifts[member]
+    network = {"params": {"mlp": {"Dense_0": {"kernel": kernel, "bias": bias}}}}
+    return empty.replace(network=network)
+
+
+def counting_model(shifts=(1.0, 1.0, 1.0)):
+    return linear_model([np.zeros((2, 1))] * 3, shifts)
+
+
+def swing(key, obs):
+    """A policy without noise."""
+    del key
+    return jnp.tanh(obs[..., :1])
+
+
+def noise(key, obs):
+    return jax.random.uniform(key, (*obs.shape[:-1], 1), minval=-1.0)
+
+
+def never(obs, action, next_obs):
+    return jnp.bool_(False)
+
+
+def above_two(obs, action, next_obs):
+    return next_obs[0] >= 2.0
+
+
+@functools.partial(jax.jit, static_argnames=("act", "termination", "max_horizon"))
+def run(
+    params, start, *, act=swing, termination=never, seed=0, horizon=5, max_horizon=5
+):
+    return imagine.imagine(
+        jax.random.key(seed),
+        params,
+        ELITES,
+        jnp.asarray(start, jnp.float32),
+        act=act,
+        termination=termination,
+        horizon=horizon,
+        max_horizon=max_horizon,
+    )
+
+
+def column(*numbers):
+    return np.float32(numbers)[:, None]
+
+
+def test_imagine_of_an_exact_model_equals_the_real_steps():
+    gain = np.float32([[-0.1, 0.3], [-0.3, -0.1], [0.2, 0.5]])
+    start = np.float32([[1.0, 0.0], [-0.5, 2.0], [0.0, 0.1]])
+    params = linear_model([gain] * 3, [0.05] * 3, obs_dim=2)
+    rollouts, valid = run(params, start)
+    obs = np.float64(start)
+    for t in range(HORIZON):
+        action = np.tanh(obs[:, :1])
+        next_obs = obs + np.concatenate([obs, action], 1) @ gain + 0.05
+        # float32: a few roundings of numbers of about one.
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+        close(rollouts.obs[t], obs)
+        close(rollouts.action[t], action)
+        close(rollouts.reward[t], obs[:, 0])
+        close(rollouts.next_obs[t], next_obs)
+        obs = next_obs
+    assert valid.all()
+
+
+def test_imagine_goes_on_from_its_own_successors():
+    rollouts, _ = run(counting_model(), column(0.0, -7.0), act=noise)
+    np.testing.assert_array_equal(rollouts.obs[1:], rollouts.next_obs[:-1])
+
+
+def test_imagine_stops_after_a_termination():
+    # Terminates at the second step, at once, never within the horizon.
+    starts = column(0.0, 1.0, -10.0)
+    rollouts, valid = run(counting_model(), starts, termination=above_two)
+    np.testing.assert_array_equal(valid.sum(axis=0), [2, 1, 5])
+    np.testing.assert_array_equal(valid[:, 0], [True, True, False, False, False])
+    np.testing.assert_array_equal(rollouts.terminated[:2, 0], [False, True])
+
+
+def test_imagine_asks_termination_of_the_whole_step():
+    def asks(obs, action, next_obs):
+        return (obs[0] == 1.0) & (action[0] == jnp.tanh(1.0)) & (next_obs[0] == 2.0)
+
+    rollouts, valid = run(counting_model(), column(0.0), termination=asks)
+    np.testing.assert_array_equal(valid[:, 0], [True, True, False, False, False])
+    np.testing.assert_array_equal(rollouts.terminated[:2, 0], [False, True])
+
+
+def test_imagine_marks_nothing_as_truncated():
+    rollouts, _ = run(counting_model(), column(0.0, 1.0), termination=above_two)
+    assert not rollouts.truncated.any()
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 5])
+def test_imagine_is_valid_within_the_horizon_only(horizon):
+    _, valid = run(counting_model(), column(0.0, 1.0), act=noise, horizon=horizon)
+    np.testing.assert_array_equal(
+        valid, np.arange(HORIZON)[:, None] < np.full(2, horizon)
+    )
+
+
+def test_imagine_begins_alike_for_every_horizon():
+    short, _ = run(counting_model(), column(0.0, 1.0), act=noise, horizon=1)
+    long, _ = run(counting_model(), column(0.0, 1.0), act=noise, horizon=5)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), short, long)
+
+
+def test_imagine_with_another_horizon_is_the_same_program():
+    traces = []
+
+    def act(key, obs):
+        traces.append(None)
+        return noise(key, obs)
+
+    run(counting_model(), column(0.0), act=act, horizon=1)
+    count = len(traces)
+    run(counting_model(), column(0.0), act=act, horizon=4)
+    assert len(traces) == count
+
+
+def test_imagine_stops_where_a_number_is_not_finite():
+    # Grows by 1e19 a step: from 1 to infinity in the third step, from 1e38 in the first.
+    params = linear_model([np.float32([[1e19], [0.0]])] * 3, [0.0] * 3)
+    rollouts, valid = run(params, column(1.0, 1e38, 0.0))
+    np.testing.assert_array_equal(valid.sum(axis=0), [2, 0, 5])
+    assert all(
+        np.isfinite(x[valid]).all()
+        for x in (rollouts.obs, rollouts.action, rollouts.reward, rollouts.next_obs)
+    )
+
+
+def test_imagine_stops_where_the_reward_alone_is_nan():
+    params = counting_model()
+    layer = params.network["params"]["mlp"]["Dense_0"]
+    layer["kernel"][:, 0, 1] = 1e38
+    # The reward is 1e38 times the state: infinite from the fourth state, 4, on.
+    _, valid = run(params, column(1.0))
+    np.testing.assert_array_equal(valid[:, 0], [True, True, True, False, False])
+
+
+def test_imagine_draws_a_new_elite_for_each_step_and_row():
+    shifts = (1.0, 100.0, 10.0)  # the second is no elite
+    rollouts, _ = run(counting_model(shifts), np.zeros((50, 1)))
+    steps = np.asarray(rollouts.next_obs - rollouts.obs)[..., 0]
+    assert set(np.unique(steps)) == {1.0, 10.0}
+    assert len(np.unique(steps, axis=0)) == HORIZON
+    # 50 rows with 32 ways: more than half of these are seen.
+    assert len(np.unique(steps, axis=1).T) > 16
+
+
+def test_imagine_differs_from_key_to_key_and_step_to_step():
+    first, second = (
+        run(counting_model(), np.zeros((4, 1)), act=noise, seed=seed)[0].action
+        for seed in (0, 1)
+    )
+    assert len(np.unique([first, second])) == 2 * HORIZON * 4
+
+
+def test_imagine_uses_each_key_once(key_reuse):
+    del key_reuse
+    _, valid = run(counting_model(), column(0.0, 1.0), act=noise)
+    assert valid.all()
+
+
+def test_scheduled_of_one_number_is_that_number():
+    assert imagine.scheduled((3,), 10_000) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("step", "wanted"), [(0, 1.0), (100, 1.0), (150, 8.0), (200, 15.0), (999, 15.0)]
+)
+def test_scheduled_is_linear_between_its_steps(step, wanted):
+    assert imagine.scheduled((1, 15, 100, 200), step) == wanted
+
+
+def test_scheduled_may_fall():
+    assert imagine.scheduled((1.0, 0.5, 0, 100), jnp.int32(50)) == 0.75
+
+
+@pytest.mark.parametrize(("horizon", "wanted"), [((3,), 3), ((1, 15, 20, 100), 15)])
+def test_max_horizon_is_the_longest_of_the_schedule(horizon, wanted):
+    assert imagine.max_horizon(imagine.ImagineConfig(horizon=horizon)) == wanted
+
+
+@pytest.mark.parametrize("schedule", [(1,), (0.5,), (1, 15, 0, 100), (9, 1, 5, 6)])
+def test_check_schedule_takes_one_number_or_four(schedule):
+    imagine.check_schedule("imagine.horizon", schedule)
+
+
+@pytest.mark.parametrize("schedule", [(), (1, 2), (1, 2, 3), (1, 2, 5, 5), (1, 2, 6, 5)])
+def test_check_schedule_refuses_another_form_by_its_key(schedule):
+    with pytest.raises(config.ConfigError, match="my.key=.*one number, or four"):
+        imagine.check_schedule("my.key", schedule)
+
+
+@pytest.mark.parametrize("horizon", [(0,), (0, 5, 1, 2), (5, 0, 1, 2)])
+def test_check_refuses_a_horizon_of_zero(horizon):
+    with pytest.raises(config.ConfigError, match="imagine.horizon=.*at least 1"):
+        imagine.check(imagine.ImagineConfig(horizon=horizon))
+
+
+def test_check_refuses_what_is_no_schedule():
+    with pytest.raises(config.ConfigError, match="imagine.horizon"):
+        imagine.check(imagine.ImagineConfig(horizon=(1, 2)))

@@ -75,7 +75,7 @@ def run_all(
             *place,
             name,
             settings[0] | settings[1] | settings[2],
-            device=_device(),
+            device=device(),
             overwrite=OVERWRITE.value,
         )
         print(f"{name}: compiling and warming up {run.num_seeds} seeds", flush=True)
@@ -108,6 +108,16 @@ def show(folder: Path, names: list[str]) -> None:
     print(f"report: {page}")
 
 
+def device() -> str:
+    """What programs run on, in words.
+
+    Returns:
+      Number and kind of the devices.
+    """
+    kind = jax.devices()[0]
+    return f"{jax.local_device_count()} x {kind.device_kind} ({kind.platform})"
+
+
 def _default_study(env_config: EnvConfig) -> str:
     """The name of a study that was not named: that of the task."""
     name = env_config.env.rpartition(":")[2]
@@ -122,8 +132,3 @@ def _with_loss(algorithm: MBPOConfig, name: str) -> MBPOConfig:
 
 def _named(diverged: dict[int, int]) -> dict[str, int]:
     return {f"seed {seed}": step for seed, step in diverged.items()}
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    return f"{jax.local_device_count()} x {device.device_kind} ({device.platform})"

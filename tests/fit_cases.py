@@ -76,9 +76,7 @@ def run_fit(key, state, data, config, loss):
 
 
 solo = jax.jit(run_fit, static_argnames="loss")
-seeds = jax.jit(
-    jax.vmap(run_fit, in_axes=(0, 0, 0, None, None)), static_argnums=4
-)
+seeds = jax.jit(jax.vmap(run_fit, in_axes=(0, 0, 0, None, None)), static_argnums=4)
 
 
 def run(state=None, data=None, config=CONFIG, loss="mse", seed=0):

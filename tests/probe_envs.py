@@ -106,9 +106,7 @@ class Salary:
         obs = state.obs + self._step
         # Half a step below the end: sums of fifths are rounded.
         is_over = obs[0] > 1.0 - 0.5 * self._step if self._step else False
-        return state.replace(
-            obs=obs, reward=jnp.ones(()), done=jnp.float32(is_over)
-        )
+        return state.replace(obs=obs, reward=jnp.ones(()), done=jnp.float32(is_over))
 
 
 @struct.dataclass

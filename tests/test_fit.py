@@ -170,7 +170,9 @@ def test_fit_draws_the_rows_of_a_member_once():
     absurd = fit_cases.with_targets(data, never_seen, 1e6)
     clean, _ = fit_cases.run(data=data, config=THREE_EPOCHS)
     found, metrics = fit_cases.run(data=absurd, config=THREE_EPOCHS)
-    fit_cases.assert_identical(*(fit_cases.member(s.opt_state, 0) for s in (found, clean)))
+    fit_cases.assert_identical(
+        *(fit_cases.member(s.opt_state, 0) for s in (found, clean))
+    )
     assert np.all(metrics["model/train_loss"][1:] > 1e6)
 
 
@@ -179,7 +181,9 @@ def test_fit_never_reads_unwritten_rows(name):
     config = CONFIG.replace(learning_rate=0.01)
     found = fit_cases.run(data=fit_cases.make_data(), config=config, loss=name)
     zeros = fit_cases.make_data(unwritten=0.0)
-    fit_cases.assert_identical(found, fit_cases.run(data=zeros, config=config, loss=name))
+    fit_cases.assert_identical(
+        found, fit_cases.run(data=zeros, config=config, loss=name)
+    )
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
 
 
@@ -198,7 +202,8 @@ def test_fit_with_weights_prepared_equals_weights_at_each_step(name):
 
 
 def test_fit_reports_the_error_in_deviations_of_the_change():
-    data = fit_cases.make_data()
+    # A full buffer: of fewer held-out rows some would count twice.
+    data = fit_cases.make_data(size=fit_cases.CAPACITY)
     state = fit_cases.make_state()
     zero = jax.tree.map(np.zeros_like, state.params.network)
     config = THREE_EPOCHS.replace(learning_rate=1e-30)
@@ -211,15 +216,22 @@ def test_fit_reports_the_error_in_deviations_of_the_change():
     np.testing.assert_allclose(metrics["model/error_dim"], wanted, rtol=CLOSE)
 
 
+def test_fit_reports_the_attention_of_held_out_rows():
+    data = fit_cases.make_data(size=fit_cases.CAPACITY)
+    _, metrics = fit_cases.run(data=data, config=THREE_EPOCHS)
+    held, _ = fit_cases.split(data)
+    change = np.var((data.data.next_obs - data.data.obs)[held], axis=0)
+    wanted = change / change.sum()
+    np.testing.assert_allclose(metrics["model/attention_dim"], wanted, rtol=CLOSE)
+
+
 def test_fit_uses_each_key_once(key_reuse):
     _, metrics = fit_cases.run()
     assert np.all(np.isfinite(metrics["model/holdout_loss"]))
 
 
 def gaussian(bounds):
-    return dataclasses.replace(
-        fit_cases.MODEL, head="gaussian", log_var_bounds=bounds
-    )
+    return dataclasses.replace(fit_cases.MODEL, head="gaussian", log_var_bounds=bounds)
 
 
 def test_fit_of_constant_targets_lowers_the_log_variance_to_its_bound():

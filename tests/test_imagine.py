@@ -189,7 +189,6 @@ def test_imagine_differs_from_key_to_key_and_step_to_step():
 
 
 def test_imagine_uses_each_key_once(key_reuse):
-    del key_reuse
     _, valid = run(counting_model(), column(0.0, 1.0), act=noise)
     assert valid.all()
 
@@ -219,7 +218,9 @@ def test_check_schedule_takes_one_number_or_four(schedule):
     imagine.check_schedule("imagine.horizon", schedule)
 
 
-@pytest.mark.parametrize("schedule", [(), (1, 2), (1, 2, 3), (1, 2, 5, 5), (1, 2, 6, 5)])
+@pytest.mark.parametrize(
+    "schedule", [(), (1, 2), (1, 2, 3), (1, 2, 5, 5), (1, 2, 6, 5)]
+)
 def test_check_schedule_refuses_another_form_by_its_key(schedule):
     with pytest.raises(config.ConfigError, match="my.key=.*one number, or four"):
         imagine.check_schedule("my.key", schedule)

@@ -23,7 +23,9 @@ def test_tanh_gaussian_log_prob_keeps_its_digits_at_saturation():
 
 def test_tanh_gaussian_log_prob_has_a_finite_gradient_at_saturation():
     raw = jnp.array([[-20.0], [0.0], [20.0]])
-    slope = jax.jit(jax.grad(lambda u: jnp.sum(sac.tanh_gaussian_log_prob(u, u, 0 * u))))
+    slope = jax.jit(
+        jax.grad(lambda u: jnp.sum(sac.tanh_gaussian_log_prob(u, u, 0 * u)))
+    )
     # Of minus the correction alone, the Gaussian's part is constant; float32.
     np.testing.assert_allclose(slope(raw), 2 * np.tanh(raw), atol=1e-6)
 

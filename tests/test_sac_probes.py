@@ -84,7 +84,10 @@ def trained():
         "constant": transitions(lambda s, a: 1.0),
         "by state": transitions(lambda s, a: s, obs=(-1.0, 1.0)),
         "delayed": transitions(
-            lambda s, a: s, obs=(0.0, 1.0), next_obs=(1.0, 0.0), terminated=(False, True)
+            lambda s, a: s,
+            obs=(0.0, 1.0),
+            next_obs=(1.0, 0.0),
+            terminated=(False, True),
         ),
         "by action": transitions(lambda s, a: 1.0 - (a - 0.5) ** 2),
         "by both": transitions(lambda s, a: 1.0 - (a - s) ** 2, obs=(-0.5, 0.5)),

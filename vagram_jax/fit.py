@@ -191,6 +191,40 @@ def fit(
     )
 
 
+def train_step(
+    state: ModelState,
+    batch: Transition,
+    value_fn: ValueFn,
+    weights: jax.Array | None = None,
+    *,
+    loss: ModelLoss,
+    config: FitConfig = FitConfig(),
+) -> tuple[ModelState, jax.Array]:
+    """One step of every member on a batch of its own: what `fit` repeats.
+
+    Args:
+      state: the model.
+      batch: `[E, B, ...]` transitions.
+      value_fn: one state to a scalar or to `[K]`.
+      weights: `[E, B, ...]`, what the loss prepared for these rows, if it prepares any.
+      loss: what to minimise.
+      config: how to fit.
+
+    Returns:
+      The model after the step, with the same elites, and the members' losses `[E]`.
+    """
+    problem = _problem(state.params, None, value_fn, loss)
+    network, opt_state, losses = _descend(
+        problem.objective,
+        state.params.network,
+        state.opt_state,
+        (batch, weights),
+        config,
+    )
+    params = state.params.replace(network=network)
+    return state.replace(params=params, opt_state=opt_state), losses
+
+
 def attention(
     params: DynamicsParams,
     batch: Transition,
@@ -333,7 +367,7 @@ def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Prog
 
 def _pass(key, carry: _Progress, problem: _Problem, config: FitConfig):
     """Minibatch steps over all training rows in random order; the last wraps around."""
-    data, optimizer = problem.data, _optimizer(config)
+    data = problem.data
     order = _shuffled(key, data.train_rows.shape[1], data.num_train)
     num_batches = -(-data.num_train // config.batch_size)
 
@@ -342,15 +376,25 @@ def _pass(key, carry: _Progress, problem: _Problem, config: FitConfig):
         positions = i * config.batch_size + jnp.arange(config.batch_size)
         rows = data.train_rows[:, order[positions % data.num_train]]  # [E, B]
         batch = jax.tree.map(lambda x: x[rows], (data.transitions, data.weights))
-        loss, gradient = jax.vmap(jax.value_and_grad(problem.objective))(network, batch)
-        updates, opt_state = optimizer.update(gradient, opt_state, network)
-        return optax.apply_updates(network, updates), opt_state, total + loss
+        network, opt_state, losses = _descend(
+            problem.objective, network, opt_state, batch, config
+        )
+        return network, opt_state, total + losses
 
     total = jnp.zeros_like(carry.train_loss)
     network, opt_state, total = jax.lax.fori_loop(
         0, num_batches, step, (carry.network, carry.opt_state, total)
     )
     return network, opt_state, total / num_batches
+
+
+def _descend(objective, network, opt_state, batch_and_weights, config: FitConfig):
+    """One step of every member: network, optimiser's state and losses `[E]`."""
+    losses, gradient = jax.vmap(jax.value_and_grad(objective))(
+        network, batch_and_weights
+    )
+    updates, opt_state = _optimizer(config).update(gradient, opt_state, network)
+    return optax.apply_updates(network, updates), opt_state, losses
 
 
 def _scores(problem: _Problem, network: dict) -> jax.Array:

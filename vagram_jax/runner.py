@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from vagram_jax import evaluate, files, mbpo, sac
 from vagram_jax.config import ConfigError, static
 from vagram_jax.envs import base, episodes
 from vagram_jax.mbpo import MBPOConfig, MBPOState
+from vagram_jax.types import Metrics
 
 # Evaluations draw from the seed's key folded with this, apart from training's keys.
 _EVALUATION_STREAM = 2**31 - 1
@@ -57,18 +57,19 @@ class RunConfig:
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a run, each over all seeds at once.
+    """The programs of a run, made by `jax.jit`, each over all seeds at once.
 
     Attributes:
-      start: gives the states of all seeds, warmed up.
-      epoch: states to states and metrics, `[S, ...]`; takes the old states' memory.
-      evaluate: states and the number of the evaluation to `(returns, lengths)`,
-        `[S, num_episodes]` each.
+      start: `(seeds [S], config)` to states that are warmed up.
+      epoch: `(states, config)` to states and metrics, `[S, ...]`; takes the memory of
+        the old states.
+      evaluate: `(states, seeds, index, config)` to returns and lengths,
+        `[S, num_episodes]` each; `index` numbers the evaluation.
     """
 
-    start: Callable[[], MBPOState]
-    epoch: Callable[[MBPOState], tuple[MBPOState, dict[str, jax.Array]]]
-    evaluate: Callable[[MBPOState, int], tuple[jax.Array, jax.Array]]
+    start: Callable[[jax.Array, MBPOConfig], MBPOState]
+    epoch: Callable[[MBPOState, MBPOConfig], tuple[MBPOState, Metrics]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 class Progress(NamedTuple):
@@ -124,13 +125,14 @@ def check(
     return run, config
 
 
-def programs(run: RunConfig, config: MBPOConfig, env: base.Env) -> Programs:
+def programs(env: base.Env, *, eval_episodes: int) -> Programs:
     """The programs of a run. Each compiles at its first call.
 
+    The config is an argument of each, so that its numbers are no constants in them.
+
     Args:
-      run: what `check` returned.
-      config: what `check` returned.
       env: the environment.
+      eval_episodes: episodes of an evaluation.
 
     Returns:
       The programs.
@@ -141,6 +143,9 @@ def programs(run: RunConfig, config: MBPOConfig, env: base.Env) -> Programs:
         state = mbpo.init(jax.random.key(seed), env=env, config=config)
         return mbpo.warm_up(state, config=config, **shared)
 
+    def epoch(state, config):
+        return mbpo.epoch(state, config=config, **shared)
+
     def play(state, seed, index, config):
         key = jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM)
         act = jax.tree_util.Partial(
@@ -148,31 +153,26 @@ def programs(run: RunConfig, config: MBPOConfig, env: base.Env) -> Programs:
             state.agent.actor,
         )
         return evaluate.returns(
-            jax.random.fold_in(key, index),
-            act,
-            num_episodes=run.eval_episodes,
-            **shared,
+            jax.random.fold_in(key, index), act, num_episodes=eval_episodes, **shared
         )
 
-    # The config is an argument, so that its numbers are no constants of the program.
-    seeds = np.arange(run.first_seed, run.first_seed + run.num_seeds, dtype=np.uint32)
-    compiled = [
-        jax.jit(jax.vmap(start, in_axes=(0, None))),
-        jax.jit(
-            lambda states, config: jax.vmap(
-                partial(mbpo.epoch, config=config, **shared)
-            )(states),
-            donate_argnums=0,
-        ),
-        jax.jit(jax.vmap(play, in_axes=(0, 0, None, None))),
-    ]
     return Programs(
-        start=lambda: compiled[0](seeds, config),
-        epoch=lambda states: compiled[1](states, config),
-        evaluate=lambda states, index: compiled[2](
-            states, seeds, np.uint32(index), config
-        ),
+        start=jax.jit(jax.vmap(start, in_axes=(0, None))),
+        epoch=jax.jit(jax.vmap(epoch, in_axes=(0, None)), donate_argnums=0),
+        evaluate=jax.jit(jax.vmap(play, in_axes=(0, 0, None, None))),
     )
+
+
+def seeds_of(run: RunConfig) -> np.ndarray:
+    """The numbers of a run's seeds.
+
+    Args:
+      run: how many, from where on.
+
+    Returns:
+      `[S]` uint32.
+    """
+    return np.arange(run.first_seed, run.first_seed + run.num_seeds, dtype=np.uint32)
 
 
 def train(
@@ -195,17 +195,17 @@ def train(
       EnvError: as `check`.
     """
     run, config = check(run, config, env)
-    compiled = programs(run, config, env)
+    compiled, seeds = programs(env, eval_episodes=run.eval_episodes), seeds_of(run)
     began = time.monotonic()
     num_epochs = (run.total_steps - config.warmup_steps) // config.steps_per_epoch
-    states, metrics = compiled.start(), {}
+    states, metrics = compiled.start(seeds, config), {}
     for index in range(num_epochs + 1):
         if index:
-            states, metrics = compiled.epoch(states)
+            states, metrics = compiled.epoch(states, config)
         steps = config.warmup_steps + index * config.steps_per_epoch
         returns = lengths = np.empty(0)
         if index % run.eval_every == 0 or index == num_epochs:
-            played = compiled.evaluate(states, index)
+            played = compiled.evaluate(states, seeds, np.uint32(index), config)
             returns, lengths = (np.asarray(x).mean(axis=1) for x in played)
             returns = np.where(np.asarray(states.alive), returns, np.nan)
         yield (

@@ -1,0 +1,132 @@
+"""Attention: which dimensions a loss cares for, against closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vagram_jax import dynamics, fit, losses
+from vagram_jax import weights as value_weights
+from vagram_jax.types import Transition
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+# float64 arithmetic in another order.
+EXACT = 1e-12
+ROWS, OBS_DIM = 12, 4
+SLOPE = np.array([1.0, -2.0, 0.0, 0.5])
+
+
+def make_batch(seed=0):
+    """Transitions whose last state dimension never changes."""
+    rng = np.random.default_rng(seed)
+    obs = rng.normal(size=(ROWS, OBS_DIM))
+    change = rng.normal(size=(ROWS, OBS_DIM)) * [0.5, 1.0, 3.0, 0.0]
+    return Transition(
+        obs=obs,
+        action=rng.uniform(-1, 1, (ROWS, 1)),
+        reward=rng.normal(size=ROWS),
+        next_obs=obs + change,
+        terminated=np.zeros(ROWS, bool),
+        truncated=np.zeros(ROWS, bool),
+    )
+
+
+def make_member(gaussian=False):
+    head = "gaussian" if gaussian else "deterministic"
+    config = dynamics.DynamicsConfig(hidden=(), num_members=1, num_elites=1, head=head)
+    params = jax.eval_shape(
+        lambda: dynamics.init_dynamics(
+            jax.random.key(0), obs_dim=OBS_DIM, action_dim=1, config=config
+        )
+    )
+    rng = np.random.default_rng(1)
+    drawn = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape), params)
+    network = jax.tree.map(lambda x: x[0], drawn.network)
+    if gaussian:
+        network["params"]["min_log_var"] = np.full(OBS_DIM + 1, -10.0)
+        network["params"]["max_log_var"] = np.full(OBS_DIM + 1, 0.5)
+    ones = jax.tree.map(lambda x: np.ones(x.shape), params.normalizer)
+    return drawn.replace(network=network, normalizer=ones)
+
+
+def linear(state):
+    return jnp.dot(SLOPE, state)
+
+
+def curved(state):
+    return jnp.stack([jnp.sum(state**2), jnp.sin(state[0]) * state[1]])
+
+
+@functools.partial(jax.jit, static_argnames=("name", "value_fn"))
+def attention_of(name, batch, value_fn=linear, params=None):
+    loss = losses.get(name)
+    config, where = value_weights.WeightConfig(), jnp.ones(ROWS, bool)
+    weights = None
+    if loss.prepare is not None:
+        weights = loss.prepare(batch, value_fn, where=where, config=config)
+    params = make_member(loss.gaussian) if params is None else params
+    return fit.attention(params, batch, value_fn, weights, loss=loss)
+
+
+def variances(batch):
+    return np.var(batch.next_obs - batch.obs, axis=0)
+
+
+def assert_shares(found, wanted):
+    np.testing.assert_allclose(found, wanted / np.sum(wanted), rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_attention_is_shares_of_one(name):
+    found = attention_of(name, make_batch(), curved)
+    assert np.all(found >= 0.0)
+    np.testing.assert_allclose(np.sum(found), 1.0, rtol=EXACT)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_attention_is_none_where_nothing_changes(name):
+    assert attention_of(name, make_batch(), curved)[3] == 0.0
+
+
+def test_attention_of_mse_goes_by_variance():
+    batch = make_batch()
+    assert_shares(attention_of("mse", batch), variances(batch))
+
+
+def test_attention_of_mse_normalized_is_even_over_what_varies():
+    found = attention_of("mse_normalized", make_batch())
+    assert_shares(found, np.array([1.0, 1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("name", ["vagram", "vagram_unbounded", "vaml"])
+def test_attention_of_value_losses_goes_by_squared_slope_times_variance(name):
+    batch = make_batch()
+    found = attention_of(name, batch)
+    assert found[2] == 0.0  # the third dimension has no slope
+    assert_shares(found, SLOPE**2 * variances(batch))
+
+
+def test_attention_of_vagram_averages_over_rows_and_values():
+    batch = make_batch()
+    sine, cosine = np.sin(batch.next_obs[:, 0]), np.cos(batch.next_obs[:, 0])
+    square = (2.0 * batch.next_obs) ** 2
+    square[:, 0] += (cosine * batch.next_obs[:, 1]) ** 2
+    square[:, 1] += sine**2
+    found = attention_of("vagram", batch, curved)
+    assert_shares(found, square.mean(axis=0) * variances(batch))
+
+
+def test_attention_of_mle_goes_by_precision_times_variance():
+    batch, params = make_batch(), make_member(gaussian=True)
+    log_var = dynamics.predict(params, batch.obs, batch.action).log_var
+    precision = np.mean(np.exp(-log_var[:, :OBS_DIM]), axis=0)
+    found = attention_of("mle", batch, params=params)
+    assert_shares(found, precision * variances(batch))
+
+
+def test_attention_of_a_constant_value_is_zero():
+    found = attention_of("vagram", make_batch(), lambda state: 0.0 * state[0])
+    np.testing.assert_array_equal(found, np.zeros(OBS_DIM))

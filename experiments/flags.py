@@ -128,6 +128,10 @@ def parse(
         raise UsageError(_unknown_flag(error.flagvalue, config_types)) from None
     if positional:
         raise UsageError(f"{positional[0]}: no flag; flags are written --name=value")
+    if not config_types:
+        if overrides or _CONFIG.value:
+            raise UsageError("--config: this command takes no config; leave it out")
+        return ()
     standard = defaults(*config_types).to_dict()
     mapping = _load(_CONFIG.value or default_config)
     for found in overrides:

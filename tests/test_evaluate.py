@@ -1,5 +1,7 @@
 """Returns of a policy: against a loop over the steps of an episode."""
 
+# ruff: noqa: D102  (the methods are the protocol's, described there)
+
 import functools
 
 import jax

@@ -15,11 +15,9 @@ ELITES = jnp.array([2, 0])
 
 
 def linear_model(gains, shifts, obs_dim=1):
-    """Members that add `gain * obs + shift` to a state; the reward is its first entry.
+    """Members that add to a state `[obs, action] @ gain + shift`, each with its own.
 
-    Args:
-      gains: one `[obs_dim + 1, obs_dim]` matrix for each member, or numbers for one.
-      shifts: one number for each member.
+    The reward is the first entry of the state before the step.
     """
     empty = dynamics.init_dynamics(
         jax.random.key(0), obs_dim=obs_dim, action_dim=1, config=CONFIG
@@ -151,7 +149,7 @@ def test_imagine_with_another_horizon_is_the_same_program():
 
 
 def test_imagine_stops_where_a_number_is_not_finite():
-    # Grows by 1e19 a step: from 1 to infinity in the third step, from 1e38 in the first.
+    # Grows by 1e19 a step: 1 is infinite after the third step, 1e38 after the first.
     params = linear_model([np.float32([[1e19], [0.0]])] * 3, [0.0] * 3)
     rollouts, valid = run(params, column(1.0, 1e38, 0.0))
     np.testing.assert_array_equal(valid.sum(axis=0), [2, 0, 5])
@@ -222,16 +220,16 @@ def test_check_schedule_takes_one_number_or_four(schedule):
     "schedule", [(), (1, 2), (1, 2, 3), (1, 2, 5, 5), (1, 2, 6, 5)]
 )
 def test_check_schedule_refuses_another_form_by_its_key(schedule):
-    with pytest.raises(config.ConfigError, match="my.key=.*one number, or four"):
+    with pytest.raises(config.ConfigError, match=r"my\.key=.*one number, or four"):
         imagine.check_schedule("my.key", schedule)
 
 
 @pytest.mark.parametrize("horizon", [(0,), (0, 5, 1, 2), (5, 0, 1, 2)])
 def test_check_refuses_a_horizon_of_zero(horizon):
-    with pytest.raises(config.ConfigError, match="imagine.horizon=.*at least 1"):
+    with pytest.raises(config.ConfigError, match=r"imagine\.horizon=.*at least 1"):
         imagine.check(imagine.ImagineConfig(horizon=horizon))
 
 
 def test_check_refuses_what_is_no_schedule():
-    with pytest.raises(config.ConfigError, match="imagine.horizon"):
+    with pytest.raises(config.ConfigError, match=r"imagine\.horizon"):
         imagine.check(imagine.ImagineConfig(horizon=(1, 2)))

@@ -133,7 +133,7 @@ def test_each_loss_of_a_single_row_is_finite(name):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_vagram_times_the_dimension_bounds_the_unbounded_form(seed):
     batch, prediction = make_case(seed)
     value, _ = make_value(seed)
@@ -193,8 +193,7 @@ def test_vagram_averages_squares_over_value_functions():
 
 def test_vagram_equals_mse_for_unit_gradients():
     batch, prediction = make_case(9)
-    signs = np.array([1.0, -1.0, 1.0])
-    found = loss_of("vagram", prediction, batch, lambda s: s @ signs)
+    found = loss_of("vagram", prediction, batch, lambda s: s[0] - s[1] + s[2])
     np.testing.assert_array_equal(found, loss_of("mse", prediction, batch))
 
 
@@ -236,9 +235,8 @@ def test_vagram_is_invariant_to_the_units_of_each_dimension():
 
 def test_mse_depends_on_the_units_of_each_dimension():
     batch, prediction = make_case(13)
-    scaled = rescaled(prediction, batch, np.array([0.01, 1.0, 30.0]))
-    ratio = loss_of("mse", *scaled) / loss_of("mse", prediction, batch)
-    assert ratio > 100.0  # a third of the error is scaled by 900
+    scaled = loss_of("mse", *rescaled(prediction, batch, np.array([0.01, 1.0, 30.0])))
+    assert scaled > 100.0 * loss_of("mse", prediction, batch)  # a third, times 900
 
 
 def rotated_ratio(name):

@@ -160,3 +160,25 @@ def test_losses_refuse_one_prediction_for_a_batch_per_member():
     batch = jax.tree.map(lambda x: jnp.stack([x, x]), make_batch())
     with pytest.raises(ValueError, match="vagram_loss: predict returned next_obs"):
         loss_of("vagram", batch, perfect(make_batch()))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3,), (4, 1), (4, 2), (1, 3)])
+def test_vagram_loss_refuses_weights_of_another_shape(shape):
+    keys = jax.random.split(jax.random.key(0), 2)
+    zeros = jnp.zeros(4, bool)
+    batch = Transition(
+        obs=jax.random.normal(keys[0], (4, 3)),
+        action=jnp.zeros((4, 1)),
+        reward=jnp.zeros(4),
+        next_obs=jax.random.normal(keys[1], (4, 3)),
+        terminated=zeros,
+        truncated=zeros,
+    )
+    with pytest.raises(ValueError, match=r"weights: shape .* \[4, 3\] is accepted"):
+        losses.vagram_loss(
+            {},
+            batch,
+            None,
+            predict=lambda params, obs, action: (obs, obs[:, 0]),
+            weights=jnp.ones(shape),
+        )

@@ -40,6 +40,12 @@ def make_state(seed, config=CONFIG, dtype=np.float64):
     )
 
 
+@jax.jit
+def new_agent():
+    sizes = {"obs_dim": OBS_DIM, "action_dim": ACTION_DIM, "config": CONFIG}
+    return sac.init(jax.random.key(0), **sizes)
+
+
 def make_batch(seed, **fields):
     batch = oracles.random_batch(seed, (ROWS,), OBS_DIM, ACTION_DIM) | fields
     return batch, Transition(**batch)
@@ -222,12 +228,12 @@ def test_update_moves_the_targets_by_the_target_rate(x64):
 
 
 def test_init_starts_the_targets_at_the_critics():
-    state = sac.init(jax.random.key(0), obs_dim=3, action_dim=2, config=CONFIG)
+    state = new_agent()
     jax.tree.map(np.testing.assert_array_equal, state.target_critics, state.critics)
 
 
 def test_init_gives_the_critics_parameters_of_their_own():
-    state = sac.init(jax.random.key(0), obs_dim=3, action_dim=2, config=CONFIG)
+    state = new_agent()
     kernels = state.critics["params"]["mlp"]["Dense_0"]["kernel"]
     assert not np.any(kernels[0] == kernels[1])
 
@@ -276,9 +282,7 @@ def test_act_equals_the_oracle(x64):
 
 
 def test_act_stays_within_the_bounds():
-    state = sac.init(
-        jax.random.key(0), obs_dim=OBS_DIM, action_dim=ACTION_DIM, config=CONFIG
-    )
+    state = new_agent()
     obs = jax.random.normal(jax.random.key(1), (1000, OBS_DIM))
     found = jax.jit(sac.act)(jax.random.key(2), state.actor, obs, config=CONFIG)
     assert found.shape == (1000, ACTION_DIM)

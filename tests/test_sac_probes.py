@@ -48,10 +48,11 @@ def transitions(reward_of, obs=(0.0,), next_obs=None, terminated=True):
     turn = np.arange(ROWS) % len(obs)
     obs = np.float32(obs)
     action = np.linspace(-1.0, 1.0, ROWS, dtype=np.float32)
+    pairs = zip(obs[turn], action, strict=True)
     return Transition(
         obs=obs[turn][:, None],
         action=action[:, None],
-        reward=np.float32([reward_of(*row) for row in zip(obs[turn], action)]),
+        reward=np.float32([reward_of(s, a) for s, a in pairs]),
         next_obs=np.float32(obs if next_obs is None else next_obs)[turn][:, None],
         terminated=np.broadcast_to(terminated, len(obs))[turn],
         truncated=np.zeros(ROWS, bool),

@@ -266,6 +266,7 @@ def vagram_unbounded_loss(
     prediction = _predict("vagram_unbounded_loss", params, batch, predict)
     if weights is None:
         weights = value_weights.value_gradients(value_fn, batch.next_obs)
+    _check_weights(weights, batch, weights.shape[-2:-1] + batch.next_obs.shape[-1:])
     error = prediction.next_obs - batch.next_obs
     value_error = jnp.einsum("...kd,...d->...k", weights, error)
     return jnp.mean(
@@ -438,12 +439,24 @@ def _predict(where: str, params, batch: Transition, predict: PredictFn) -> Predi
     return prediction
 
 
+def _check_weights(weights: jax.Array, batch: Transition, *last: tuple) -> None:
+    """Refuses weights that would broadcast; `last` are the trailing shapes accepted."""
+    shapes = [(*batch.reward.shape, *axes) for axes in last]
+    # Per-member weights may stand beside a shared batch.
+    if weights.shape not in shapes and weights.shape[1:] not in shapes:
+        raise ValueError(
+            f"weights: shape {list(weights.shape)} for batch.next_obs "
+            f"{list(batch.next_obs.shape)}; {list(shapes[0])} is accepted"
+        )
+
+
 def _squared_errors(prediction, batch, weights) -> jax.Array:
     """Weighted squared errors of states plus that of the reward, `[..., B]`.
 
     A column more in `weights` than there are state dimensions weights the reward.
     """
     obs_dim = batch.next_obs.shape[-1]
+    _check_weights(weights, batch, (obs_dim,), (obs_dim + 1,))
     square = jnp.square(prediction.next_obs - batch.next_obs)
     reward = _reward_error(prediction, batch)
     if weights.shape[-1] == obs_dim + 1:
@@ -476,6 +489,7 @@ def _gaussian_nll(where: str, prediction, batch, weights) -> jax.Array:
             f"{list(prediction.next_obs.shape)} it must be {list(error.shape)}, one "
             "for each dimension and, last, one for the reward"
         )
+    _check_weights(weights, batch, batch.next_obs.shape[-1:])
     nll = 0.5 * (
         jnp.square(error) * jnp.exp(-log_var) + log_var + jnp.log(2.0 * jnp.pi)
     )

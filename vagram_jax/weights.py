@@ -71,12 +71,12 @@ def value_gradient_weights(
     Raises:
       ValueError: `value_fn` returns anything but a floating scalar or `[K]`.
     """
+    if config.mask_terminated and terminated is not None:
+        where = ~terminated if where is None else where & ~terminated
     gradients = _clip(value_gradients(value_fn, next_obs), where, config.clip_quantile)
     weights = jnp.mean(jnp.square(gradients), axis=-2)  # [..., obs_dim]
     if config.scale_by_dim:
         weights = weights * next_obs.shape[-1]
-    if config.mask_terminated and terminated is not None:
-        weights = jnp.where(terminated[..., None], 0.0, weights)
     if where is not None:
         weights = jnp.where(where[..., None], weights, 0.0)
     if config.normalize:

@@ -32,7 +32,14 @@ def get_config(variant: str = ""):
     config.model.hidden = (16, 16)
     config.model.num_members = 5
     config.model.num_elites = 3
+    config.model.normalize_targets = True
+    # A few hundred transitions need more steps than large batches would give them.
+    config.fit.batch_size = 64
+    config.fit.learning_rate = 3e-3
     config.imagine.rollouts_per_step = 20
     config.updates_per_step = 5
     config.sac.hidden = (64, 64)
+    config.sac.actor_learning_rate = 1e-3
+    config.sac.critic_learning_rate = 1e-3
+    config.sac.temperature_learning_rate = 1e-3
     return config

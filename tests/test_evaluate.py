@@ -127,6 +127,11 @@ def test_returns_count_the_steps_until_an_end(env, wanted):
     np.testing.assert_array_equal(lengths, np.full(2, wanted))
 
 
+def test_returns_of_64_bit_rewards_have_64_bits(x64):
+    found, _ = returns(push, Decay(), num_episodes=2)
+    assert found.dtype == jnp.float64
+
+
 def test_returns_take_a_policy_as_data():
     policy = jax.tree_util.Partial(lambda gain, key, obs: gain * obs, jnp.float32(0.25))
     run = jax.jit(

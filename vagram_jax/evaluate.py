@@ -57,7 +57,8 @@ def _play(key, *, act: ActFn, env: base.Env, episode_length: int):
         return (episode, total, length + running, running & ~ended), None
 
     first = episodes.reset(key_start, env=env)
-    start = (first, jnp.float32(0.0), jnp.int32(0), jnp.bool_(True))
+    dtype = jnp.promote_types(jnp.float32, first.env_state.reward.dtype)
+    start = (first, jnp.zeros((), dtype), jnp.int32(0), jnp.bool_(True))
     keys = jax.random.split(key_steps, episode_length)
     (_, total, length, _), _ = jax.lax.scan(step, start, keys)
     return total, length

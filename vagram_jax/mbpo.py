@@ -115,9 +115,9 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
     imagine.check(config.imagine)
     imagine.check_schedule("real_fraction", config.real_fraction)
     values = config.real_fraction[:2]
-    if max(values) > 1.0:
+    if outside := [value for value in values if not 0.0 <= value <= 1.0]:
         raise ConfigError(
-            f"config: real_fraction={max(values)}; accepted: at least 0 and at most 1"
+            f"config: real_fraction={outside[0]}; accepted: at least 0 and at most 1"
         )
     if config.warmup_steps > config.replay_capacity:
         raise ConfigError(

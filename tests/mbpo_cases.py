@@ -1,0 +1,184 @@
+"""What the tests of the loop share: one small task, one small config, few programs.
+
+Compiling is nearly all of their time, so tests differ in numbers and not in shapes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vagram_jax import dynamics, envs, fit, imagine, mbpo, runner, sac
+
+NUM_SEEDS, EPISODE_LENGTH, EVAL_EPISODES = 8, 5, 2
+WARMUP, STEPS, UPDATES, ROLLOUTS = 10, 5, 2, 2
+
+CONFIG = mbpo.MBPOConfig(
+    loss="vagram",
+    model=dynamics.DynamicsConfig(
+        hidden=(4,), num_members=2, num_elites=1, head="deterministic"
+    ),
+    fit=fit.FitConfig(batch_size=8, max_epochs=2, patience=1),
+    imagine=imagine.ImagineConfig(rollouts_per_step=ROLLOUTS),
+    sac=sac.SACConfig(hidden=(4,)),
+    batch_size=8,
+    updates_per_step=UPDATES,
+    steps_per_epoch=STEPS,
+    warmup_steps=WARMUP,
+    real_fraction=(0.5,),
+    replay_capacity=50,
+)
+PLAIN_SAC = CONFIG.replace(loss=mbpo.NO_MODEL, real_fraction=(1.0,))
+
+
+class Walk:
+    """Counts its steps and walks in a plane; the action says whether it ends there.
+
+    Observation: the number of steps so far and a position. Beyond `END`, the action's
+    first number ends the episode for good and the second cuts it.
+
+    Args:
+      nan_at: the reward of this step of each episode is NaN; 0 for none. An array
+        will do, so that it need not be compiled in.
+    """
+
+    END = 0.6
+    observation_size = 3
+    action_size = 2
+    episode_length = EPISODE_LENGTH
+    traces = 0  # of `step`
+
+    def __init__(self, nan_at=0):
+        self._nan_at = nan_at
+
+    def reset(self, key):
+        """A random position; the rest of the key is for noise."""
+        key, key_start = jax.random.split(key)
+        position = jax.random.uniform(key_start, (2,), minval=-1.0)
+        return envs.State(
+            pipeline_state=key,
+            obs=jnp.concatenate([jnp.zeros(1), position]),
+            reward=jnp.zeros(()),
+            done=jnp.zeros(()),
+            metrics={},
+            info={"truncation": jnp.zeros(())},
+        )
+
+    def step(self, state, action):
+        """A noisy step; standing far from the origin costs."""
+        Walk.traces += 1
+        key, key_noise = jax.random.split(state.pipeline_state)
+        count, position = state.obs[0] + 1, state.obs[1:]
+        position = position + 0.5 * action + 0.1 * jax.random.normal(key_noise, (2,))
+        cost = jnp.sum(jnp.square(position))
+        done, truncation = (action > self.END).astype(jnp.float32)
+        return state.replace(
+            pipeline_state=key,
+            obs=jnp.concatenate([count[None], position]),
+            reward=jnp.where(count == self._nan_at, jnp.nan, -cost),
+            done=done,
+            info={"truncation": truncation},
+        )
+
+    def termination(self, obs, action, next_obs):
+        """As `step` ends for good."""
+        ends = (action[0] > self.END) & ~(action[1] > self.END)
+        return ends | ~jnp.all(jnp.isfinite(next_obs))
+
+
+WALK = Walk()
+PROGRAMS = runner.programs(WALK, eval_episodes=EVAL_EPISODES)
+"""What a run of `NUM_SEEDS` seeds is made of."""
+
+
+def _around(nan_at):
+    return {"env": Walk(nan_at), "episode_length": EPISODE_LENGTH}
+
+
+@jax.jit
+def _start(key, nan_at, config):
+    state = mbpo.init(key, env=Walk(nan_at), config=config)
+    return mbpo.warm_up(state, config=config, **_around(nan_at))
+
+
+@jax.jit
+def _epoch(state, nan_at, config):
+    return mbpo.epoch(state, config=config, **_around(nan_at))
+
+
+# One seed always runs with JAX looking for keys that are used twice.
+
+
+def start(seed=0, config=CONFIG, nan_at=0):
+    """One seed after its warm-up."""
+    with jax.debug_key_reuse(True):
+        return _start(jax.random.key(seed), nan_at, config)
+
+
+def epoch(state, config=CONFIG, nan_at=0):
+    """One seed an epoch on, and metrics; `state` stays valid."""
+    with jax.debug_key_reuse(True):
+        return _epoch(fresh(state), nan_at, config)
+
+
+def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
+    """One seed after its warm-up and some epochs."""
+    state = start(seed, config, nan_at)
+    for _ in range(epochs):
+        state, _ = epoch(state, config, nan_at)
+    return state
+
+
+@functools.cache
+def start_seeds(seeds=tuple(range(NUM_SEEDS))):
+    """Several seeds after their warm-up; not to be given away, see `epoch_seeds`."""
+    return PROGRAMS.start(np.array(seeds, np.uint32), CONFIG)
+
+
+def epoch_seeds(states, config=CONFIG, epochs=1):
+    """Several seeds some epochs on, and the last metrics; `states` stays valid."""
+    for _ in range(epochs):
+        states, metrics = PROGRAMS.epoch(fresh(states), config)
+    return states, metrics
+
+
+def is_key(leaf):
+    return jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key)
+
+
+def fresh(tree):
+    """The same values in memory of their own, and no key of them used yet."""
+    return jax.tree.map(
+        lambda x: jax.random.clone(x) if is_key(x) else jnp.array(x), tree
+    )
+
+
+def bits(tree):
+    """Everything as NumPy arrays, keys too."""
+    return jax.tree.map(
+        lambda x: np.array(
+            jax.random.key_data(jax.random.clone(x)) if is_key(x) else x
+        ),
+        tree,
+    )
+
+
+def assert_identical(found, wanted):
+    jax.tree.map(np.testing.assert_array_equal, bits(found), bits(wanted))
+
+
+def row(tree, index):
+    """One seed, or several, of everything."""
+    return jax.tree.map(lambda x: x[index], bits(tree))
+
+
+def with_row(states, index, change):
+    """The states with `change` applied to one seed's part of each leaf."""
+    return jax.tree.map(lambda x: x.at[index].set(change(x[index])), states)
+
+
+def stored(state):
+    """The transitions of the real buffer, in NumPy."""
+    size = int(state.replay.size)
+    return jax.tree.map(lambda x: np.asarray(x)[:size], state.replay.data)

@@ -1,0 +1,466 @@
+"""The loop of one seed: what it stores, what it learns from, what it refuses.
+
+Runs of one seed are checked for reused keys, see `mbpo_cases`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import mbpo_cases as cases
+import numpy as np
+import probe_envs
+import pytest
+
+from vagram_jax import config, dynamics, imagine, mbpo, replay, sac
+from vagram_jax.envs import base, episodes
+from vagram_jax.fit import ModelState
+from vagram_jax.types import Transition
+
+CONFIG, PLAIN_SAC = cases.CONFIG, cases.PLAIN_SAC
+ALL_REAL = CONFIG.replace(real_fraction=(1.0,))
+
+
+def rows_of(ids, obs_dim=3, action_dim=2):
+    """Transitions of which every number is the id of its row."""
+    ids = jnp.asarray(ids, jnp.float32)
+    return Transition(
+        obs=jnp.tile(ids[:, None], obs_dim),
+        action=jnp.tile(ids[:, None], action_dim),
+        reward=ids,
+        next_obs=jnp.tile(ids[:, None], obs_dim),
+        terminated=ids % 2 == 1,
+        truncated=ids % 2 == 0,
+    )
+
+
+def buffer_of(ids, capacity=10):
+    empty = replay.init(obs_dim=3, action_dim=2, capacity=capacity)
+    return replay.add(empty, rows_of(ids), jnp.ones(len(ids), bool))
+
+
+def state_with(**fields):
+    """A state of which only some fields are ever looked at."""
+    names = mbpo.MBPOState.__dataclass_fields__
+    return mbpo.MBPOState(**(dict.fromkeys(names) | fields))
+
+
+# --- The whole loop -------------------------------------------------------------------
+
+
+def test_epoch_with_real_batches_only_trains_the_agent_of_plain_sac_bit_for_bit():
+    with_model, without = cases.run(config=ALL_REAL), cases.run(config=PLAIN_SAC)
+    for name in ("agent", "replay", "episode", "key", "env_steps", "dropped", "alive"):
+        cases.assert_identical(getattr(with_model, name), getattr(without, name))
+
+
+def test_epoch_with_imagined_batches_trains_another_agent():
+    # Otherwise the test above would hold for any share of real rows.
+    mixed, real = cases.run(epochs=1), cases.run(config=ALL_REAL, epochs=1)
+    found, other = (cases.bits(s.agent.critics) for s in (mixed, real))
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(other), strict=True)
+    assert not any(np.array_equal(*pair) for pair in pairs)
+
+
+def test_epoch_is_a_function_of_its_state():
+    state = cases.run(epochs=1)
+    cases.assert_identical(cases.epoch(state), cases.epoch(state))
+
+
+def test_epoch_has_the_same_metrics_at_every_call():
+    state, first = cases.epoch(cases.start())
+    _, second = cases.epoch(state)
+    assert set(first) == set(second)
+    assert {name.partition("/")[0] for name in first} == {"model", "imagine", "sac"}
+
+
+def test_the_loop_depends_on_the_seed():
+    first, second = (cases.bits(cases.run(seed, PLAIN_SAC)) for seed in (0, 1))
+    assert not np.array_equal(first.replay.data.obs, second.replay.data.obs)
+    assert not np.array_equal(first.key, second.key)
+
+
+@pytest.mark.parametrize("algorithm", [CONFIG, PLAIN_SAC], ids=["vagram", "none"])
+def test_env_steps_counts_warm_up_and_epochs(algorithm):
+    state = cases.start(config=algorithm)
+    for epochs in range(3):
+        assert int(state.env_steps) == cases.WARMUP + epochs * cases.STEPS
+        state, _ = cases.epoch(state, algorithm)
+
+
+def test_interact_updates_the_agent_after_each_step():
+    state = cases.run(epochs=3)
+    for optimizer in (state.agent.actor_opt, state.agent.critic_opt):
+        assert int(optimizer[0].count) == 3 * cases.STEPS * cases.UPDATES
+
+
+def test_warm_up_acts_uniformly():
+    action = cases.stored(cases.start()).action
+    assert action.shape == (cases.WARMUP, 2)
+    assert np.all(np.abs(action) < 1.0)
+    # The chance that none of twenty uniform numbers is in one of these is 2 * 0.75^20.
+    assert action.min() < -0.5
+    assert action.max() > 0.5
+
+
+# --- What is stored -------------------------------------------------------------------
+
+
+@functools.cache
+def long_run():
+    return cases.stored(cases.run(config=PLAIN_SAC, epochs=6))
+
+
+def test_stored_successors_are_true_ones_over_the_ends_of_episodes():
+    rows = long_run()
+    np.testing.assert_array_equal(rows.next_obs[:, 0], rows.obs[:, 0] + 1)
+    np.testing.assert_allclose(
+        rows.reward, -np.sum(rows.next_obs[:, 1:] ** 2, axis=1), rtol=1e-6
+    )
+
+
+def test_stored_transitions_follow_each_other_until_an_episode_ends():
+    rows = long_run()
+    ended = (rows.terminated | rows.truncated)[:-1]
+    starts = rows.obs[1:][ended]
+    assert len(starts) > 5
+    np.testing.assert_array_equal(rows.obs[1:][~ended], rows.next_obs[:-1][~ended])
+    np.testing.assert_array_equal(starts[:, 0], 0.0)
+    assert len(np.unique(starts, axis=0)) == len(starts)
+
+
+def test_stored_flags_keep_termination_and_truncation_apart():
+    rows = long_run()
+    ends, cuts = (rows.action > cases.Walk.END).T
+    late = rows.next_obs[:, 0] == cases.EPISODE_LENGTH
+    np.testing.assert_array_equal(rows.terminated, ends & ~cuts)
+    np.testing.assert_array_equal(rows.truncated, cuts | (late & ~ends))
+    # Each kind of end was met.
+    assert rows.terminated.any()
+    assert cuts.any()
+    assert (late & ~ends & ~cuts).any()
+
+
+@pytest.mark.parametrize("nan_at", [1, 2])
+def test_a_transition_that_is_not_finite_is_dropped_and_counted(nan_at):
+    state = cases.run(config=PLAIN_SAC, nan_at=nan_at)
+    rows, steps = cases.stored(state), cases.WARMUP + 2 * cases.STEPS
+    assert int(state.env_steps) == steps
+    assert int(state.dropped) > 0
+    assert int(state.dropped) + len(rows.reward) == steps
+    assert np.all(np.isfinite(rows.reward))
+    # The episode ends there, and the first step is all that it may have had.
+    assert np.all(rows.next_obs[:, 0] < nan_at)
+
+
+def test_training_goes_on_after_dropped_transitions():
+    before = cases.start(config=PLAIN_SAC, nan_at=2)
+    after, metrics = cases.epoch(before, PLAIN_SAC, nan_at=2)
+    assert bool(after.alive)
+    assert int(after.diverged_at) == -1
+    assert all(np.all(np.isfinite(x)) for x in metrics.values())
+    actor = [jax.tree.leaves(s.agent.actor) for s in (before, after)]
+    assert not any(np.array_equal(*pair) for pair in zip(*actor, strict=True))
+
+
+# --- The stages -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("step", "wanted"), [(0, 0.5), (9, 0.5), (10, 0.0), (11, 0.0)])
+def test_fit_adds_squared_error_only_before_mse_steps(monkeypatch, step, wanted):
+    seen = []
+
+    def record(key, model, data, value_fn, *, loss, weight_config, config):
+        seen.append((weight_config.mse_coef, loss.name))
+        return model, {}
+
+    monkeypatch.setattr(mbpo.model_fit, "fit", record)
+    weights = CONFIG.weights.replace(mse_coef=0.5, mse_steps=10.0)
+    state = cases.start().replace(env_steps=jnp.int32(step))
+    mbpo.fit(None, state, config=CONFIG.replace(weights=weights))
+    assert seen == [(wanted, "vagram")]
+
+
+def test_fit_hands_over_the_values_of_the_current_agent(monkeypatch):
+    seen = []
+
+    def record(key, model, data, value_fn, **options):
+        seen.append((model, data, value_fn(jnp.ones(3))))
+        return model, {}
+
+    monkeypatch.setattr(mbpo.model_fit, "fit", record)
+    state = cases.run(epochs=1)
+    mbpo.fit(None, state, config=CONFIG)
+    values = sac.value_fn(state.agent, config=CONFIG.sac)(jnp.ones(3))
+    cases.assert_identical(seen, [(state.model, state.replay, values)])
+
+
+@functools.partial(jax.jit, static_argnames="keep_epochs")
+def _add_imagined(key, state, keep_epochs, horizon=(1,)):
+    options = {"keep_epochs": keep_epochs, "termination": "none"}
+    algorithm = CONFIG.replace(imagine=CONFIG.imagine.replace(**options))
+    return mbpo.add_imagined(key, state, env=cases.WALK, config=algorithm)
+
+
+@pytest.mark.parametrize("keep_epochs", [1, 3])
+def test_add_imagined_keeps_each_row_for_keep_epochs(keep_epochs):
+    per_epoch = cases.ROLLOUTS * cases.STEPS
+    state = cases.start().replace(
+        imagined=replay.init(obs_dim=3, action_dim=2, capacity=per_epoch * keep_epochs)
+    )
+    for epoch in range(1, 6):
+        # The rows begin where real ones do, and these say which epoch it is.
+        state = state.replace(replay=buffer_of([epoch] * 10))
+        state, _ = _add_imagined(jax.random.key(epoch), state, keep_epochs)
+        held = np.asarray(state.imagined.data.obs[: int(state.imagined.size), 0])
+        kept = range(max(1, epoch - keep_epochs + 1), epoch + 1)
+        assert sorted(held) == sorted([*kept] * per_epoch)
+
+
+def test_init_has_room_for_the_imagined_rows_of_keep_epochs():
+    options = {"horizon": (1, 4, 0, 10), "keep_epochs": 3, "rollouts_per_step": 7}
+    algorithm = CONFIG.replace(imagine=CONFIG.imagine.replace(**options))
+    init = functools.partial(mbpo.init, env=cases.WALK, config=algorithm)
+    state = jax.eval_shape(init, jax.random.key(0))
+    assert state.imagined.capacity == 7 * cases.STEPS * 4 * 3
+
+
+def test_add_imagined_takes_its_horizon_from_the_schedule():
+    options = {"horizon": (1, 3, 10, 20), "termination": "none"}
+    algorithm = CONFIG.replace(imagine=CONFIG.imagine.replace(**options))
+    state = cases.start().replace(
+        imagined=replay.init(obs_dim=3, action_dim=2, capacity=30)
+    )
+    add = jax.jit(functools.partial(mbpo.add_imagined, env=cases.WALK))
+    for step, horizon in [(0, 1), (10, 1), (15, 2), (20, 3), (99, 3)]:
+        later = state.replace(env_steps=jnp.int32(step))
+        found, metrics = add(jax.random.key(0), later, config=algorithm)
+        assert int(metrics["imagine/horizon"]) == horizon
+        assert int(found.imagined.size) == 10 * horizon
+        assert float(metrics["imagine/valid"]) == pytest.approx(horizon / 3)
+
+
+def test_add_imagined_starts_from_real_states():
+    state, _ = _add_imagined(jax.random.key(0), cases.start(), 1)
+    real = {tuple(obs) for obs in cases.stored(state).obs.tolist()}
+    found = {tuple(obs) for obs in state.imagined.data.obs.tolist()}
+    assert found <= real
+    assert len(found) > 1
+
+
+def test_add_imagined_ends_rollouts_where_the_environment_does():
+    state, seen = cases.start(), []
+    for _ in range(4):
+        state, _ = cases.epoch(state)
+        seen.append(cases.bits(state.imagined.data))
+    rows = jax.tree.map(lambda *x: np.concatenate(x), *seen)
+    ends, cuts = (rows.action > cases.Walk.END).T
+    np.testing.assert_array_equal(rows.terminated, ends & ~cuts)
+    assert rows.terminated.any()
+    assert not rows.truncated.any()
+
+
+# --- Batches --------------------------------------------------------------------------
+
+REAL, IMAGINED = range(10), range(100, 110)
+
+
+@jax.jit
+def _mixed(key, state, algorithm):
+    return mbpo.mixed_batches(key, state, config=algorithm)
+
+
+def mixed(fraction, step=0, imagined=IMAGINED, seed=0, **options):
+    state = state_with(
+        env_steps=jnp.int32(step),
+        replay=buffer_of(REAL),
+        imagined=buffer_of(imagined),
+    )
+    algorithm = CONFIG.replace(real_fraction=fraction, batch_size=10, **options)
+    return _mixed(jax.random.key(seed), state, algorithm)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count"),
+    [(0.0, 0), (0.04, 0), (0.06, 1), (0.5, 5), (0.74, 7), (1, 10)],
+)
+def test_mixed_batches_have_exactly_so_many_real_rows_in_front(fraction, count):
+    reward = np.asarray(mixed((float(fraction),)).reward)
+    assert reward.shape == (cases.UPDATES, 10)
+    np.testing.assert_array_equal(reward < 100, np.tile(np.arange(10) < count, (2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("step", "count"), [(0, 10), (10, 10), (15, 6), (20, 2), (50, 2)]
+)
+def test_mixed_batches_follow_the_schedule(step, count):
+    reward = mixed((1.0, 0.2, 10.0, 20.0), step).reward
+    np.testing.assert_array_equal((reward < 100).sum(axis=1), [count, count])
+
+
+def test_mixed_batches_keep_the_numbers_of_a_row_together():
+    batch = mixed((0.5,))
+    wanted = jax.vmap(rows_of)(batch.reward)
+    cases.assert_identical(batch, wanted)
+
+
+def test_mixed_batches_draw_from_all_rows_anew_for_each_update():
+    draws = [np.asarray(mixed((0.5,), seed=seed).reward) for seed in range(20)]
+    assert {*np.ravel(draws)} == {*REAL, *IMAGINED}
+    assert not any(np.array_equal(*batches) for batches in draws)
+
+
+def test_mixed_batches_are_real_while_nothing_is_imagined():
+    assert np.all(mixed((0.0,), imagined=[]).reward < 100)
+
+
+def test_mixed_batches_are_real_without_a_model():
+    assert np.all(mixed((0.0,), loss=mbpo.NO_MODEL).reward < 100)
+
+
+# --- Divergence -----------------------------------------------------------------------
+
+
+def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
+    """Whether a seed that goes from 0 to 1 counts as healthy; two action dimensions."""
+
+    def state(value):
+        model = dynamics.DynamicsParams(
+            network={"w": jnp.float32(value)}, normalizer=None, config=None
+        )
+        return state_with(
+            env_steps=jnp.int32(value),
+            replay=buffer_of([0.0]).replace(data=rows_of([-reward, 0.0])),
+            model=ModelState(params=model, opt_state=None, elites=None),
+            agent={"w": jnp.float32(value)},
+            alive=jnp.bool_(True),
+            diverged_at=jnp.int32(-1),
+        )
+
+    metrics = {"sac/q_max": q_max, "sac/temperature": temperature}
+    algorithm = CONFIG.replace(
+        sac=CONFIG.sac.replace(discount=discount), divergence_slack=slack
+    )
+    metrics = jax.tree.map(jnp.float32, metrics)
+    found = mbpo.freeze_if_diverged(state(0), state(1), metrics, config=algorithm)
+    assert float(found.agent["w"]) == float(found.alive)
+    assert int(found.diverged_at) == (-1 if found.alive else 1)
+    return bool(found.alive)
+
+
+@pytest.mark.parametrize(
+    ("bound", "numbers"),
+    [
+        (300.0, {}),  # 10 (2 + 0.5 * 2) / (1 - 0.9)
+        (400.0, {"reward": 3.0}),
+        (500.0, {"temperature": 1.5}),
+        (60.0, {"discount": 0.5}),
+        (90.0, {"slack": 3.0}),
+    ],
+)
+def test_freeze_if_diverged_bounds_the_critics_by_what_returns_can_be(bound, numbers):
+    # Far enough from the bound for float32.
+    assert judged(0.999 * bound, **numbers)
+    assert not judged(1.001 * bound, **numbers)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_freeze_if_diverged_refuses_a_value_that_is_no_number(value):
+    assert not judged(value)
+
+
+def test_freeze_if_diverged_has_no_bound_without_a_discount():
+    assert judged(1e30, discount=1.0)
+
+
+# --- Refusals -------------------------------------------------------------------------
+
+
+def with_part(part, **fields):
+    return CONFIG.replace(**{part: getattr(CONFIG, part).replace(**fields)})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        (CONFIG.replace(loss="vagrm"), r"'vagrm'; known: .*mle.*did you mean vagram\?"),
+        (
+            with_part("model", num_elites=3),
+            r"num_elites=3; at most model\.num_members=2",
+        ),
+        (CONFIG.replace(real_fraction=(1.5,)), "real_fraction=1.5; accepted: at least"),
+        (CONFIG.replace(real_fraction=(-0.5,)), "real_fraction=-0.5; accepted: at le"),
+        (
+            CONFIG.replace(real_fraction=(0.5, 2.0, 0.0, 10.0)),
+            "real_fraction=2.0; accepted: at least 0 and at most 1",
+        ),
+        (
+            CONFIG.replace(real_fraction=(-1.0, 0.5, 0.0, 10.0)),
+            "real_fraction=-1.0; accepted: at least 0 and at most 1",
+        ),
+        (CONFIG.replace(real_fraction=()), r"real_fraction=\(\); one number, or four"),
+        (CONFIG.replace(real_fraction=(1.0, 0.5)), "one number, or four"),
+        (CONFIG.replace(real_fraction=(1.0, 0.5, 9.0, 9.0)), "in rising order"),
+        (with_part("imagine", horizon=(1, 2, 3)), r"imagine\.horizon=\(1, 2, 3\); one"),
+        (with_part("imagine", horizon=(1, 2, 9, 5)), "in rising order"),
+        (with_part("imagine", horizon=(0,)), "lengths of at least 1"),
+        (with_part("imagine", horizon=(0, 5, 0, 9)), "lengths of at least 1"),
+        (
+            PLAIN_SAC.replace(real_fraction=(0.5,)),
+            r"real_fraction=\(0.5,\); .*\(loss=none\) only 1 is possible",
+        ),
+        (
+            CONFIG.replace(loss="mle"),
+            "head='deterministic'; loss='mle' needs a variance",
+        ),
+        (CONFIG.replace(loss="vagram_nll"), "loss='vagram_nll' needs a variance"),
+        (
+            CONFIG.replace(replay_capacity=9),
+            "replay_capacity=9; at least warmup_steps=10",
+        ),
+    ],
+)
+def test_check_refuses_in_one_line(algorithm, message):
+    with pytest.raises(config.ConfigError, match=message) as caught:
+        mbpo.check(algorithm, cases.WALK)
+    assert "\n" not in str(caught.value)
+
+
+def test_check_refuses_imagination_without_a_termination_function():
+    with pytest.raises(config.ConfigError, match=r"Salary has no method termination"):
+        mbpo.check(CONFIG, probe_envs.Salary())
+
+
+@pytest.mark.parametrize(
+    "algorithm", [with_part("imagine", termination="none"), PLAIN_SAC]
+)
+def test_check_accepts_an_environment_without_termination_where_none_is_asked(
+    algorithm,
+):
+    assert mbpo.check(algorithm, probe_envs.Salary()) == algorithm
+
+
+@pytest.mark.parametrize(
+    ("loss", "head"),
+    [("vagram", "deterministic"), ("mle", "gaussian"), ("vagram_nll", "gaussian")],
+)
+def test_check_resolves_the_head_that_a_loss_needs(loss, head):
+    algorithm = with_part("model", head="auto").replace(loss=loss)
+    assert mbpo.check(algorithm, cases.WALK).model.head == head
+
+
+def test_check_keeps_a_gaussian_head_that_the_loss_can_do_without():
+    algorithm = with_part("model", head="gaussian")
+    assert mbpo.check(algorithm, cases.WALK) == algorithm
+
+
+def test_length_refuses_an_environment_without_one():
+    with pytest.raises(base.EnvError, match="episode_length=None; a whole number"):
+        episodes.length(probe_envs.Salary())
+
+
+def test_scheduled_schedules_are_accepted_at_their_limits():
+    algorithm = with_part("imagine", horizon=(5, 1, 0, 1))
+    algorithm = algorithm.replace(real_fraction=(0.0, 1.0, 0.0, 1.0))
+    assert mbpo.check(algorithm, cases.WALK) == algorithm
+    assert imagine.max_horizon(algorithm.imagine) == 5

@@ -1,6 +1,6 @@
 """How fast the pieces are, as ratios measured side by side on this machine.
 
-    python -m experiments.benchmark --out=results/benchmark.json
+    python -m experiments.benchmark --json=results/benchmark.json
 
 The rate of a large float32 matrix product, measured in the same rounds, is one.
 """
@@ -19,7 +19,7 @@ from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.fit import FitConfig
 from vagram_jax.types import Transition
 
-OUT = flags.DEFINE_string("out", None, "Also write the figures as JSON to this file.")
+JSON = flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "Seeds that are vmapped, or run in a row.")
 
 # The sizes that MBPO and the paper use.
@@ -44,8 +44,8 @@ def main(env_config, algorithm, run) -> int:
         figures |= found
         for name, value in found.items():
             print(f"{name:<48}{value:12.3f}", flush=True)
-    if OUT.value:
-        files.write_json(OUT.value, figures)
+    if JSON.value:
+        files.write_json(JSON.value, figures)
     return 0
 
 

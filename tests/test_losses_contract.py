@@ -9,6 +9,7 @@ import oracles
 import pytest
 from jax.test_util import check_grads
 
+import vagram_jax
 from vagram_jax import config, dynamics, losses
 from vagram_jax.types import Transition
 
@@ -303,3 +304,36 @@ def test_get_names_the_known_and_the_nearest_loss():
     with pytest.raises(config.ConfigError, match="did you mean vagram") as caught:
         losses.get("vagrm")
     assert all(name in str(caught.value) for name in ALL)
+
+
+def test_registered_names_are_the_public_functions():
+    public = {
+        "mle": vagram_jax.mle_loss,
+        "mse": vagram_jax.mse_loss,
+        "mse_normalized": vagram_jax.mse_normalized_loss,
+        "vagram": vagram_jax.vagram_loss,
+        "vagram_nll": vagram_jax.vagram_nll_loss,
+        "vagram_unbounded": vagram_jax.vagram_unbounded_loss,
+        "value_weighted": vagram_jax.value_weighted_loss,
+        "vaml": vagram_jax.vaml_loss,
+    }
+    assert {name: losses.LOSSES[name].fn for name in public} == public
+
+
+def test_a_prediction_and_a_plain_tuple_are_the_same_to_a_loss():
+    next_obs = jax.random.normal(jax.random.key(0), (4, 3))
+    zeros = jnp.zeros(4, bool)
+    batch = Transition(
+        obs=next_obs,
+        action=jnp.zeros((4, 1)),
+        reward=jnp.ones(4),
+        next_obs=2.0 * next_obs,
+        terminated=zeros,
+        truncated=zeros,
+    )
+
+    def loss(predict):
+        return losses.mse_loss({}, batch, predict=lambda *_: predict)
+
+    named = loss(vagram_jax.Prediction(next_obs, jnp.zeros(4)))
+    assert named == loss((next_obs, jnp.zeros(4)))

@@ -212,7 +212,16 @@ def _strong(leaf: Any) -> jax.Array:
 
 
 def choose(condition: jax.Array, yes: jax.Array, no: jax.Array) -> jax.Array:
-    """`yes` where a bool scalar holds, else `no` in the type of `yes`."""
+    """One leaf of a state or another, typed keys included.
+
+    Args:
+      condition: a bool scalar.
+      yes: what holds if the condition does.
+      no: what holds otherwise.
+
+    Returns:
+      `yes` or `no`, in the type of `yes`.
+    """
     if _is_key(yes):
         # By the data of the keys: JAX's check for reuse calls a key from `where` used.
         data = jnp.where(condition, jax.random.key_data(yes), jax.random.key_data(no))

@@ -49,7 +49,7 @@ class MBPOConfig:
         schedule, see `imagine.scheduled`.
       replay_capacity: real transitions that are kept.
       divergence_slack: a seed counts as diverged when a critic's value is so many times
-        beyond what rewards, temperature and discount allow.
+        beyond what rewards, initial temperature and discount allow.
     """
 
     loss: str = static("vagram")
@@ -401,8 +401,9 @@ def freeze_if_diverged(
     """The new state of a healthy seed, the old one of a seed that has diverged.
 
     A seed has diverged when a parameter isn't finite, or a critic's value is beyond
-    `divergence_slack (max |r| + alpha action_dim) / (1 - discount)`. Selecting keeps
-    NaN out of every other seed; nothing is ever summed over seeds.
+    `divergence_slack (max |r| + alpha_0 action_dim) / (1 - discount)`, with the initial
+    temperature: a temperature that runs away takes the values with it, and is found
+    out. Selecting keeps NaN out of every other seed; nothing is summed over seeds.
 
     Args:
       old: before the epoch.
@@ -416,7 +417,7 @@ def freeze_if_diverged(
     learned = (new.agent, new.model.params.network)
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(learned)]
     reward = jnp.max(jnp.abs(new.replay.data.reward))
-    bonus = metrics["sac/temperature"] * new.replay.data.action.shape[-1]
+    bonus = config.sac.initial_temperature * new.replay.data.action.shape[-1]
     bound = config.divergence_slack * (reward + bonus)
     within = metrics["sac/q_max"] * (1.0 - config.sac.discount) <= bound
     healthy = jnp.all(jnp.stack(finite)) & within

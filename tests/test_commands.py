@@ -230,9 +230,6 @@ def test_train_replaces_a_run_under_overwrite(call, place, compared):
     status, out, err = call(train, *args, "--overwrite", "--config.total_steps=11")
     assert (status, err) == (0, "")
     assert "step 11 of 11" in out
-    assert {name: len(files.read_rows(run / name)) for name in ("metrics.csv",)} == {
-        "metrics.csv": 4
-    }
     assert set(contents(run)) == set(before)
     assert all(contents(run)[name] != before[name] for name in before)
     # And the two that train the same have the same numbers as far as they go.

@@ -62,7 +62,26 @@ def test_epoch_with_imagined_batches_trains_another_agent():
 
 def test_epoch_is_a_function_of_its_state():
     state = cases.run(epochs=1)
-    cases.assert_identical(cases.epoch(state), cases.epoch(state))
+    first = cases.epoch(cases.fresh(state))
+    cases.assert_identical(cases.epoch(state), first)
+
+
+def test_epoch_gives_each_stage_and_the_next_epoch_a_key_of_its_own(monkeypatch):
+    # JAX's check loses sight of a key that `freeze_if_diverged` chooses.
+    seen = []
+
+    def stage(key, state, **_):
+        seen.append(key)
+        return state, {}
+
+    for name in ("fit", "add_imagined", "interact"):
+        monkeypatch.setattr(mbpo, name, stage)
+    monkeypatch.setattr(mbpo, "freeze_if_diverged", lambda old, new, *_, **__: new)
+    state = state_with(key=jax.random.key(0))
+    for _ in range(3):
+        state, _ = mbpo.epoch(state, env=None, episode_length=1, config=CONFIG)
+        seen.append(state.key)
+    assert len(np.unique(cases.bits(jnp.stack(seen)), axis=0)) == len(seen) == 12
 
 
 def test_epoch_has_the_same_metrics_at_every_call():
@@ -269,11 +288,10 @@ def _mixed(key, state, algorithm):
     return mbpo.mixed_batches(key, state, config=algorithm)
 
 
-def mixed(fraction, step=0, imagined=IMAGINED, seed=0, **options):
+def mixed(fraction, step=0, num_imagined=10, seed=0, **options):
+    imagined = buffer_of(IMAGINED).replace(size=jnp.int32(num_imagined))
     state = state_with(
-        env_steps=jnp.int32(step),
-        replay=buffer_of(REAL),
-        imagined=buffer_of(imagined),
+        env_steps=jnp.int32(step), replay=buffer_of(REAL), imagined=imagined
     )
     algorithm = CONFIG.replace(real_fraction=fraction, batch_size=10, **options)
     return _mixed(jax.random.key(seed), state, algorithm)
@@ -310,7 +328,7 @@ def test_mixed_batches_draw_from_all_rows_anew_for_each_update():
 
 
 def test_mixed_batches_are_real_while_nothing_is_imagined():
-    assert np.all(mixed((0.0,), imagined=[]).reward < 100)
+    assert np.all(mixed((0.0,), num_imagined=0).reward < 100)
 
 
 def test_mixed_batches_are_real_without_a_model():
@@ -336,11 +354,10 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
             diverged_at=jnp.int32(-1),
         )
 
-    metrics = {"sac/q_max": q_max, "sac/temperature": temperature}
-    algorithm = CONFIG.replace(
-        sac=CONFIG.sac.replace(discount=discount), divergence_slack=slack
-    )
-    metrics = jax.tree.map(jnp.float32, metrics)
+    # The temperature that was learned is no excuse for a large value.
+    metrics = {"sac/q_max": jnp.float32(q_max), "sac/temperature": jnp.float32(1e6)}
+    agent = CONFIG.sac.replace(discount=discount, initial_temperature=temperature)
+    algorithm = CONFIG.replace(sac=agent, divergence_slack=slack)
     found = mbpo.freeze_if_diverged(state(0), state(1), metrics, config=algorithm)
     assert float(found.agent["w"]) == float(found.alive)
     assert int(found.diverged_at) == (-1 if found.alive else 1)

@@ -40,8 +40,8 @@ def diverging():
     """A config with which a part of the seeds diverges in the first epoch."""
     states, metrics = cases.epoch_seeds(cases.start_seeds())
     reward = np.abs(states.replay.data.reward).max(axis=1)
-    scale = (reward + 2 * metrics["sac/temperature"]) / (1 - CONFIG.sac.discount)
-    ratio = np.sort(np.asarray(metrics["sac/q_max"] / scale))
+    bound = (reward + 2 * CONFIG.sac.initial_temperature) / (1 - CONFIG.sac.discount)
+    ratio = np.sort(np.asarray(metrics["sac/q_max"] / bound))
     # Between the third and the fourth largest.
     return CONFIG.replace(divergence_slack=float(ratio[-4:-2].mean()))
 

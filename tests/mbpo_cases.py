@@ -3,6 +3,7 @@
 Compiling is nearly all of their time, so tests differ in numbers and not in shapes.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -116,18 +117,26 @@ def _epoch(state, nan_at, config):
     return mbpo.epoch(state, config=config, **_around(nan_at))
 
 
-# One seed always runs with JAX looking for keys that are used twice.
+@contextlib.contextmanager
+def no_key_twice():
+    """Lets JAX look for keys that are used twice."""
+    try:
+        with jax.debug_key_reuse(True):
+            yield
+    except jax.errors.KeyReuseError as error:
+        # Its frames hold whole programs, which pytest would take minutes to print.
+        raise AssertionError(f"a key is used twice: {error}") from None
 
 
 def start(seed=0, config=CONFIG, nan_at=0):
     """One seed after its warm-up."""
-    with jax.debug_key_reuse(True):
+    with no_key_twice():
         return _start(jax.random.key(seed), nan_at, config)
 
 
 def epoch(state, config=CONFIG, nan_at=0):
-    """One seed an epoch on, and metrics; it uses up the keys of `state`, see `fresh`."""
-    with jax.debug_key_reuse(True):
+    """One seed an epoch on, and metrics; it uses up `state`'s keys, see `fresh`."""
+    with no_key_twice():
         return _epoch(state, nan_at, config)
 
 

@@ -74,10 +74,10 @@ def place(tmp_path_factory):
     (folder / "tiny.py").write_text(CONFIG)
     compiled, programs = {}, runner.programs
 
-    def programs_once(env, *, eval_episodes):
+    def programs_once(env, **settings):
         # Every command makes the environment anew, but it is always the same one.
         if type(env) not in compiled:
-            compiled[type(env)] = programs(env, eval_episodes=eval_episodes)
+            compiled[type(env)] = programs(env, **settings)
         return compiled[type(env)]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,6 @@
 """The host's side of a run: when things happen, and what is written and told."""
 
+import jax
 import mbpo_cases as cases
 import numpy as np
 import probe_envs
@@ -21,7 +22,8 @@ STEPS = [cases.WARMUP + epoch * cases.STEPS for epoch in range(4)]
 def compiled_once(monkeypatch):
     """Lets all runs of these tests share what is compiled for the first."""
 
-    def programs(env, *, eval_episodes):
+    def programs(env, *, eval_episodes, matmul_precision):
+        assert matmul_precision == "highest"
         assert (env, eval_episodes) == (cases.WALK, cases.EVAL_EPISODES)
         return cases.PROGRAMS
 
@@ -335,3 +337,14 @@ def test_model_csv_has_all_that_a_fit_measures(tmp_path):
         *("train_loss_0", "train_loss_1", "holdout_loss_0", "holdout_loss_1"),
         *(f"{name}_{i}" for name in ("error_dim", "attention_dim") for i in range(3)),
     }
+
+
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_programs_run_at_the_precision_that_is_asked_for(precision):
+    programs = runner.programs(cases.WALK, eval_episodes=1, matmul_precision=precision)
+    seeds = np.zeros(1, np.uint32)
+    for _ in range(2):  # tracing again must not lose it
+        states = jax.eval_shape(programs.start, seeds, CONFIG)
+        text = str(programs.epoch.trace(states, CONFIG).jaxpr)
+        assert "dot_general" in text
+        assert ("Precision.HIGHEST" in text) == (precision == "highest")

@@ -23,7 +23,8 @@ class ImagineConfig:
     Attributes:
       rollouts_per_step: how many rollouts for each environment step (MBPO: 400).
       horizon: length of a rollout: one number, or a schedule, see `scheduled`.
-      keep_epochs: for how many epochs an imagined transition is kept.
+      keep_epochs: for how many epochs an imagined transition is kept, at the longest
+        horizon of the schedule; shorter rollouts fill the buffer later and stay longer.
       termination: "env" asks the environment's `termination`, "none" says that no
         episode terminates.
     """

@@ -47,6 +47,8 @@ class RunConfig:
       total_steps: environment steps of each seed.
       eval_every: epochs between two evaluations.
       eval_episodes: episodes of an evaluation.
+      matmul_precision: of float32 matrix products; an accelerator's default has fewer
+        digits, and squared value gradients need them.
     """
 
     num_seeds: int = static(4, low=1)
@@ -54,6 +56,7 @@ class RunConfig:
     total_steps: int = static(10_000, low=1)
     eval_every: int = static(1, low=1)
     eval_episodes: int = static(10, low=1)
+    matmul_precision: str = static("highest", choices=("default", "high", "highest"))
 
 
 class Programs(NamedTuple):
@@ -125,7 +128,9 @@ def check(
     return run, config
 
 
-def programs(env: base.Env, *, eval_episodes: int) -> Programs:
+def programs(
+    env: base.Env, *, eval_episodes: int, matmul_precision: str = "highest"
+) -> Programs:
     """The programs of a run. Each compiles at its first call.
 
     The config is an argument of each, so that its numbers are no constants in them.
@@ -133,6 +138,7 @@ def programs(env: base.Env, *, eval_episodes: int) -> Programs:
     Args:
       env: the environment.
       eval_episodes: episodes of an evaluation.
+      matmul_precision: of float32 matrix products.
 
     Returns:
       The programs.
@@ -156,10 +162,11 @@ def programs(env: base.Env, *, eval_episodes: int) -> Programs:
             jax.random.fold_in(key, index), act, num_episodes=eval_episodes, **shared
         )
 
+    precise = jax.default_matmul_precision(matmul_precision)
     return Programs(
-        start=jax.jit(jax.vmap(start, in_axes=(0, None))),
-        epoch=jax.jit(jax.vmap(epoch, in_axes=(0, None)), donate_argnums=0),
-        evaluate=jax.jit(jax.vmap(play, in_axes=(0, 0, None, None))),
+        start=jax.jit(precise(jax.vmap(start, in_axes=(0, None)))),
+        epoch=jax.jit(precise(jax.vmap(epoch, in_axes=(0, None))), donate_argnums=0),
+        evaluate=jax.jit(precise(jax.vmap(play, in_axes=(0, 0, None, None)))),
     )
 
 
@@ -195,7 +202,10 @@ def train(
       EnvError: as `check`.
     """
     run, config = check(run, config, env)
-    compiled, seeds = programs(env, eval_episodes=run.eval_episodes), seeds_of(run)
+    compiled = programs(
+        env, eval_episodes=run.eval_episodes, matmul_precision=run.matmul_precision
+    )
+    seeds = seeds_of(run)
     began = time.monotonic()
     num_epochs = (run.total_steps - config.warmup_steps) // config.steps_per_epoch
     states, metrics = compiled.start(seeds, config), {}

@@ -40,8 +40,8 @@ def main(env_config, algorithm, run) -> int:
       The exit status.
     """
     figures = {"device": launch.device(), "jax": jax.__version__}
-    for found in (_updates(), _epochs(env_config, algorithm, run)):
-        figures |= found
+    for measured in (_updates, partial(_epochs, env_config, algorithm, run)):
+        figures |= (found := measured())
         for name, value in found.items():
             print(f"{name:<48}{value:12.3f}", flush=True)
     if JSON.value:

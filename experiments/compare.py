@@ -30,8 +30,7 @@ def main(env_config, algorithm, run) -> int:
     """
     env, algorithms = launch.prepare(env_config, algorithm, run, LOSSES.value)
     folder = launch.run_all(env, algorithms, run, env_config)
-    launch.show(folder, list(algorithms))
-    return 0
+    return launch.show(folder, list(algorithms))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Comes in: `--config=FILE[:VARIANT]`, `--config.KEY=VALUE` and a command's own flags.
 Goes out: checked configs, handed to the command's `main`. Whatever a user gets wrong
 is one line on standard error; `--debug` shows the traceback. Exit status: 0 done,
-1 a fault of the program, 2 the command line or a setting, 5 a file, 130 interrupted.
+1 a fault of the program, 2 the command line or a setting, 3 the environment's code,
+4 every seed diverged, 5 a file, 6 memory, 128 plus its number a signal.
 
 A command, whose own flags are made by `DEFINE_string` and the like as in absl:
 
@@ -40,7 +41,7 @@ from typing import Any
 import ml_collections
 from absl import flags as absl_flags
 
-from vagram_jax import config
+from vagram_jax import config, devices, session
 
 DEFINE_bool = absl_flags.DEFINE_bool
 DEFINE_enum = absl_flags.DEFINE_enum
@@ -50,7 +51,8 @@ DEFINE_list = absl_flags.DEFINE_list
 DEFINE_string = absl_flags.DEFINE_string
 
 DEFAULT_CONFIG = "experiments/configs/pendulum.py"
-STATUS_USAGE, STATUS_FILES, STATUS_INTERRUPTED = 2, 5, 130
+STATUS_USAGE, STATUS_DIVERGED, STATUS_FILES, STATUS_MEMORY = 2, 4, 5, 6
+STATUS_INTERRUPTED = 130
 
 _CONFIG = DEFINE_string("config", None, "FILE or FILE:VARIANT, a Python config file.")
 DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -96,6 +98,10 @@ def run(
         _fail(error, STATUS_USAGE)
     except OSError as error:
         _fail(error, STATUS_FILES)
+    except devices.MemoryFault as error:
+        _fail(error, STATUS_MEMORY)
+    except session.RunFault as error:
+        _fail(error, error.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(STATUS_INTERRUPTED) from None

@@ -8,7 +8,18 @@ from typing import Any
 import jax
 
 from experiments import flags
-from vagram_jax import config, envs, files, mbpo, report, results, runner, stats
+from vagram_jax import (
+    config,
+    devices,
+    envs,
+    files,
+    mbpo,
+    report,
+    results,
+    runner,
+    session,
+    stats,
+)
 from vagram_jax.envs import EnvConfig
 from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.runner import RunConfig
@@ -19,6 +30,64 @@ CONFIGS = (EnvConfig, MBPOConfig, RunConfig)
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
 STUDY = flags.DEFINE_string("study", None, "Name of the study; the task's if none.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace runs that are there.")
+RESUME = flags.DEFINE_bool("resume", False, "Go on with runs that are there.")
+STRICT = flags.DEFINE_bool(
+    "strict", False, "Refuse a damaged checkpoint; otherwise the one before is used."
+)
+BREAK_LOCK = flags.DEFINE_bool(
+    "break_lock", False, "Take a run over from a process on another machine that died."
+)
+CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every", 1, "Epochs between two checkpoints; 0: only when a run ends."
+)
+SEED_MODE = flags.DEFINE_enum(
+    "seed_mode", "vmap", devices.MODES, "Seeds side by side, or one after the other."
+)
+SEED_CHUNK = flags.DEFINE_integer(
+    "seed_chunk", 0, "Train at most so many seeds at once; 0: all."
+)
+CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", None, "Split seeds over so many devices on a CPU."
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Split seeds over the processes of a cluster."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0; the cluster's own if none."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the cluster.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
+
+
+def keeping() -> session.Keeping:
+    """Where runs train and how they are kept, as the flags say.
+
+    Returns:
+      What `session.train_to_files` takes.
+
+    Raises:
+      ConfigError: flags that contradict, or a negative number.
+      ValueError: the cluster can't be joined.
+    """
+    for flag in (CHECKPOINT_EVERY, SEED_CHUNK):
+        if flag.value < 0:
+            raise config.ConfigError(f"--{flag.name}={flag.value}; at least 0")
+    if RESUME.value and OVERWRITE.value:
+        raise config.ConfigError("--resume and --overwrite exclude each other")
+    if CPU_DEVICES.value is not None:
+        if CPU_DEVICES.value < 1:
+            raise config.ConfigError(f"--cpu_devices={CPU_DEVICES.value}; at least 1")
+        jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
+    if DISTRIBUTED.value:
+        devices.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    return session.Keeping(
+        layout=devices.Layout(SEED_MODE.value),
+        seed_chunk=SEED_CHUNK.value,
+        checkpoint_every=CHECKPOINT_EVERY.value,
+        resume=RESUME.value,
+        strict=STRICT.value,
+        break_lock=BREAK_LOCK.value,
+    )
 
 
 def prepare(
@@ -66,56 +135,76 @@ def run_all(
     Raises:
       ResultsError: a folder that can't be written or holds a run already.
     """
+    kept = keeping()
     place = (RESULTS.value, STUDY.value or _default_study(env_config))
+    changes = {"overwrite": OVERWRITE.value, "resume": RESUME.value}
     for name in algorithms:
-        results.check_run(*place, name, overwrite=OVERWRITE.value)
+        results.check_run(*place, name, **changes)
     for name, algorithm in algorithms.items():
+        folder = Path(*place) / name
         settings = [config.to_dict(c) for c in (env_config, algorithm, run)]
-        folder = results.create_run(
-            *place,
-            name,
-            settings[0] | settings[1] | settings[2],
-            device=device(),
-            overwrite=OVERWRITE.value,
-        )
+        settings = settings[0] | settings[1] | settings[2]
+        if RESUME.value and results.is_finished(folder, settings):
+            print(f"{name}: finished already")
+            continue
+        if devices.is_first():
+            results.create_run(*place, name, settings, on=_on(kept), **changes)
         print(f"{name}: compiling and warming up {run.num_seeds} seeds", flush=True)
-        diverged = runner.train_to_files(
-            run, algorithm, env, folder=folder, env_name=env_config.env
-        )
-        summary = stats.summarise([results.read_run(folder)])[name]
-        # Written last: it says that the run has finished.
-        files.write_json(
-            folder / "summary.json", summary | {"diverged_at": _named(diverged)}
-        )
-    return folder.parent
+        job = session.Job(folder, env_config.env, algorithm)
+        session.train_to_files(run, [job], env, keeping=kept)
+        if devices.is_first():
+            finish(folder)
+    return Path(*place)
 
 
-def show(folder: Path, names: list[str]) -> None:
+def finish(folder: Path) -> None:
+    """Writes a run's summary; its being there says that the run has finished.
+
+    Args:
+      folder: of the run.
+
+    Raises:
+      ResultsError: a file can't be read or written.
+    """
+    found = results.read_run(folder)
+    summary = stats.summarise([found])[folder.name]
+    summary["diverged_at"] = {
+        f"seed {row['seed']}": int(row["diverged_at"])
+        for row in found.metrics
+        if row["diverged_at"] is not None
+    }
+    files.write_json(folder / "summary.json", summary)
+
+
+def show(folder: Path, names: list[str]) -> int:
     """Prints the table of some runs of a study, and writes the study's report.
 
     Args:
       folder: of the study.
       names: of the runs in the table.
 
+    Returns:
+      The exit status: `flags.STATUS_DIVERGED` if all seeds of all runs diverged.
+
     Raises:
       ResultsError: a file can't be read or written.
     """
+    if not devices.is_first():
+        return 0
     page = report.write_report(folder)
     found = {run.name: run for run in results.read_runs(folder)}
     summary = stats.summarise([found[name] for name in names])
     print(f"\n{stats.table(summary)}")
     print("\n".join(report.verdict(summary)))
     print(f"report: {page}")
+    all_diverged = all(row["diverged"] == row["seeds"] for row in summary.values())
+    return flags.STATUS_DIVERGED if all_diverged else 0
 
 
-def device() -> str:
-    """What programs run on, in words.
-
-    Returns:
-      Number and kind of the devices.
-    """
-    kind = jax.devices()[0]
-    return f"{jax.local_device_count()} x {kind.device_kind} ({kind.platform})"
+def _on(kept: session.Keeping) -> dict[str, Any]:
+    """What a run's record says of where it runs."""
+    layout = {"seed_mode": kept.layout.mode, "seed_chunk": kept.seed_chunk}
+    return {"device": devices.describe(), "layout": layout}
 
 
 def _default_study(env_config: EnvConfig) -> str:
@@ -128,7 +217,3 @@ def _with_loss(algorithm: MBPOConfig, name: str) -> MBPOConfig:
     if name in ("sac", mbpo.NO_MODEL):
         return algorithm.replace(loss=mbpo.NO_MODEL, real_fraction=(1.0,))
     return algorithm.replace(loss=name)
-
-
-def _named(diverged: dict[int, int]) -> dict[str, int]:
-    return {f"seed {seed}": step for seed, step in diverged.items()}

@@ -25,8 +25,7 @@ def main(env_config, algorithm, run) -> int:
     """
     name = "sac" if algorithm.loss == mbpo.NO_MODEL else algorithm.loss
     env, algorithms = launch.prepare(env_config, algorithm, run, [name])
-    launch.show(launch.run_all(env, algorithms, run, env_config), [name])
-    return 0
+    return launch.show(launch.run_all(env, algorithms, run, env_config), [name])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def append_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> N
         )
         _write_or_undo(file, text.getvalue().encode(), size)
         if is_new:
-            _sync_folder(Path(path).parent)
+            sync(Path(path).parent)
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -101,14 +101,17 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def keep_rows(path: str | os.PathLike, *, env_steps: int) -> None:
+def keep_rows(
+    path: str | os.PathLike, *, env_steps: int, seeds: Container[int] | None = None
+) -> None:
     """Cut a CSV back to what a checkpoint knows, so that a resumed run adds no doubles.
 
-    Half a last line goes too. What stays keeps its bytes.
+    Half a last line goes too. What stays keeps its bytes; a file without rows goes.
 
     Args:
       path: the file; nothing happens if it is missing.
       env_steps: the last step that stays.
+      seeds: whose rows are cut; None cuts everyone's.
 
     Raises:
       ResultsError: the file can't be read or written, or a line is damaged.
@@ -122,7 +125,12 @@ def keep_rows(path: str | os.PathLike, *, env_steps: int) -> None:
         line
         for line, row in zip(lines[1:], rows, strict=True)
         if row["env_steps"] <= env_steps
+        or (seeds is not None and row["seed"] not in seeds)
     ]
+    if len(kept) < 2:
+        with one_line(path):
+            os.unlink(path)
+        return
     write_bytes(path, b"".join(line + b"\n" for line in kept))
 
 
@@ -213,7 +221,26 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync(path.parent)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Args:
+      path: of either.
+
+    Raises:
+      ResultsError: the disk refuses a file.
+    """
+    # A rename is durable only when its folder is; some systems can't open a folder.
+    allowed = OSError if os.path.isdir(path) else ()
+    with one_line(path), contextlib.suppress(allowed):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def as_json(value: Any) -> Any:
@@ -358,16 +385,6 @@ def _whole_lines(path: str | os.PathLike) -> tuple[list[bytes], bool]:
     with one_line(path):
         *lines, rest = Path(path).read_bytes().split(b"\n")
     return lines, bool(rest)
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only when its folder is; some systems can't open a folder.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _refuse(constant: str) -> None:

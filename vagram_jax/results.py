@@ -6,6 +6,9 @@ pandas, a spreadsheet or a diff read as well, and `Run`s for statistics and pict
     results/<study>/<run>/config.json   the config, versions, device and command
                           metrics.csv   a row per seed and evaluation
                           model.csv     a row per seed and model fit
+                          timing.csv    the clock: a row per epoch
+                          checkpoints/  what training goes on from, see `checkpoint`
+                          failure.json  why it stopped, while it isn't finished
                           summary.json  there as soon as the run has finished
 
 No name leaves the root, and no file holds an absolute path. How files are written and
@@ -24,6 +27,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -35,12 +39,16 @@ from vagram_jax.files import ResultsError
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)
 _STUDY_FILES = (".json", ".html", ".png")
-_RUN_FILES = ("config.json", "metrics.csv", "model.csv", "summary.json", "checkpoints")
+_RUN_FILES = ("config.json", "metrics.csv", "model.csv", "timing.csv", "summary.json")
+_RUN_FILES += ("failure.json", "checkpoints")
+# A run that goes on may be made longer; nothing else of its config may change.
+_MAY_GROW = "total_steps"
 
 # What statistics and pictures read of the two tables.
 _NUMBER = int | float | None
 _METRICS = {"env": str, "loss": str, "seed": int, "env_steps": int}
-_METRICS |= {"return": _NUMBER, "wall_time_s": _NUMBER, "diverged_at": _NUMBER}
+_METRICS |= {"return": _NUMBER, "diverged_at": _NUMBER}
+_TIMING = {"seed": int, "env_steps": int, "wall_time_s": int | float}
 _MODEL = {"seed": int, "env_steps": int}
 
 _PACKAGES = ("vagram_jax", "jax", "jaxlib", "flax", "optax", "chex", "orbax-checkpoint")
@@ -59,6 +67,7 @@ class Run:
       record: all of `config.json`: config, versions, device, command, start, revision.
       metrics: rows of `metrics.csv`, one per seed and evaluation.
       model: rows of `model.csv`, one per seed and model fit.
+      timing: rows of `timing.csv`, one per epoch and program.
       summary: what `summary.json` holds, None while the run is unfinished.
       notes: what a reader should know of the files, in words.
     """
@@ -68,6 +77,7 @@ class Run:
     record: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     model: Sequence[Mapping[str, Any]] = ()
+    timing: Sequence[Mapping[str, Any]] = ()
     summary: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
@@ -139,7 +149,8 @@ def check_run(
     if taken and not (overwrite or resume):
         state = "a finished" if is_finished(folder) else "an unfinished"
         raise ResultsError(
-            f"results: {folder} holds {state} run; resume it, overwrite it, or rename"
+            f"results: {folder} holds {state} run; --resume goes on with it, "
+            "--overwrite replaces it, --study=NAME puts the new one elsewhere"
         )
     files.check_writable(folder)
     return folder
@@ -151,7 +162,7 @@ def create_run(
     run: str,
     config: Mapping[str, Any],
     *,
-    device: str = "",
+    on: Mapping[str, Any] = types.MappingProxyType({}),
     overwrite: bool = False,
     resume: bool = False,
 ) -> Path:
@@ -162,9 +173,9 @@ def create_run(
       study: name of the study.
       run: name of the run.
       config: the settings, nested; every key a string.
-      device: what it runs on, in words.
+      on: where it runs, such as `device`; recorded beside the config.
       overwrite: first remove the run that is there, its checkpoints too.
-      resume: keep the run that is there, and its `config.json`.
+      resume: keep the run that is there, if one is; its record gets a note.
 
     Returns:
       The folder.
@@ -172,28 +183,84 @@ def create_run(
     Raises:
       ResultsError: as `check_run`, or the folder can't be written.
       TypeError: as `files.as_json`.
-      ValueError: `overwrite` and `resume` at once.
+      ValueError: `overwrite` and `resume` at once, or a run with other settings can't
+        be resumed.
     """
     folder = check_run(root, study, run, overwrite=overwrite, resume=resume)
+    record = _record(config, on)
+    if resume and (folder / "config.json").exists():
+        record = resumed(folder, record)
     with files.one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
             _clear(folder)
-    if not (folder / "config.json").exists():
-        files.write_json(folder / "config.json", _record(config, device))
+        for name in ("failure.json", "summary.json"):
+            (folder / name).unlink(missing_ok=True)
+    files.write_json(folder / "config.json", record)
     return folder
 
 
-def is_finished(folder: str | os.PathLike) -> bool:
+def resumed(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run that is about to go on.
+
+    Args:
+      folder: of the run.
+      now: the record that a new run would get.
+
+    Returns:
+      The old record; `resumed` in it lists each time it went on and what was another
+      version or device then, without which its numbers are the same to the bit.
+
+    Raises:
+      ResultsError: there is no legible record.
+      ValueError: the settings are others; names them.
+    """
+    record = files.read_json(folder / "config.json")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ResultsError(f"{folder / 'config.json'}: holds no config")
+    changed = differences({"then": record["config"], "now": now["config"]})
+    grown = changed.pop(_MAY_GROW, None)
+    if grown and grown["now"] > grown["then"]:
+        record["config"][_MAY_GROW] = grown["now"]
+    elif grown:
+        changed[_MAY_GROW] = grown
+    if changed:
+        listed = "; ".join(
+            f"{key} was {found.get('then')}, is {found.get('now')}"
+            for key, found in changed.items()
+        )
+        raise ValueError(
+            f"results: {folder} can't be resumed with other settings: {listed}; only "
+            f"{_MAY_GROW} may grow"
+        )
+    kinds = ("versions", "device", "layout", "revision")
+    others = {k: now[k] for k in kinds if k in now and now[k] != record.get(k)}
+    note = {"started": now["started"], "command": now["command"], "changed": others}
+    return record | {"resumed": [*record.get("resumed", []), note]}
+
+
+def is_finished(
+    folder: str | os.PathLike, config: Mapping[str, Any] | None = None
+) -> bool:
     """Whether a run has finished, that is, has its summary.
 
     Args:
       folder: of the run, existing or not.
+      config: the settings that it must have been finished with, or None for any.
 
     Returns:
       True or False.
+
+    Raises:
+      ResultsError: the record of a finished run is damaged.
     """
-    return (Path(folder) / "summary.json").exists()
+    folder = Path(folder)
+    if not (folder / "summary.json").exists():
+        return False
+    if config is None:
+        return True
+    record = files.read_json(folder / "config.json")
+    return not differences({"then": record["config"], "now": config})
 
 
 def read_run(folder: str | os.PathLike) -> Run:
@@ -218,7 +285,8 @@ def read_run(folder: str | os.PathLike) -> Run:
         raise ResultsError(f"{folder / 'config.json'}: holds no config")
     metrics, notes = _read_table(folder / "metrics.csv", _METRICS)
     model, more = _read_table(folder / "model.csv", _MODEL)
-    notes += more
+    timing, most = _read_table(folder / "timing.csv", _TIMING)
+    notes += more + most
     finished = is_finished(folder)
     if not finished:
         notes.append("unfinished: there is no summary.json")
@@ -228,6 +296,7 @@ def read_run(folder: str | os.PathLike) -> Run:
         record=record,
         metrics=metrics,
         model=model,
+        timing=timing,
         summary=files.read_json(folder / "summary.json") if finished else None,
         notes=tuple(notes),
     )
@@ -302,16 +371,16 @@ def _clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _record(config: Mapping[str, Any], device: str) -> dict[str, Any]:
+def _record(config: Mapping[str, Any], on: Mapping[str, Any]) -> dict[str, Any]:
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     now = datetime.datetime.now(datetime.UTC)
     return {
-        "config": config,
+        "config": files.as_json(config),
         "versions": versions,
-        "device": device,
+        **on,
         "command": _command(sys.argv),
         "started": now.isoformat(timespec="seconds"),
         "revision": _revision(),

@@ -314,7 +314,6 @@ def summarise(
     summary = {}
     for run in runs:
         finals = final_returns(run.metrics, floor=floors[env_of(run)], last=last)
-        times = [row.get("wall_time_s") for row in run.metrics]
         result = Interval(float(iqm(finals.values)), math.nan, math.nan)
         if len(finals.values) >= MIN_SEEDS and np.isfinite(finals.values).all():
             result = interval({run.name: finals.values}, resamples=resamples, seed=seed)
@@ -326,7 +325,7 @@ def summarise(
             "high": result.high,
             "seeds": len(finals.seeds),
             "diverged": len(finals.diverged),
-            "seconds": max((t for t in times if t is not None), default=None),
+            "seconds": _seconds(run),
             "env_steps": max(row["env_steps"] for row in run.metrics),
         }
     return summary
@@ -490,3 +489,9 @@ def _by_seed(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, A
 
 def _has_failed(row: Mapping[str, Any]) -> bool:
     return row.get("diverged_at") is not None or not math.isfinite(row["return"])
+
+
+def _seconds(run: Run) -> float | None:
+    """Wall time; chunks of seeds came one after the other. None where it is unknown."""
+    last = {row["seed"]: row["wall_time_s"] for row in run.timing}
+    return sum(last.values()) if last else None

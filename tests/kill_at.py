@@ -1,0 +1,68 @@
+"""Runs a command that kills itself without warning at a chosen moment.
+
+    python tests/kill_at.py MOMENT COUNT MODULE ARGUMENT...
+
+`MOMENT` is a key of `MOMENTS`, and `COUNT` says at which time of reaching it.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+
+from vagram_jax import checkpoint, files
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at_call(module, name, count, before=die):
+    """Replaces a function by one that calls `before` at its `count`-th call."""
+    original, calls = getattr(module, name), []
+
+    def replaced(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == count:
+            before(*args) if before is not die else die()
+        return original(*args, **kwargs)
+
+    setattr(module, name, replaced)
+
+
+def half_a_line(file, data, size):
+    """Writes the first half of what should be written, and dies."""
+    del size
+    file.write(data[: len(data) // 2])
+    os.fsync(file.fileno())
+    die()
+
+
+def half_an_array(place, arrays):
+    """Writes some of a checkpoint's arrays, and dies."""
+    some = dict(list(arrays.items())[: len(arrays) // 2])
+    WRITE_ARRAYS(place, some)
+    die()
+
+
+WRITE_ARRAYS = checkpoint._write_arrays
+MOMENTS = {
+    "metrics": lambda n: at_call(files, "_write_or_undo", n, half_a_line),
+    "before_metrics": lambda n: at_call(files, "append_rows", n),
+    "arrays": lambda n: at_call(checkpoint, "_write_arrays", n, half_an_array),
+    "digests": lambda n: at_call(checkpoint, "_digests", n),
+    "rename": lambda n: at_call(os, "rename", n),
+    "replace": lambda n: at_call(os, "replace", n),
+    "prune": lambda n: at_call(checkpoint, "prune", n),
+    "after": lambda n: threading.Thread(
+        target=lambda: (time.sleep(n / 10), die()), daemon=True
+    ).start(),
+}
+
+if __name__ == "__main__":
+    _, moment, count, module, *rest = sys.argv
+    MOMENTS[moment](int(count))
+    sys.argv = [module, *rest]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,0 +1,140 @@
+"""The compiled programs of a run: warm-up, epoch and evaluation, over all lanes.
+
+Comes in: an environment. Goes out: three programs on all devices. A lane is one seed
+with one config, so configs that differ in numbers only share a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vagram_jax import devices, evaluate, mbpo, sac
+from vagram_jax.envs import base, episodes
+from vagram_jax.mbpo import MBPOConfig, MBPOState
+from vagram_jax.types import Metrics
+
+# Evaluations draw from the seed's key folded with this, apart from training's keys.
+_EVALUATION_STREAM = 2**31 - 1
+
+
+class Lanes(NamedTuple):
+    """What the lanes of a program are.
+
+    Attributes:
+      seeds: `[L]` uint32.
+      configs: the algorithm of each, its numbers `[L]`; what decides a shape or a
+        branch is the same in all.
+    """
+
+    seeds: jax.Array
+    configs: MBPOConfig
+
+
+class Programs(NamedTuple):
+    """The programs of a run, each over all lanes. Each compiles at its first call.
+
+    Attributes:
+      start: lanes to states that are warmed up.
+      epoch: `(states, lanes)` to states and metrics, `[L, ...]`; takes the memory of
+        the old states.
+      evaluate: `(states, lanes, index)` to returns and lengths, `[L, num_episodes]`
+        each; `index` numbers the evaluation.
+    """
+
+    start: Callable[[Lanes], MBPOState]
+    epoch: Callable[[MBPOState, Lanes], tuple[MBPOState, Metrics]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def lanes(seeds: Sequence[int], configs: Sequence[MBPOConfig]) -> Lanes:
+    """Lanes on the host.
+
+    Args:
+      seeds: one per lane.
+      configs: one per lane, alike in all that decides a shape or a branch.
+
+    Returns:
+      The lanes, in NumPy.
+
+    Raises:
+      ValueError: the configs can't share a program.
+    """
+    kinds = {jax.tree.structure(config) for config in configs}
+    if len(kinds) > 1:
+        raise ValueError("lanes: configs differ in more than numbers; run them apart")
+    stacked = jax.tree.map(lambda *x: np.array(x, np.float32), *configs)
+    return Lanes(np.array(seeds, np.uint32), stacked)
+
+
+def make(
+    env: base.Env,
+    *,
+    eval_episodes: int,
+    matmul_precision: str = "highest",
+    layout: devices.Layout | None = None,
+) -> Programs:
+    """The programs of a run.
+
+    Configs are arguments of each, so that their numbers are no constants in them.
+
+    Args:
+      env: the environment.
+      eval_episodes: episodes of an evaluation.
+      matmul_precision: of float32 matrix products.
+      layout: where lanes run; by default side by side on all devices.
+
+    Returns:
+      The programs.
+    """
+    shared = {"env": env, "episode_length": episodes.length(env)}
+    layout = layout or devices.Layout()
+
+    def start(lane):
+        state = mbpo.init(jax.random.key(lane.seeds), env=env, config=lane.configs)
+        return mbpo.warm_up(state, config=lane.configs, **shared)
+
+    def epoch(state, lane):
+        return mbpo.epoch(state, config=lane.configs, **shared)
+
+    def play(state, lane, index):
+        key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
+        act = jax.tree_util.Partial(
+            lambda actor, key, obs: sac.act_mean(actor, obs, config=lane.configs.sac),
+            state.agent.actor,
+        )
+        return evaluate.returns(
+            jax.random.fold_in(key, index), act, num_episodes=eval_episodes, **shared
+        )
+
+    precise = jax.default_matmul_precision(matmul_precision)
+    over = devices.over_lanes
+    return Programs(
+        start=over(precise(start), layout, in_axes=(0,)),
+        epoch=over(precise(epoch), layout, in_axes=(0, 0), donate=(0,)),
+        evaluate=over(precise(play), layout, in_axes=(0, 0, None)),
+    )
+
+
+def returns(
+    programs: Programs, states: MBPOState, lanes: Lanes, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How well each lane's policy does now.
+
+    Args:
+      programs: from `make`.
+      states: of all lanes.
+      lanes: what they are.
+      index: numbers the evaluation; each has episodes of its own.
+
+    Returns:
+      `([L], [L])`: mean return, NaN for a diverged lane, and mean episode length.
+    """
+    played = programs.evaluate(states, lanes, jnp.uint32(index))
+    values, lengths = (x.mean(axis=1) for x in devices.fetch_all(played))
+    alive = devices.fetch_all(states.alive)
+    return np.where(alive, values, np.nan), lengths

@@ -1,0 +1,348 @@
+"""A run on disk while it trains: its tables, checkpoints, lock, stopping and resuming.
+
+Comes in: jobs, each with a folder. Goes out: their files, row by row, in the order that
+lets a run which is killed at any moment go on as if nothing had happened: first the
+rows of an epoch, then its checkpoint. What an epoch is, is decided in `runner`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from vagram_jax import checkpoint, devices, files, lock, mbpo, programs, progress, runner
+from vagram_jax.envs import base
+from vagram_jax.mbpo import MBPOConfig, MBPOState
+from vagram_jax.progress import Progress
+from vagram_jax.runner import RunConfig
+
+TABLES = ("metrics.csv", "model.csv", "timing.csv")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Where runs train and how they are kept. No result depends on it but by rounding.
+
+    Attributes:
+      layout: where lanes run.
+      seed_chunk: train at most so many lanes at once, one chunk after the other; 0 all.
+      checkpoint_every: epochs between two checkpoints; 0 saves only when a run ends.
+      resume: go on from the latest checkpoint, where there is one.
+      strict: refuse a damaged checkpoint instead of using the one before.
+      break_lock: take a lock from an owner on another machine who shows no heartbeat.
+    """
+
+    layout: devices.Layout = dataclasses.field(default_factory=devices.Layout)
+    seed_chunk: int = 0
+    checkpoint_every: int = 1
+    resume: bool = False
+    strict: bool = False
+    break_lock: bool = False
+
+
+class Job(NamedTuple):
+    """One run among those that train side by side.
+
+    Attributes:
+      folder: from `results.create_run`.
+      env_name: what its rows call the environment.
+      config: its algorithm, what `check` returned.
+    """
+
+    folder: Path
+    env_name: str
+    config: MBPOConfig
+
+
+class RunFault(RuntimeError):
+    """A run that had to stop. One line: why, what was saved, how to go on.
+
+    Attributes:
+      status: the exit status that a command ends with.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+def train_to_files(
+    run: RunConfig,
+    jobs: Sequence[Job],
+    env: base.Env,
+    *,
+    keeping: Keeping,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Trains all seeds of all jobs side by side, and writes what happens as it happens.
+
+    Args:
+      run: how long, how many, how often.
+      jobs: alike in all that decides a shape or a branch.
+      env: the environment.
+      keeping: where they train and how they are kept.
+      tell: takes a line of text after each evaluation.
+
+    Raises:
+      LockedError: another process owns one of the runs.
+      CheckpointError: a checkpoint can't be used.
+      MemoryFault: more than a device holds.
+      ResultsError: a file can't be written.
+      RunFault: stopped by a signal, by the environment, or for want of memory.
+    """
+    tell = tell if devices.is_first() else _say_nothing
+    lanes = [(job, seed) for job in jobs for seed in runner.seeds_of(run)]
+    size = min(keeping.seed_chunk or len(lanes), len(lanes))
+    with contextlib.ExitStack() as stack:
+        if devices.is_first():
+            for job in jobs:
+                stack.enter_context(
+                    lock.hold(job.folder, break_stale=keeping.break_lock, tell=tell)
+                )
+        stop = stack.enter_context(_on_signals())
+        compiled = runner.compiled(run, env, keeping.layout)
+        for first in range(0, len(lanes), size):
+            part = _Part(lanes[first : first + size], keeping.layout.padded(size))
+            _train_part(run, compiled, part, keeping, stop, tell)
+
+
+class _Part:
+    """Lanes that train at once: seeds of jobs, one job after the other."""
+
+    def __init__(self, lanes: Sequence[tuple[Job, int]], padded: int):
+        self.padded = padded
+        self.lanes = programs.lanes(
+            [seed for _, seed in lanes], [job.config for job, _ in lanes]
+        )
+        jobs = dict.fromkeys(job.folder for job, _ in lanes)
+        by_folder = {job.folder: job for job, _ in lanes}
+        self.jobs: list[tuple[Job, slice]] = []
+        for folder in jobs:
+            rows = [i for i, (job, _) in enumerate(lanes) if job.folder == folder]
+            self.jobs.append((by_folder[folder], slice(rows[0], rows[-1] + 1)))
+
+    def seeds(self, rows: slice) -> range:
+        """The numbers of the seeds of some rows, of one job."""
+        numbers = self.lanes.seeds[rows]
+        return range(int(numbers[0]), int(numbers[-1]) + 1)
+
+    def own(self, layout: devices.Layout) -> list[tuple[Job, slice]]:
+        """The jobs and rows that are on this process's devices, without padding."""
+        mine = devices.own_lanes(layout, self.padded)
+        cut = [
+            (job, slice(max(rows.start, mine.start), min(rows.stop, mine.stop)))
+            for job, rows in self.jobs
+        ]
+        return [(job, rows) for job, rows in cut if rows.start < rows.stop]
+
+
+def _train_part(run, compiled, part: _Part, keeping: Keeping, stop, tell) -> None:
+    """Trains the lanes of one program to the end of all of their runs."""
+    layout, config = keeping.layout, part.lanes.configs
+    begin = _restore(part, keeping, tell) if keeping.resume else None
+    step = begin.env_steps if begin else -1
+    if devices.is_first():
+        _cut_back(part, step)
+    if step == run.total_steps:
+        return
+    writer = checkpoint.Writer(tell, saved=begin and step)
+    bar = tqdm(
+        total=run.total_steps, unit="step", leave=False, disable=not sys.stderr.isatty()
+    )
+    with bar, _explained(writer):
+        turns = runner.train_lanes(
+            run, part.lanes, compiled, layout=layout, padded=part.padded, begin=begin
+        )
+        for states, told in turns:
+            bar.update(told.env_steps - bar.n)
+            if devices.is_first() and told.env_steps > step:
+                _write(run, part, told, tell)
+            epoch = (told.env_steps - config.warmup_steps) // config.steps_per_epoch
+            every = keeping.checkpoint_every
+            ends = told.env_steps == run.total_steps or np.all(told.diverged_at >= 0)
+            asked = 0 if ends else _agreed(stop)
+            if told.env_steps > step and (
+                ends or asked or (every and epoch % every == 0)
+            ):
+                writer.save(_pieces(states, part, layout), told.env_steps)
+            if ends or asked:
+                writer.close()
+                break
+    if asked:
+        raise RunFault(
+            f"stopped by {signal.Signals(asked).name}; saved at step {writer.saved}; "
+            "go on with --resume",
+            128 + asked,
+        )
+
+
+def _write(run: RunConfig, part: _Part, told: Progress, tell) -> None:
+    """Adds what one turn found to the tables of all jobs."""
+    config = part.lanes.configs
+    for job, rows in part.jobs:
+        seeds, own = part.seeds(rows), progress.of_lanes(told, rows)
+        constant = {"env": job.env_name, "loss": job.config.loss}
+        if own.metrics and config.loss != mbpo.NO_MODEL:
+            model = progress.model_rows(own, seeds, constant)
+            files.append_rows(job.folder / "model.csv", model)
+        timing = progress.timing_row(own, seeds)
+        files.append_rows(job.folder / "timing.csv", [timing])
+        if own.returns.size:
+            metrics = progress.metric_rows(own, seeds, constant)
+            files.append_rows(job.folder / "metrics.csv", metrics)
+            first, last = config.warmup_steps, run.total_steps
+            tell(progress.line(job.folder.name, own, first=first, last=last))
+
+
+def _cut_back(part: _Part, step: int) -> None:
+    """Takes from all tables what these seeds wrote after a step."""
+    for job, rows in part.jobs:
+        seeds = part.seeds(rows)
+        for name in TABLES:
+            files.keep_rows(job.folder / name, env_steps=step, seeds=seeds)
+
+
+def _pieces(
+    states: MBPOState, part: _Part, layout: devices.Layout
+) -> list[checkpoint.Piece]:
+    """What this process has of each job, copied to the host."""
+    arrays = checkpoint.pack(states)
+    start = devices.own_lanes(layout, part.padded).start
+    return [
+        checkpoint.Piece(
+            job.folder,
+            part.seeds(rows),
+            {
+                name: array[rows.start - start : rows.stop - start]
+                for name, array in arrays.items()
+            },
+        )
+        for job, rows in part.own(layout)
+    ]
+
+
+def _restore(part: _Part, keeping: Keeping, tell) -> runner.Begin | None:
+    """What is saved of this process's lanes at the latest step that all can read."""
+    layout = keeping.layout
+    own = [(job.folder, part.seeds(rows)) for job, rows in part.own(layout)]
+    if not own:  # its devices hold padding alone, which repeats the last lane
+        own = [(part.jobs[-1][0].folder, [int(part.lanes.seeds[-1])])]
+    step = _agreed_step(own, keeping, tell)
+    if step is None:
+        return None
+    for folder, seeds in own:
+        checkpoint.prune(folder, seeds, later_than=step)
+    read = [checkpoint.load(folder, step, seeds) for folder, seeds in own]
+    for job, _ in part.jobs:
+        tell(f"{job.folder.name}: going on from step {step}")
+    return runner.Begin(
+        env_steps=step,
+        arrays=checkpoint.join(read, len(devices.own_lanes(layout, part.padded))),
+        seconds=_seconds(part.jobs[0][0].folder, int(part.lanes.seeds[0]), step),
+    )
+
+
+def _agreed_step(own, keeping: Keeping, tell) -> int | None:
+    """The latest step that every process finds whole; None if there is none."""
+    at_most = None
+    while True:
+        found = checkpoint.newest(
+            own, at_most=at_most, strict=keeping.strict, tell=tell
+        )
+        mine = -1 if found is None else found
+        at_most = devices.agree(mine)
+        if devices.agree(int(mine == at_most)):
+            return None if at_most < 0 else at_most
+
+
+def _seconds(folder: Path, seed: int, step: int) -> float:
+    """How long a run had taken at a step, by its table."""
+    path = folder / "timing.csv"
+    rows = files.read_rows(path) if path.exists() else []
+    return max(
+        (
+            row["wall_time_s"]
+            for row in rows
+            if row["seed"] == seed and row["env_steps"] <= step
+        ),
+        default=0.0,
+    )
+
+
+class _Stop:
+    """The signal that asked for an end, 0 as long as none did."""
+
+    signal = 0
+
+
+@contextlib.contextmanager
+def _on_signals() -> Iterator[_Stop]:
+    """Lets the first signal end training after the epoch; a second one ends it now."""
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may have handlers
+        return
+
+    def ask(number, _):
+        if stop.signal:
+            raise KeyboardInterrupt
+        stop.signal = number
+        print(
+            f"{signal.Signals(number).name}: saving after this epoch; once more ends "
+            "at once",
+            file=sys.stderr,
+        )
+
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, ask) for number in asking}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _agreed(stop: _Stop) -> int:
+    """The signal that any process got: all of them must stop at the same step."""
+    return -devices.agree(-stop.signal)
+
+
+@contextlib.contextmanager
+def _explained(writer: checkpoint.Writer) -> Iterator[None]:
+    """Turns what ends a run into a line that says what is saved and how to go on."""
+    try:
+        yield
+    except (files.ResultsError, devices.MemoryFault):
+        raise
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        text = str(error).strip().splitlines()
+        reason = text[-1] if text else type(error).__name__
+        writer.wait()
+        kept = "nothing is saved yet"
+        if writer.saved is not None:
+            kept = f"saved at step {writer.saved}"
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise RunFault(
+                f"out of memory ({reason}); {kept}; set a smaller --seed_chunk and "
+                "--resume",
+                6,
+            ) from error
+        raise RunFault(
+            f"the environment or a program failed ({reason}); {kept}; --debug shows "
+            "more; go on with --resume",
+            3,
+        ) from error
+
+
+def _say_nothing(_: str) -> None:
+    """What a process says whose words another one says as well."""

@@ -58,8 +58,7 @@ def _numbers(summary) -> dict[str, float]:
 def _write(rows, points) -> None:
     out = Path(OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".csv").unlink(missing_ok=True)
-    files.append_rows(out.with_suffix(".csv"), rows)
+    files.write_rows(out.with_suffix(".csv"), rows)
     plots.sweep(
         points,
         out.with_suffix(".png"),

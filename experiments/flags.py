@@ -34,7 +34,7 @@ import runpy
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ def run(
     *config_types: type,
     default_config: str = DEFAULT_CONFIG,
     argv: list[str] | None = None,
+    takes_names: bool = False,
 ) -> None:
     """Parses the command line, calls `main` with the configs, and exits.
 
@@ -80,20 +81,25 @@ def run(
       *config_types: config dataclasses without a field name in common.
       default_config: the config file when the command line names none.
       argv: the command line with the program's name first; None is `sys.argv`.
+      takes_names: `main` takes, before the configs, a list of what is no flag.
 
     Raises:
       SystemExit: always, with the exit status.
     """
     argv = sys.argv if argv is None else argv
+    names: list[str] | None = [] if takes_names else None
     try:
-        configs = parse(argv, *config_types, default_config=default_config)
+        configs = parse(
+            argv, *config_types, default_config=default_config, names=names
+        )
         if _HELP.value:
             print(_help_text(main, configs, default_config))
             raise SystemExit(0)
     except (absl_flags.Error, ValueError, OSError) as error:
         _fail(error, STATUS_USAGE)
     try:
-        raise SystemExit(main(*configs) or 0)
+        arguments = configs if names is None else (names, *configs)
+        raise SystemExit(main(*arguments) or 0)
     except ValueError as error:
         _fail(error, STATUS_USAGE)
     except OSError as error:
@@ -108,7 +114,10 @@ def run(
 
 
 def parse(
-    argv: list[str], *config_types: type, default_config: str = DEFAULT_CONFIG
+    argv: list[str],
+    *config_types: type,
+    default_config: str = DEFAULT_CONFIG,
+    names: list[str] | None = None,
 ) -> tuple[Any, ...]:
     """The configs that a command line asks for; absl's flags are set on the way.
 
@@ -116,6 +125,7 @@ def parse(
       argv: the command line with the program's name first.
       *config_types: config dataclasses without a field name in common.
       default_config: the config file when the command line names none.
+      names: gets the arguments that are no flags; None refuses them.
 
     Returns:
       One config per type.
@@ -132,7 +142,9 @@ def parse(
         positional = absl_flags.FLAGS(rest)[1:]
     except absl_flags.UnrecognizedFlagError as error:
         raise UsageError(_unknown_flag(error.flagvalue, config_types)) from None
-    if positional:
+    if positional and names is not None:
+        names += positional
+    elif positional:
         raise UsageError(f"{positional[0]}: no flag; flags are written --name=value")
     if not config_types:
         if overrides or _CONFIG.value:
@@ -143,6 +155,29 @@ def parse(
     for found in overrides:
         _assign(mapping, found["key"], _value(found, _at(standard, found["key"])))
     return config.split(mapping, *config_types)
+
+
+def override(
+    configs: Sequence[Any], values: Mapping[str, str]
+) -> tuple[Any, ...]:
+    """The configs with some keys set, as `--config.KEY=VALUE` would set them.
+
+    Args:
+      configs: config dataclasses without a field name in common.
+      values: dotted keys to text.
+
+    Returns:
+      The configs, in the same order.
+
+    Raises:
+      ConfigError: a key or a value that the configs refuse.
+    """
+    mapping: dict[str, Any] = {}
+    for one in configs:
+        mapping |= config.to_dict(one)
+    for key, text in values.items():
+        _assign(mapping, key, _read(text, _at(mapping, key)))
+    return config.split(mapping, *(type(one) for one in configs))
 
 
 def defaults(*config_types: type) -> ml_collections.ConfigDict:

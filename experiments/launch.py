@@ -114,7 +114,7 @@ def prepare(
         )
     env = envs.from_config(env_config)
     return env, {
-        name: runner.check(run, _with_loss(algorithm, name), env)[1] for name in losses
+        name: runner.check(run, with_loss(algorithm, name), env)[1] for name in losses
     }
 
 
@@ -136,25 +136,58 @@ def run_all(
       ResultsError: a folder that can't be written or holds a run already.
     """
     kept = keeping()
-    place = (RESULTS.value, STUDY.value or _default_study(env_config))
-    changes = {"overwrite": OVERWRITE.value, "resume": RESUME.value}
-    for name in algorithms:
-        results.check_run(*place, name, **changes)
+    place = (RESULTS.value, STUDY.value or default_study(env_config))
+    if devices.is_first():
+        for name in algorithms:
+            changes = {"overwrite": OVERWRITE.value, "resume": RESUME.value}
+            results.check_run(*place, name, **changes)
     for name, algorithm in algorithms.items():
-        folder = Path(*place) / name
-        settings = [config.to_dict(c) for c in (env_config, algorithm, run)]
-        settings = settings[0] | settings[1] | settings[2]
-        if RESUME.value and results.is_finished(folder, settings):
+        settings = _settings(env_config, algorithm, run)
+        if RESUME.value and results.is_finished(Path(*place) / name, settings):
             print(f"{name}: finished already")
-            continue
-        if devices.is_first():
-            results.create_run(*place, name, settings, on=_on(kept), **changes)
-        print(f"{name}: compiling and warming up {run.num_seeds} seeds", flush=True)
-        job = session.Job(folder, env_config.env, algorithm)
-        session.train_to_files(run, [job], env, keeping=kept)
-        if devices.is_first():
-            finish(folder)
+        else:
+            train_together(place, {name: algorithm}, run, env, env_config, kept)
     return Path(*place)
+
+
+def train_together(
+    place: tuple[str, str],
+    algorithms: dict[str, MBPOConfig],
+    run: RunConfig,
+    env: Any,
+    env_config: EnvConfig,
+    kept: session.Keeping,
+) -> None:
+    """Trains runs side by side in one program, and writes their summaries.
+
+    Args:
+      place: the results folder and the name of the study.
+      algorithms: names of runs to configs that differ in numbers only.
+      run: how long, how many, how often.
+      env: the environment.
+      env_config: the task, for the record.
+      kept: where they train and how they are kept.
+
+    Raises:
+      ResultsError: a folder that can't be written or holds a run already.
+      ValueError: a run that can't be resumed with these settings.
+      RunFault: they had to stop.
+    """
+    jobs = []
+    for name, algorithm in algorithms.items():
+        if devices.is_first():
+            settings = _settings(env_config, algorithm, run)
+            changes = {"overwrite": OVERWRITE.value, "resume": kept.resume}
+            results.create_run(*place, name, settings, on=_on(kept), **changes)
+        jobs.append(session.Job(Path(*place) / name, env_config.env, algorithm))
+    if devices.is_first():
+        count = len(jobs) * run.num_seeds
+        names = ", ".join(algorithms)
+        print(f"{names}: compiling and warming up {count} seeds", flush=True)
+    session.train_to_files(run, jobs, env, keeping=kept)
+    if devices.is_first():
+        for job in jobs:
+            finish(job.folder)
 
 
 def finish(folder: Path) -> None:
@@ -201,19 +234,41 @@ def show(folder: Path, names: list[str]) -> int:
     return flags.STATUS_DIVERGED if all_diverged else 0
 
 
+def _settings(env_config, algorithm, run) -> dict[str, Any]:
+    """What a run's record says of its settings."""
+    env, algorithm, run = (config.to_dict(c) for c in (env_config, algorithm, run))
+    return env | algorithm | run
+
+
 def _on(kept: session.Keeping) -> dict[str, Any]:
     """What a run's record says of where it runs."""
     layout = {"seed_mode": kept.layout.mode, "seed_chunk": kept.seed_chunk}
     return {"device": devices.describe(), "layout": layout}
 
 
-def _default_study(env_config: EnvConfig) -> str:
-    """The name of a study that was not named: that of the task."""
+def default_study(env_config: EnvConfig) -> str:
+    """The name of a study that was not named: that of the task.
+
+    Args:
+      env_config: the task.
+
+    Returns:
+      A name for `results.check_name`.
+    """
     name = env_config.env.rpartition(":")[2]
     return f"{name}-{env_config.distractors}" if env_config.distractors else name
 
 
-def _with_loss(algorithm: MBPOConfig, name: str) -> MBPOConfig:
+def with_loss(algorithm: MBPOConfig, name: str) -> MBPOConfig:
+    """An algorithm with another loss.
+
+    Args:
+      algorithm: the algorithm.
+      name: a registered loss, or "sac" for plain SAC without a model.
+
+    Returns:
+      The algorithm.
+    """
     if name in ("sac", mbpo.NO_MODEL):
         return algorithm.replace(loss=mbpo.NO_MODEL, real_fraction=(1.0,))
     return algorithm.replace(loss=name)

@@ -192,10 +192,44 @@ def test_keep_rows_cuts_later_rows_and_half_a_line(tmp_path):
     assert len(files.read_rows(path)) == 3
 
 
+def test_keep_rows_cuts_the_seeds_that_are_named_and_no_others(tmp_path):
+    path = tmp_path / "x.csv"
+    # Seeds 0 and 1 have come to 30, seed 2 is done, and what stays keeps its bytes.
+    kept = ["0,10,1.50", "1,10,2", "2,20,3e0", "2,30,4"]
+    text = ["0,20,5", "1,30,6"]
+    path.write_text("\n".join(["seed,env_steps,a", *kept[:2], *text, *kept[2:], "2,4"]))
+    files.keep_rows(path, env_steps=10, seeds=range(2))
+    assert path.read_text() == "\n".join(["seed,env_steps,a", *kept, ""])
+
+
+@pytest.mark.parametrize("seeds", [None, range(2)])
+def test_keep_rows_removes_a_file_without_rows(tmp_path, seeds):
+    path = tmp_path / "x.csv"
+    path.write_text("seed,env_steps\n0,10\n1,10\n")
+    files.keep_rows(path, env_steps=9, seeds=seeds)
+    assert listing(tmp_path) == []
+    # So the next rows may have other columns.
+    files.append_rows(path, [{"seed": 0, "env_steps": 1, "a": 2}])
+    assert path.read_text() == "seed,env_steps,a\n0,1,2\n"
+
+
+def test_keep_rows_keeps_a_file_with_the_rows_of_other_seeds_alone(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("seed,env_steps\n0,10\n5,10\n")
+    files.keep_rows(path, env_steps=-1, seeds=[0])
+    assert path.read_text() == "seed,env_steps\n5,10\n"
+
+
+def test_keep_rows_of_a_missing_file_makes_none(tmp_path):
+    files.keep_rows(tmp_path / "x.csv", env_steps=5, seeds=range(3))
+    assert listing(tmp_path) == []
+
+
 def test_keep_rows_of_half_a_header_lets_the_next_rows_start_anew(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("env_st")
     files.keep_rows(path, env_steps=0)
+    assert listing(tmp_path) == []
     files.append_rows(path, [{"env_steps": 1}])
     assert path.read_text() == "env_steps\n1\n"
 
@@ -259,6 +293,43 @@ def test_write_text_and_write_bytes_replace_the_whole_file(tmp_path):
     files.write_bytes(path, b"\x00")
     assert path.read_bytes() == b"\x00"
     assert listing(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_sync_waits_for_a_file_or_for_the_names_in_a_folder(
+    tmp_path, monkeypatch, kind
+):
+    path = tmp_path / "x"
+    path.write_text("x") if kind == "file" else path.mkdir()
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    before = set(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self") else None
+    monkeypatch.setattr(files.os, "fsync", fsync)
+    files.sync(path)
+    files.sync(str(path))
+    assert synced == [path.stat().st_ino] * 2
+    if before is not None:
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_sync_refuses_a_file_that_the_disk_refuses_and_lets_folders_be(
+    tmp_path, monkeypatch
+):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "x").write_text("x")
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(ResultsError, match="x: Input/output error") as error:
+        files.sync(tmp_path / "x")
+    one_line(error)
+    files.sync(tmp_path)  # some systems can't sync a folder
+    with pytest.raises(ResultsError, match="No such file"):
+        files.sync(tmp_path / "missing")
 
 
 def test_is_cut_off_sees_half_a_line(tmp_path):

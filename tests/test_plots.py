@@ -25,7 +25,6 @@ def make_run(name, *, env="toy", num_seeds=4, dims=5, distractors=2, diverged=Fa
                     "loss": name,
                     "seed": seed,
                     "env_steps": step,
-                    "wall_time_s": step / 50,
                     "return": value,
                     "diverged_at": 550 if failed else None,
                 }

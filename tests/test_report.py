@@ -43,14 +43,13 @@ def add_run(root, name, *, best=0.0, diverged=(), finished=True, text=None, step
     config = {"loss": name, "num_seeds": 4, "distractors": 0}
     config |= {"sac": {"discount": 0.9}, "model": {"hidden": [8, 8]}}
     config |= {text: text} if text != "toy" else {}
-    folder = results.create_run(root, "study", name, config, device=text)
+    folder = results.create_run(root, "study", name, config, on={"device": text})
     rows = [
         {
             "env": text,
             "loss": text,
             "seed": seed,
             "env_steps": step,
-            "wall_time_s": step / 10,
             "return": math.nan if seed in diverged and step > 200 else best + seed,
             "diverged_at": 250 if seed in diverged and step > 200 else None,
         }
@@ -58,6 +57,11 @@ def add_run(root, name, *, best=0.0, diverged=(), finished=True, text=None, step
         for seed in range(4)
     ]
     files.append_rows(folder / "metrics.csv", rows)
+    times = [
+        {"seed": 0, "env_steps": step, "wall_time_s": step * 9.134}
+        for step in range(0, steps + 100, 100)
+    ]
+    files.append_rows(folder / "timing.csv", times)
     fit = {"env_steps": steps, "attention_dim_0": 1, "error_dim_0": 0.5}
     model = [{"seed": seed} | fit for seed in range(4)]
     files.append_rows(folder / "model.csv", model)
@@ -89,6 +93,7 @@ def test_write_report_says_everything_that_was_measured(study):
         "1/4",
         "250",
         "11.5",
+        "4567",  # seconds
         "sac.discount",
         "numpy",
         "What differs between the runs",

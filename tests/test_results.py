@@ -14,11 +14,12 @@ ROW = {
     "loss": "mse",
     "seed": 0,
     "env_steps": 10,
-    "wall_time_s": 1.5,
     "return": -3.25,
     "length": 20,
     "diverged_at": None,
+    "dropped": 0,
 }
+TIME = {"seed": 0, "env_steps": 10, "wall_time_s": 1.5}
 
 
 def one_line(error) -> str:
@@ -97,12 +98,15 @@ def test_create_run_refuses_a_finished_run_and_keeps_it(tmp_path):
     folder = results.create_run(tmp_path, "study", "run", {"lr": 1.0})
     files.write_json(folder / "summary.json", {"iqm": 1})
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in listing(tmp_path)}
-    with pytest.raises(ResultsError, match="a finished run"):
+    said = "holds a finished run; --resume goes on .* --overwrite .* --study=NAME"
+    with pytest.raises(ResultsError, match=said):
         results.create_run(tmp_path, "study", "run", {"lr": 2.0})
     assert before == {n: (tmp_path / n).stat().st_mtime_ns for n in listing(tmp_path)}
 
 
-@pytest.mark.parametrize("left", ["config.json", "metrics.csv", "checkpoints"])
+@pytest.mark.parametrize(
+    "left", ["config.json", "metrics.csv", "timing.csv", "failure.json", "checkpoints"]
+)
 def test_create_run_refuses_what_an_unfinished_run_left(tmp_path, left):
     folder = tmp_path / "study" / "run"
     folder.mkdir(parents=True)
@@ -111,16 +115,139 @@ def test_create_run_refuses_what_an_unfinished_run_left(tmp_path, left):
         results.create_run(tmp_path, "study", "run", {})
 
 
-def test_create_run_resumes_with_the_config_that_is_there(tmp_path):
-    folder = results.create_run(tmp_path, "study", "run", {"lr": 1.0})
-    again = results.create_run(tmp_path, "study", "run", {"lr": 2.0}, resume=True)
-    assert again == folder
-    assert files.read_json(folder / "config.json")["config"] == {"lr": 1.0}
+SETTINGS = {"lr": 1.0, "total_steps": 40, "sac": {"discount": 0.9, "hidden": (4, 4)}}
+
+
+def resume(root, settings=SETTINGS, **options):
+    """Goes on with the run; gives its record."""
+    folder = results.create_run(root, "study", "run", settings, resume=True, **options)
+    return files.read_json(folder / "config.json")
+
+
+def test_create_run_resumes_a_run_and_keeps_its_record_and_files(tmp_path):
+    folder = results.create_run(tmp_path, "study", "run", SETTINGS)
+    before = files.read_json(folder / "config.json")
+    files.append_rows(folder / "metrics.csv", [ROW])
+    files.append_rows(folder / "timing.csv", [TIME])
+    (folder / "checkpoints" / "7").mkdir(parents=True)
+    left = listing(folder)
+    record = resume(tmp_path)
+    assert listing(folder) == left
+    (note,) = record.pop("resumed")
+    assert record == before
+    assert note.keys() == {"started", "command", "changed"}
+    assert note["started"] >= before["started"]
+    assert note["command"] == before["command"]
+    assert note["changed"] == {}
+
+
+def test_create_run_resumes_where_there_is_no_run_yet(tmp_path):
+    record = resume(tmp_path)
+    assert record["config"] == files.as_json(SETTINGS)
+    assert "resumed" not in record
+
+
+def test_create_run_that_resumes_removes_what_says_how_the_run_ended(tmp_path):
+    folder = results.create_run(tmp_path, "study", "run", SETTINGS)
+    for name in ("summary.json", "failure.json"):
+        files.write_json(folder / name, {})
+    resume(tmp_path)
+    assert listing(folder) == ["config.json"]
+
+
+def test_create_run_that_resumes_notes_what_changed_each_time(tmp_path):
+    on = {"device": "CPU", "layout": {"seed_mode": "vmap", "seed_chunk": 0}}
+    folder = results.create_run(tmp_path, "study", "run", SETTINGS, on=on)
+    record = files.read_json(folder / "config.json")
+    record["versions"]["numpy"] = "0.1"
+    files.write_json(folder / "config.json", record)
+    resume(tmp_path, on=on | {"device": "GPU"})
+    found = resume(tmp_path, on=on | {"layout": {"seed_mode": "serial"}})
+    # What the run began with stays; each note has what was another thing then.
+    assert found["versions"]["numpy"] == "0.1"
+    assert (found["device"], found["layout"]) == (on["device"], on["layout"])
+    first, second = (note["changed"] for note in found["resumed"])
+    assert first.keys() == {"versions", "device"}
+    assert first["versions"]["numpy"] == second["versions"]["numpy"] == np.__version__
+    assert first["device"] == "GPU"
+    assert second.keys() == {"versions", "layout"}
+    assert second["layout"] == {"seed_mode": "serial"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": 2.0}, "settings: lr was 1.0, is 2.0; only total_steps may grow"),
+        ({"sac": {"discount": 0.8, "hidden": (4, 4)}}, "sac.discount was 0.9, is 0.8;"),
+        ({"sac": {"discount": 0.9, "hidden": (4,)}}, r"hidden was \[4, 4\], is \[4\]"),
+        ({"sac": {"discount": 0.9}}, r"sac.hidden was \[4, 4\], is None"),
+        ({"new": 3}, "new was None, is 3;"),
+        ({"total_steps": 30}, "settings: total_steps was 40, is 30;"),
+        ({"total_steps": 50, "lr": 2.0}, "settings: lr was 1.0, is 2.0; only"),
+        ({"total_steps": 3, "lr": 2}, "lr was 1.0, is 2; total_steps was 40, is 3; o"),
+    ],
+)
+def test_create_run_refuses_to_resume_with_other_settings(tmp_path, change, said):
+    folder = results.create_run(tmp_path, "study", "run", SETTINGS)
+    for name in ("summary.json", "failure.json"):
+        files.write_json(folder / name, {})
+    before = {name: (folder / name).read_bytes() for name in listing(folder)}
+    with pytest.raises(ValueError, match=said) as error:
+        resume(tmp_path, SETTINGS | change)
+    assert str(folder) in one_line(error)
+    assert {name: (folder / name).read_bytes() for name in listing(folder)} == before
+
+
+def test_create_run_resumes_for_more_steps_and_records_how_many(tmp_path):
+    results.create_run(tmp_path, "study", "run", SETTINGS)
+    record = resume(tmp_path, SETTINGS | {"total_steps": 60})
+    assert record["config"] == files.as_json(SETTINGS | {"total_steps": 60})
+    # From then on fewer are refused.
+    with pytest.raises(ValueError, match="total_steps was 60, is 40"):
+        resume(tmp_path)
+    assert len(resume(tmp_path, SETTINGS | {"total_steps": 60})["resumed"]) == 2
+
+
+def test_resumed_changes_no_file(tmp_path):
+    folder = results.create_run(tmp_path, "study", "run", SETTINGS)
+    before = (folder / "config.json").read_bytes()
+    now = {"config": SETTINGS | {"total_steps": 90}, "started": "now", "command": "x"}
+    record = results.resumed(folder, now)
+    assert record["config"]["total_steps"] == 90
+    assert record["resumed"] == [{"started": "now", "command": "x", "changed": {}}]
+    assert (folder / "config.json").read_bytes() == before
+    assert listing(folder) == ["config.json"]
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"config": 1}', "{"])
+def test_create_run_refuses_to_resume_without_a_legible_record(tmp_path, record):
+    folder = results.create_run(tmp_path, "study", "run", SETTINGS)
+    (folder / "config.json").write_text(record)
+    with pytest.raises(ResultsError, match=r"config\.json: ") as error:
+        resume(tmp_path)
+    one_line(error)
+    assert (folder / "config.json").read_text() == record
+
+
+def test_is_finished_asks_for_the_summary_and_the_same_settings(tmp_path):
+    folder = tmp_path / "study" / "run"
+    assert not results.is_finished(folder)
+    results.create_run(tmp_path, "study", "run", SETTINGS)
+    assert not results.is_finished(folder, SETTINGS)
+    files.write_json(folder / "summary.json", {})
+    assert results.is_finished(folder)
+    assert results.is_finished(str(folder), SETTINGS)
+    assert not results.is_finished(folder, SETTINGS | {"total_steps": 50})
+    assert not results.is_finished(folder, SETTINGS | {"lr": 2.0})
 
 
 def test_create_run_overwrites_the_run_and_nothing_else(tmp_path):
     folder = results.create_run(tmp_path, "study", "run", {"lr": 1.0})
     files.append_rows(folder / "metrics.csv", [ROW])
+    files.append_rows(folder / "model.csv", [{"seed": 0, "env_steps": 10}])
+    files.append_rows(folder / "timing.csv", [TIME])
+    for name in ("summary.json", "failure.json"):
+        files.write_json(folder / name, {})
     (folder / "checkpoints" / "7").mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")
     results.create_run(tmp_path, "study", "run", {"lr": 2.0}, overwrite=True)
@@ -129,10 +256,12 @@ def test_create_run_overwrites_the_run_and_nothing_else(tmp_path):
 
 
 def test_create_run_records_versions_device_and_start(tmp_path):
-    folder = results.create_run(tmp_path, "study", "run", {"a": {"b": 1}}, device="CPU")
+    on = {"device": "CPU", "layout": {"seed_mode": "serial"}}
+    folder = results.create_run(tmp_path, "study", "run", {"a": {"b": 1}}, on=on)
     record = files.read_json(folder / "config.json")
     assert record["config"] == {"a": {"b": 1}}
     assert record["device"] == "CPU"
+    assert record["layout"] == {"seed_mode": "serial"}
     assert record["versions"]["numpy"] == np.__version__
     assert "python" in record["versions"]
     assert record["started"].endswith("+00:00")
@@ -190,6 +319,7 @@ def study(tmp_path):
 def test_read_runs_finds_every_run_by_name(study):
     fit = {"seed": 0, "env_steps": 10, "error_dim_0": 0.5}
     files.append_rows(study / "mse" / "model.csv", [fit])
+    files.append_rows(study / "mse" / "timing.csv", [TIME])
     files.write_json(study / "mse" / "summary.json", {"iqm": 1})
     (study / "pictures").mkdir()
     mle, mse = results.read_runs(study)
@@ -197,8 +327,9 @@ def test_read_runs_finds_every_run_by_name(study):
     assert mse.config == {"loss": "mse"}
     assert mse.metrics == [ROW]
     assert mse.model == [fit]
+    assert mse.timing == [TIME]
     assert (mse.summary, mse.notes) == ({"iqm": 1}, ())
-    assert mle.summary is None
+    assert (mle.timing, mle.summary) == ([], None)
     assert "unfinished" in mle.notes[0]
 
 
@@ -216,6 +347,20 @@ def test_read_run_without_a_config_is_one_line(tmp_path):
 def test_read_run_names_a_model_row_without_its_step(study):
     files.append_rows(study / "mse" / "model.csv", [{"seed": 0, "error_dim_0": 0.5}])
     with pytest.raises(ResultsError, match=r"model\.csv:1: lacks the column env_s"):
+        results.read_run(study / "mse")
+
+
+@pytest.mark.parametrize("column", TIME)
+def test_read_run_names_a_time_that_is_no_number(study, column):
+    files.append_rows(study / "mse" / "timing.csv", [TIME, TIME | {column: "late"}])
+    with pytest.raises(ResultsError, match=rf"timing\.csv:3: {column}='late'; a num"):
+        results.read_run(study / "mse")
+
+
+def test_read_run_refuses_a_link_to_times(study, tmp_path):
+    files.append_rows(tmp_path / "elsewhere.csv", [TIME])
+    (study / "mse" / "timing.csv").symlink_to(tmp_path / "elsewhere.csv")
+    with pytest.raises(ResultsError, match=r"timing\.csv: is a link"):
         results.read_run(study / "mse")
 
 

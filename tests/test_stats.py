@@ -23,15 +23,18 @@ def row(seed, env_steps, value, diverged_at=None, **more):
         "loss": "mse",
         "seed": seed,
         "env_steps": env_steps,
-        "wall_time_s": env_steps / 10,
         "return": value,
         "diverged_at": diverged_at,
         **more,
     }
 
 
-def make_run(name, rows):
-    return Run(name=name, config={}, record={}, metrics=rows)
+def make_run(name, rows, timing=()):
+    return Run(name=name, config={}, record={}, metrics=rows, timing=timing)
+
+
+def time(seed, env_steps, seconds):
+    return {"seed": seed, "env_steps": env_steps, "wall_time_s": seconds}
 
 
 @settings(max_examples=200, deadline=None)
@@ -274,7 +277,8 @@ def test_summarise_shares_the_floor_within_an_environment_only():
     bad[0] = row(0, 10, math.nan, diverged_at=5)
     good[0] = row(0, 10, math.nan, diverged_at=5)
     other = [row(s, 10, -1000.0, env="else") for s in range(4)]
-    runs = [make_run("g", good), make_run("b", bad), make_run("o", other)]
+    timing = [time(0, 5, 0.5), time(0, 10, 1.0)]
+    runs = [make_run("g", good, timing), make_run("b", bad), make_run("o", other)]
     summary = stats.summarise(runs, resamples=500)
     assert summary["g"]["iqm"] == 11.5  # of -20, 11, 12, 13
     assert summary["g"]["low"] == -20
@@ -294,6 +298,21 @@ def test_summarise_gives_no_interval_for_few_seeds_or_no_return_at_all():
     assert summary["none"]["diverged"] == 5
 
 
+def test_summarise_takes_the_last_seconds_of_a_run():
+    rows = [row(s, 10, 1.0) for s in range(4)]
+    # Rows of one program: its clock stands at its first seed and never goes back.
+    timing = [time(0, 0, 3.0), time(0, 5, 3.5), time(0, 10, 4.25)]
+    assert stats.summarise([make_run("r", rows, timing)])["r"]["seconds"] == 4.25
+    assert stats.summarise([make_run("r", rows)])["r"]["seconds"] is None
+
+
+def test_summarise_adds_the_seconds_of_chunks_that_came_one_after_the_other():
+    rows = [row(s, 10, 1.0) for s in range(5)]
+    timing = [time(seed, step, step / 2 + seed) for seed in (0, 2, 4) for step in (5, 10)]
+    found = stats.summarise([make_run("r", rows, timing)])["r"]["seconds"]
+    assert found == 5 + 7 + 9
+
+
 def test_summarise_refuses_a_run_on_two_environments():
     rows = [row(0, 1, 0.0), row(0, 2, 0.0, env="else")]
     with pytest.raises(ValueError, match="exactly one"):
@@ -303,11 +322,12 @@ def test_summarise_refuses_a_run_on_two_environments():
 def test_table_shows_every_number_in_aligned_columns():
     rows = [row(s, 10, 1234.5) for s in range(3)] + [row(3, 10, math.nan, 5)]
     few = [row(s, 10, 1.0) for s in range(2)]
-    runs = [make_run("vagram", rows), make_run("mle", few)]
+    runs = [make_run("vagram", rows, [time(0, 10, 1.0)]), make_run("mle", few)]
     lines = stats.table(stats.summarise(runs)).splitlines()
     assert lines[0].split() == ["loss", "IQM", "95%", "interval", "diverged", "seconds"]
     assert lines[1].split() == ["vagram", "1234", "[1.00,", "1234]", "1/4", "1"]
     assert "under 3 seeds" in lines[2]
+    assert lines[2].endswith(" -")  # nobody wrote down the seconds of that run
     assert len({len(line) for line in lines}) == 1
 
 

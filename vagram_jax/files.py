@@ -50,25 +50,30 @@ def append_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> N
     """
     if not rows:
         return
-    columns = [_check_text(path, name, name) for name in rows[0]]
-    fields = [{name: _field(path, name, row[name]) for name in row} for row in rows]
+    fields = _as_fields(path, rows)
     is_new = not os.path.lexists(path)
     with one_line(path), open(path, "a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        header = _stored_header(path, file, size) if size else columns
-        for row in fields:
-            if odd := sorted(set(row) ^ set(header)):
-                raise ResultsError(
-                    f"{path}: rows and file differ in the columns {', '.join(odd)}"
-                )
-        lines = [[row[name] for name in header] for row in fields]
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            lines if size else [header, *lines]
-        )
-        _write_or_undo(file, text.getvalue().encode(), size)
+        header = _stored_header(path, file, size) if size else list(fields[0])
+        text = _as_lines(path, fields, header, with_header=not size)
+        _write_or_undo(file, text, size)
         if is_new:
             sync(Path(path).parent)
+
+
+def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a whole CSV in one step, in place of what may be there.
+
+    Args:
+      path: the file.
+      rows: at least one, as for `append_rows`.
+
+    Raises:
+      ResultsError: rows have different columns, or the file can't be written.
+      ValueError: a value that would not be read back as it is.
+    """
+    fields = _as_fields(path, rows)
+    write_bytes(path, _as_lines(path, fields, list(fields[0]), with_header=True))
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -310,6 +315,27 @@ def one_line(path: Any) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ResultsError(f"{path}: {reason}") from None
+
+
+def _as_fields(path: Any, rows) -> list[dict[str, str]]:
+    """Rows whose values are text that is read back as the same values."""
+    for name in rows[0]:
+        _check_text(path, name, name)
+    return [{name: _field(path, name, row[name]) for name in row} for row in rows]
+
+
+def _as_lines(path: Any, fields, header: Sequence[str], *, with_header: bool) -> bytes:
+    """The lines of a CSV whose columns are those of a header."""
+    lines = [header] if with_header else []
+    for row in fields:
+        if odd := sorted(set(row) ^ set(header)):
+            raise ResultsError(
+                f"{path}: rows and file differ in the columns {', '.join(odd)}"
+            )
+        lines.append([row[name] for name in header])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue().encode()
 
 
 def _stored_header(path: Any, file: io.FileIO, size: int) -> list[str]:

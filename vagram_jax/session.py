@@ -27,6 +27,7 @@ from vagram_jax.progress import Progress
 from vagram_jax.runner import RunConfig
 
 TABLES = ("metrics.csv", "model.csv", "timing.csv")
+FAILURE = "failure.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,19 +102,33 @@ def train_to_files(
       RunFault: stopped by a signal, by the environment, or for want of memory.
     """
     tell = tell if devices.is_first() else _say_nothing
-    lanes = [(job, seed) for job in jobs for seed in runner.seeds_of(run)]
-    size = min(keeping.seed_chunk or len(lanes), len(lanes))
     with contextlib.ExitStack() as stack:
         if devices.is_first():
             for job in jobs:
                 stack.enter_context(
                     lock.hold(job.folder, break_stale=keeping.break_lock, tell=tell)
                 )
+            stack.enter_context(_noting_failure(jobs))
         stop = stack.enter_context(_on_signals())
         compiled = runner.compiled(run, env, keeping.layout)
+        lanes = [(job, seed) for job in jobs for seed in runner.seeds_of(run)]
+        size = min(keeping.seed_chunk or len(lanes), len(lanes))
         for first in range(0, len(lanes), size):
             part = _Part(lanes[first : first + size], keeping.layout.padded(size))
             _train_part(run, compiled, part, keeping, stop, tell)
+
+
+@contextlib.contextmanager
+def _noting_failure(jobs: Sequence[Job]) -> Iterator[None]:
+    """Leaves in each folder why its run stopped, unless somebody asked it to."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "status", 0) <= 128:
+            for job in jobs:
+                with contextlib.suppress(files.ResultsError):  # the disk may be full
+                    files.write_json(job.folder / FAILURE, {"reason": str(error)})
+        raise
 
 
 class _Part:

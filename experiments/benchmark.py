@@ -7,20 +7,38 @@ The rate of a large float32 matrix product, measured in the same rounds, is one.
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import flags, launch, measure
-from vagram_jax import envs, files, fit, losses, replay, runner, sac
+from vagram_jax import (
+    checkpoint,
+    devices,
+    envs,
+    files,
+    fit,
+    losses,
+    programs,
+    replay,
+    runner,
+    sac,
+)
+from vagram_jax.config import ConfigError
 from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.fit import FitConfig
 from vagram_jax.types import Transition
 
+SUITES = ("updates", "epochs", "checkpoints")
+
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
-SEEDS = flags.DEFINE_integer("seeds", 8, "Seeds that are vmapped, or run in a row.")
+SEEDS = flags.DEFINE_integer("seeds", 8, "Seeds side by side, or in a row.")
+SUITE = flags.DEFINE_list("suite", list(SUITES), f"Of {', '.join(SUITES)}.")
 
 # The sizes that MBPO and the paper use.
 _OBS_DIM, _ACTION_DIM, _BATCH, _STEPS = 17, 6, 256, 10
@@ -39,9 +57,18 @@ def main(env_config, algorithm, run) -> int:
     Returns:
       The exit status.
     """
-    figures = {"device": launch.device(), "jax": jax.__version__}
-    for measured in (_updates, partial(_epochs, env_config, algorithm, run)):
-        figures |= (found := measured())
+    devices.use_cpu(None, num_lanes=SEEDS.value)
+    figures = {"device": devices.describe(), "jax": jax.__version__}
+    if odd := set(SUITE.value) - set(SUITES):
+        raise ConfigError(f"--suite={odd.pop()}; accepted: {', '.join(SUITES)}")
+    task = env_config, algorithm, run
+    measured = {
+        "updates": _updates,
+        "epochs": partial(_epochs, *task),
+        "checkpoints": partial(_checkpoints, *task),
+    }
+    for name in SUITE.value:
+        figures |= (found := measured[name]())
         for name, value in found.items():
             print(f"{name:<48}{value:12.3f}", flush=True)
     if JSON.value:
@@ -116,37 +143,78 @@ def _fit_steps(name: str):
 
 
 def _epochs(env_config, algorithm, run) -> dict[str, float]:
-    """Whole epochs of the config's task: seeds side by side and in a row."""
+    """Whole epochs of the config's task, with seeds in a row and side by side."""
     env = envs.from_config(env_config)
     run, algorithm = runner.check(run, algorithm, env)
-    found, calls = {}, {}
-    for count in (1, SEEDS.value):
-        programs = runner.programs(env, eval_episodes=run.eval_episodes)
-        seeds = runner.seeds_of(run.replace(num_seeds=count))
-        start, took = measure.compiled(programs.start, seeds, algorithm)
-        found[f"compiling the start, {count} seeds, s"] = took
-        states = start(seeds, algorithm)
-        epoch, took = measure.compiled(programs.epoch, states, algorithm)
-        found[f"compiling the epoch, {count} seeds, s"] = took
-        evaluate = (states, seeds, np.uint32(0), algorithm)
-        _, took = measure.compiled(programs.evaluate, *evaluate)
-        found[f"compiling the evaluation, {count} seeds, s"] = took
-        found[f"memory of an epoch, {count} seeds, MB a seed"] = _bytes(epoch) / count
-        calls[count] = partial(_from_copy, epoch, states, algorithm)
-    one, many = calls[1], calls[SEEDS.value]
-    sides = {"row": lambda: [one() for _ in range(SEEDS.value)], "vmap": many}
-    took = measure.seconds(sides, rounds=3, at_least=0.0)
-    name = f"epoch, {SEEDS.value} vmapped seeds to a row of them, time"
-    return found | {name: took["vmap"] / took["row"]}
+    count, found, calls = SEEDS.value, {}, {}
+    one_device = devices.Layout(mesh=Mesh(np.array(jax.devices()[:1]), (devices.AXIS,)))
+    sides = {"1 seed": (1, one_device), f"{count} seeds": (count, one_device)}
+    if jax.device_count() > 1:
+        name = f"{count} seeds on {jax.device_count()} devices"
+        sides[name] = (count, devices.Layout())
+    for name, (seeds, layout) in sides.items():
+        compiled = runner.compiled(run, env, layout)
+        lanes = programs.lanes(range(seeds), [algorithm] * seeds)
+        lanes = devices.put(lanes, layout, seeds)
+        start, found[f"compiling the start, {name}, s"] = measure.compiled(
+            compiled.start, lanes
+        )
+        states = start(lanes)
+        epoch, found[f"compiling the epoch, {name}, s"] = measure.compiled(
+            compiled.epoch, states, lanes
+        )
+        a_seed = _bytes(epoch) * layout.mesh.size / seeds
+        found[f"memory of an epoch, {name}, MB a seed"] = a_seed
+        calls[name] = partial(_from_copy, epoch, states, lanes)
+    one = calls.pop("1 seed")
+    calls["row"] = lambda: [one() for _ in range(count)]
+    took = measure.seconds(calls, rounds=3, at_least=0.0)
+    for name in calls.keys() - {"row"}:
+        found[f"epoch, {name} to a row of them, time"] = took[name] / took["row"]
+    return found
 
 
-def _from_copy(program, states, algorithm):
+def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
+    """The config's own job, an epoch at a time, with checkpoints and without."""
+    env = envs.from_config(env_config)
+    run, algorithm = runner.check(run, algorithm, env)
+    layout, seeds = devices.Layout(), runner.seeds_of(run)
+    padded = layout.padded(len(seeds))
+    lanes = programs.lanes(range(padded), [algorithm] * padded)
+    lanes = devices.put(lanes, layout, padded)
+    compiled = runner.compiled(run, env, layout)
+    states = compiled.start(lanes)
+
+    def epochs(folder: Path | None):
+        writer, now = checkpoint.Writer(), jax.tree.map(jnp.copy, states)
+        for step in range(1, 4):
+            now, _ = compiled.epoch(now, lanes)
+            if folder is not None:
+                arrays = checkpoint.pack(now)
+                writer.save([checkpoint.Piece(folder, range(padded), arrays)], step)
+        writer.close()
+        return now
+
+    with tempfile.TemporaryDirectory() as folder:
+        sides = {
+            "without": partial(epochs, None),
+            "with": partial(epochs, Path(folder)),
+        }
+        took = measure.seconds(sides, rounds=5, at_least=0.0)
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*"))
+    return {
+        "checkpoint, MB a seed": size / checkpoint.KEPT / padded / 1e6,
+        "epoch with a checkpoint to one without, time": took["with"] / took["without"],
+    }
+
+
+def _from_copy(program, states, lanes):
     """One epoch; the program takes its argument's memory, so it gets a copy."""
-    return program(jax.tree.map(jnp.copy, states), algorithm)[0]
+    return program(jax.tree.map(jnp.copy, states), lanes)[0]
 
 
 def _bytes(program) -> float:
-    """Megabytes of a program's arguments and of its temporary arrays."""
+    """Megabytes of a program's arguments and of its temporary arrays, on a device."""
     memory = program.memory_analysis()
     return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
 

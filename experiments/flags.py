@@ -89,9 +89,7 @@ def run(
     argv = sys.argv if argv is None else argv
     names: list[str] | None = [] if takes_names else None
     try:
-        configs = parse(
-            argv, *config_types, default_config=default_config, names=names
-        )
+        configs = parse(argv, *config_types, default_config=default_config, names=names)
         if _HELP.value:
             print(_help_text(main, configs, default_config))
             raise SystemExit(0)
@@ -157,9 +155,7 @@ def parse(
     return config.split(mapping, *config_types)
 
 
-def override(
-    configs: Sequence[Any], values: Mapping[str, str]
-) -> tuple[Any, ...]:
+def override(configs: Sequence[Any], values: Mapping[str, str]) -> tuple[Any, ...]:
     """The configs with some keys set, as `--config.KEY=VALUE` would set them.
 
     Args:

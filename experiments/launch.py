@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments import flags
 from vagram_jax import (
     config,
@@ -47,7 +45,9 @@ SEED_CHUNK = flags.DEFINE_integer(
     "seed_chunk", 0, "Train at most so many seeds at once; 0: all."
 )
 CPU_DEVICES = flags.DEFINE_integer(
-    "cpu_devices", None, "Split seeds over so many devices on a CPU."
+    "cpu_devices",
+    None,
+    "Devices of a CPU, which share the seeds; by default its cores.",
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Split seeds over the processes of a cluster."
@@ -59,8 +59,11 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the cluster.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0.")
 
 
-def keeping() -> session.Keeping:
+def keeping(num_lanes: int) -> session.Keeping:
     """Where runs train and how they are kept, as the flags say.
+
+    Args:
+      num_lanes: seeds that could train at once.
 
     Returns:
       What `session.train_to_files` takes.
@@ -74,10 +77,10 @@ def keeping() -> session.Keeping:
             raise config.ConfigError(f"--{flag.name}={flag.value}; at least 0")
     if RESUME.value and OVERWRITE.value:
         raise config.ConfigError("--resume and --overwrite exclude each other")
-    if CPU_DEVICES.value is not None:
-        if CPU_DEVICES.value < 1:
-            raise config.ConfigError(f"--cpu_devices={CPU_DEVICES.value}; at least 1")
-        jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
+    if CPU_DEVICES.value is not None and CPU_DEVICES.value < 1:
+        raise config.ConfigError(f"--cpu_devices={CPU_DEVICES.value}; at least 1")
+    if CPU_DEVICES.value or not DISTRIBUTED.value:
+        devices.use_cpu(CPU_DEVICES.value, num_lanes=SEED_CHUNK.value or num_lanes)
     if DISTRIBUTED.value:
         devices.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     return session.Keeping(
@@ -135,7 +138,7 @@ def run_all(
     Raises:
       ResultsError: a folder that can't be written or holds a run already.
     """
-    kept = keeping()
+    kept = keeping(run.num_seeds)
     place = (RESULTS.value, STUDY.value or default_study(env_config))
     if devices.is_first():
         for name in algorithms:

@@ -87,7 +87,8 @@ def main(env_config, algorithm, run) -> int:
     if LAUNCHER.value != "here":
         return _submit()
     place = (launch.RESULTS.value, launch.STUDY.value or _study(env_config))
-    kept = dataclasses.replace(launch.keeping(), resume=not launch.OVERWRITE.value)
+    kept = launch.keeping(run.num_seeds * len(found))
+    kept = dataclasses.replace(kept, resume=not launch.OVERWRITE.value)
     low, high = (len(found) * i // count for i in (number, number + 1))
     failures = []
     for group in unfinished(found[low:high], Path(*place)):

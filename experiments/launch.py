@@ -139,7 +139,7 @@ def run_all(
       ResultsError: a folder that can't be written or holds a run already.
     """
     kept = keeping(run.num_seeds)
-    place = (RESULTS.value, STUDY.value or default_study(env_config))
+    place = (RESULTS.value, study(default_study(env_config)))
     if devices.is_first():
         for name in algorithms:
             changes = {"overwrite": OVERWRITE.value, "resume": RESUME.value}
@@ -247,6 +247,18 @@ def _on(kept: session.Keeping) -> dict[str, Any]:
     """What a run's record says of where it runs."""
     layout = {"seed_mode": kept.layout.mode, "seed_chunk": kept.seed_chunk}
     return {"device": devices.describe(), "layout": layout}
+
+
+def study(default: str) -> str:
+    """The study that `--study` names.
+
+    Args:
+      default: its name if the flag isn't given; an empty one is refused as any other.
+
+    Returns:
+      The name.
+    """
+    return default if STUDY.value is None else STUDY.value
 
 
 def default_study(env_config: EnvConfig) -> str:

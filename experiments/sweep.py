@@ -86,7 +86,7 @@ def main(env_config, algorithm, run) -> int:
     number, count = _shard()
     if LAUNCHER.value != "here":
         return _submit()
-    place = (launch.RESULTS.value, launch.STUDY.value or _study(env_config))
+    place = (launch.RESULTS.value, launch.study(_study(env_config)))
     kept = launch.keeping(run.num_seeds * len(found))
     kept = dataclasses.replace(kept, resume=not launch.OVERWRITE.value)
     low, high = (len(found) * i // count for i in (number, number + 1))
@@ -260,7 +260,7 @@ def _submit() -> int:
         ) from None
     options = dict(option.partition("=")[::2] for option in LAUNCHER_OPTIONS.value)
     options = {key: _cell(text) for key, text in options.items()}
-    study = launch.STUDY.value or "sweep"
+    study = launch.study("sweep")
     logs = Path(launch.RESULTS.value) / "logs"
     executor = submitit.AutoExecutor(folder=logs, cluster=LAUNCHER.value)
     executor.update_parameters(name=study, **options)

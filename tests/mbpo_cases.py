@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vagram_jax import dynamics, envs, fit, imagine, mbpo, runner, sac
+from vagram_jax import devices, dynamics, envs, fit, imagine, mbpo, programs, sac
 
 NUM_SEEDS, EPISODE_LENGTH, EVAL_EPISODES = 8, 4, 2
 WARMUP, STEPS, UPDATES, ROLLOUTS = 10, 5, 2, 2
@@ -98,7 +98,7 @@ def ends(obs):
 
 
 WALK = Walk()
-PROGRAMS = runner.programs(WALK, eval_episodes=EVAL_EPISODES)
+PROGRAMS = programs.make(WALK, eval_episodes=EVAL_EPISODES)
 """What a run of `NUM_SEEDS` seeds is made of."""
 
 
@@ -151,14 +151,26 @@ def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
 @functools.cache
 def start_seeds(seeds=tuple(range(NUM_SEEDS))):
     """Several seeds after their warm-up; not to be given away, see `epoch_seeds`."""
-    return PROGRAMS.start(np.array(seeds, np.uint32), CONFIG)
+    return PROGRAMS.start(lanes(seeds))
 
 
 def epoch_seeds(states, config=CONFIG, epochs=1):
     """Several seeds some epochs on, and the last metrics; `states` stays valid."""
+    # An epoch has its keys from the states, so the numbers of the seeds don't matter.
+    own = lanes(range(len(states.alive)), config)
     for _ in range(epochs):
-        states, metrics = PROGRAMS.epoch(fresh(states), config)
+        states, metrics = PROGRAMS.epoch(fresh(states), own)
     return states, metrics
+
+
+def lanes(seeds=tuple(range(NUM_SEEDS)), config=CONFIG):
+    """Seeds that all have one config, where a run has them: on their devices."""
+    return placed(programs.lanes(seeds, [config] * len(seeds)))
+
+
+def placed(lanes):
+    """Lanes on their devices; elsewhere, the programs would be compiled anew."""
+    return devices.put(lanes, devices.Layout(), len(lanes.seeds))
 
 
 def is_key(leaf):

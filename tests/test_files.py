@@ -240,6 +240,13 @@ def test_keep_rows_refuses_rows_without_steps(tmp_path):
         files.keep_rows(tmp_path / "x.csv", env_steps=5)
 
 
+@pytest.mark.xfail(reason="keep_rows trusts that there are seeds", strict=True)
+def test_keep_rows_refuses_rows_without_seeds_when_seeds_are_named(tmp_path):
+    (tmp_path / "x.csv").write_text("env_steps\n9\n")
+    with pytest.raises(ResultsError, match="seed"):
+        files.keep_rows(tmp_path / "x.csv", env_steps=5, seeds=[0])
+
+
 def test_write_json_turns_what_json_lacks_into_null(tmp_path):
     value = {"a": math.nan, "b": [math.inf, np.float32(1.5)], "c": (1, np.int64(2))}
     value |= {"d": np.array([1.0, np.nan]), "e": True, "f": "x", "g": None}

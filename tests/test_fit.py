@@ -10,7 +10,7 @@ import optax
 import pytest
 from fit_cases import CONFIG, HELD, MEMBERS, SIZE, THREE_EPOCHS
 
-from vagram_jax import dynamics, fit, losses
+from vagram_jax import config, dynamics, fit, losses
 
 # Sums of float32 in another order, over some dozen rows and steps.
 CLOSE = 1e-5
@@ -201,9 +201,10 @@ def test_fit_with_weights_prepared_equals_weights_at_each_step(name):
     )
 
 
-def test_fit_reports_the_error_in_deviations_of_the_change():
-    # A full buffer: of fewer held-out rows some would count twice.
-    data = fit_cases.make_data(size=fit_cases.CAPACITY)
+# With a buffer that isn't full there are fewer held-out rows than places for them.
+@pytest.mark.parametrize("size", [fit_cases.SIZE, fit_cases.CAPACITY])
+def test_fit_reports_the_error_in_deviations_of_the_change(size):
+    data = fit_cases.make_data(size=size)
     state = fit_cases.make_state()
     zero = jax.tree.map(np.zeros_like, state.params.network)
     config = THREE_EPOCHS.replace(learning_rate=1e-30)
@@ -214,6 +215,20 @@ def test_fit_reports_the_error_in_deviations_of_the_change():
     # A model that predicts no change errs by the change itself.
     wanted = np.sqrt(np.mean(change**2, axis=0) / np.var(change, axis=0))
     np.testing.assert_allclose(metrics["model/error_dim"], wanted, rtol=CLOSE)
+
+
+@pytest.mark.parametrize(("loss", "kept"), [("vagram", True), ("mse", False)])
+def test_fit_reports_rows_without_any_weight(loss, kept):
+    data = fit_cases.make_data()
+    # Where the first coordinate is far out, tanh is flat; the second is zero there.
+    rows = np.arange(0, fit_cases.SIZE, 4)
+    next_obs = np.array(data.data.next_obs)
+    next_obs[rows] = [50.0, 0.0]
+    data = data.replace(data=data.data.replace(next_obs=next_obs))
+    _, metrics = fit_cases.run(data=data, config=THREE_EPOCHS, loss=loss)
+    assert ("model/weightless" in metrics) == kept
+    if kept:
+        np.testing.assert_allclose(metrics["model/weightless"], 0.25)
 
 
 def test_fit_reports_the_attention_of_held_out_rows():
@@ -283,3 +298,12 @@ def test_fit_decays_kernels_only():
     found = updates["params"]["mlp"]["Dense_0"].pop("kernel")
     np.testing.assert_allclose(found, -0.5 * 0.1 * kernel, rtol=1e-6)  # float32
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0.0), updates)
+
+
+def test_a_loss_that_is_no_scalar_is_named():
+    def per_row(params, batch, value_fn, *, predict):
+        return jnp.sum(predict(params, batch.obs, batch.action).next_obs, axis=-1)
+
+    loss = losses.ModelLoss(name="per_row", fn=per_row, prepare=None, gaussian=False)
+    with pytest.raises(config.ConfigError, match="'per_row'.*a scalar is"):
+        fit_cases.run(loss=loss)

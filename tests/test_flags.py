@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from flax import struct
 
 from experiments import flags
-from vagram_jax import config
+from vagram_jax import config, devices, results, session
 
 SEEDS_FILE = flags.DEFINE_string("seeds_file", None, "A flag of a command's own.")
 
@@ -270,6 +270,10 @@ def test_run_says_a_bad_config_file_in_one_line_with_status_2(
         (ValueError("fit: num_elites=7"), 2, "fit: num_elites=7"),
         (OSError("results: no metrics.csv"), 5, "results: no metrics.csv"),
         (PermissionError(13, "Permission denied", "out"), 5, "out: Permission denied"),
+        (results.ResultsError("x.csv: damaged"), 5, "x.csv: damaged"),
+        (devices.MemoryFault("8 seeds need 9 GB"), 6, "8 seeds need 9 GB"),
+        (session.RunFault("stopped by SIGTERM", 143), 143, "stopped by SIGTERM"),
+        (session.RunFault("the environment failed", 3), 3, "the environment failed"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ValueError("two\nlines"), 2, "two lines"),
     ],

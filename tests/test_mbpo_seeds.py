@@ -6,7 +6,7 @@ import mbpo_cases as cases
 import numpy as np
 import pytest
 
-from vagram_jax import mbpo
+from vagram_jax import mbpo, programs
 
 SICK = 3
 OTHERS = [seed for seed in range(cases.NUM_SEEDS) if seed != SICK]
@@ -185,8 +185,48 @@ def test_epoch_takes_other_numbers_of_the_config_without_tracing_again():
 def test_epoch_is_traced_again_for_another_shape():
     states = cases.start_seeds()
     traces = cases.Walk.traces
-    cases.PROGRAMS.epoch.trace(states, cases.CONFIG.replace(batch_size=9))
+    lanes = cases.lanes(config=cases.CONFIG.replace(batch_size=9))
+    cases.PROGRAMS.epoch.trace(states, lanes)
     assert cases.Walk.traces > traces
+
+
+def test_epoch_gives_each_lane_the_numbers_of_its_own_config():
+    states, _ = cases.epoch_seeds(cases.start_seeds())
+    other = cases.CONFIG.replace(
+        real_fraction=(0.25,),
+        fit=cases.CONFIG.fit.replace(learning_rate=1e-2),
+        sac=cases.CONFIG.sac.replace(discount=0.9),
+    )
+    seeds = range(cases.NUM_SEEDS)
+    configs = [other if seed in (1, 6) else cases.CONFIG for seed in seeds]
+    lanes = cases.placed(programs.lanes(seeds, configs))
+    traces = cases.Walk.traces
+    found, _ = cases.PROGRAMS.epoch(cases.fresh(states), lanes)
+    assert cases.Walk.traces == traces
+    for config in (cases.CONFIG, other):
+        wanted, _ = cases.epoch_seeds(states, config)
+        own = [lane for lane, its in enumerate(configs) if its is config]
+        cases.assert_identical(cases.row(found, own), cases.row(wanted, own))
+
+
+def test_lanes_hold_a_seed_and_the_numbers_of_a_config_each():
+    other = cases.CONFIG.replace(divergence_slack=7.0)
+    seeds, configs = programs.lanes([5, 2**31], [cases.CONFIG, other])
+    assert seeds.dtype == np.uint32
+    np.testing.assert_array_equal(seeds, [5, 2**31])
+    slack = np.float32([cases.CONFIG.divergence_slack, 7.0])
+    np.testing.assert_array_equal(configs.divergence_slack, slack)
+    assert configs.batch_size == cases.CONFIG.batch_size
+    shapes = {leaf.shape for leaf in jax.tree.leaves(configs)}
+    assert shapes == {(2,)}
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 9}, {"loss": "mle"}, {"real_fraction": (0.5, 0.4, 0, 1)}]
+)
+def test_lanes_refuse_configs_that_differ_in_more_than_numbers(change):
+    with pytest.raises(ValueError, match="differ in more than numbers; run them apart"):
+        programs.lanes([0, 1], [cases.CONFIG, cases.CONFIG.replace(**change)])
 
 
 def test_epoch_maps_over_a_grid_of_numbers_of_the_config():

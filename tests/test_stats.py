@@ -308,7 +308,8 @@ def test_summarise_takes_the_last_seconds_of_a_run():
 
 def test_summarise_adds_the_seconds_of_chunks_that_came_one_after_the_other():
     rows = [row(s, 10, 1.0) for s in range(5)]
-    timing = [time(seed, step, step / 2 + seed) for seed in (0, 2, 4) for step in (5, 10)]
+    steps, first_seeds = (5, 10), (0, 2, 4)
+    timing = [time(seed, t, t / 2 + seed) for seed in first_seeds for t in steps]
     found = stats.summarise([make_run("r", rows, timing)])["r"]["seconds"]
     assert found == 5 + 7 + 9
 

@@ -71,10 +71,10 @@ def save(piece: Piece, step: int) -> None:
       step: environment steps of its seeds.
 
     Raises:
-      ResultsError: it can't be written; what was there before is untouched.
+      ResultsError: it can't be written; what other steps have is untouched.
     """
     place = _place(piece.run, step, piece.seeds)
-    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+    temporary = _temporary(place)
     with files.one_line(place):
         temporary.mkdir(parents=True)
         try:
@@ -96,6 +96,7 @@ def save(piece: Piece, step: int) -> None:
             os.rename(temporary, place)
             files.sync(place.parent)
             files.sync(place.parent.parent)
+            files.sync(piece.run)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -197,28 +198,23 @@ def prune(run: Path, seeds: range, *, later_than: int | None = None) -> None:
 
     Args:
       run: folder of the run.
-      seeds: only pieces whose seeds are all among these go.
-      later_than: remove what is later, instead of all but the last `KEPT` steps.
+      seeds: pieces without any of these stay.
+      later_than: remove what is later. If None, remove a piece if each of its seeds has
+        `KEPT` later ones: other seeds may still go on from a piece that they share.
 
     Raises:
       ResultsError: something can't be removed.
     """
     pieces = _pieces(run)
-    own = sorted(
-        step for step, places in pieces.items() if set(seeds) & set(places)
-    )
-    gone = own[:-KEPT] if later_than is None else [s for s in own if s > later_than]
     for rest in (run / _FOLDER).glob("*/.seeds-*.tmp"):  # of a killed process
         if int(rest.name.split("-")[1]) in seeds:
             shutil.rmtree(rest, ignore_errors=True)
-    for step in gone:
-        for place in set(pieces[step].values()):
-            first, last = map(int, _PIECE.fullmatch(place.name).groups())
-            if first in seeds and last in seeds:
-                with files.one_line(place):
-                    shutil.rmtree(place)
-        with contextlib.suppress(OSError):  # another process still has pieces there
-            (run / _FOLDER / _step_name(step)).rmdir()
+    for step, places in pieces.items():
+        for place in {places[seed] for seed in seeds if seed in places}:
+            sharing = [seed for seed in places if places[seed] == place]
+            later = [sum(s > step and k in pieces[s] for s in pieces) for k in sharing]
+            if min(later) >= KEPT if later_than is None else step > later_than:
+                _remove(place)
 
 
 def steps(run: Path) -> list[int]:
@@ -366,7 +362,9 @@ class Writer:
                 save(piece, step)
                 self._saved_of.add((piece.run, piece.seeds))
             self.saved, self._error = step, None
-        except files.ResultsError as error:
+        except Exception as error:  # of any kind: nobody else hears of it
+            if not isinstance(error, files.ResultsError):
+                error = files.ResultsError(f"{type(error).__name__}: {error}")
             self._error = error
             self._tell(f"no checkpoint at step {step}: {error}; training goes on")
 
@@ -392,6 +390,22 @@ def _place(run: Path, step: int, seeds: range) -> Path:
     return run / _FOLDER / _step_name(step) / f"seeds-{seeds[0]}-{seeds[-1]}"
 
 
+def _remove(place: Path) -> None:
+    """Removes a piece in one rename, so that nobody takes what is left for damaged."""
+    with files.one_line(place):
+        away = _temporary(place)
+        # Another process with seeds of the same piece may have been faster.
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(place, away)
+            shutil.rmtree(away)
+    with contextlib.suppress(OSError):  # another process still has pieces there
+        place.parent.rmdir()
+
+
+def _temporary(place: Path) -> Path:
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+
+
 def _step_name(step: int) -> str:
     return f"{step:09d}"
 
@@ -402,12 +416,11 @@ def _manifest(place: Path) -> dict[str, Any]:
     with files.one_line(path):
         if path.stat().st_size > _MAX_MANIFEST:
             raise files.ResultsError(f"{path}: damaged, too long")
-    manifest = files.read_json(path)
-    if not isinstance(manifest, dict):
-        raise files.ResultsError(f"{path}: damaged, it holds no object")
-    digest = manifest.pop("sha256", None)
-    if digest != _digest(manifest):
-        raise files.ResultsError(f"{path}: damaged, its SHA-256 is another")
+        manifest = files.read_json(path)
+        if not isinstance(manifest, dict):
+            raise files.ResultsError(f"{path}: damaged, it holds no object")
+        if manifest.pop("sha256", None) != _digest(manifest):
+            raise files.ResultsError(f"{path}: damaged, its SHA-256 is another")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: format {manifest['format']}; this version reads format {FORMAT}; "

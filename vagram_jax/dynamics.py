@@ -236,9 +236,11 @@ def moments(values: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       `(mean [dim], std [dim])`. A dimension that doesn't vary gets a standard deviation
-      of one: scaling by less would blow up its first change.
+      of one: scaling by less would blow up its first change. Without rows that count
+      all is as for the first one alone.
     """
-    mask = where[:, None]
+    # Row 0 stands in where no row counts: its own mean, and nothing that varies.
+    mask = (where | (~jnp.any(where) & (jnp.arange(where.size) == 0)))[:, None]
     # The mean is taken of differences to one row, the variance of differences to the
     # mean: a large offset would cost all digits of a float32.
     origin = values[jnp.argmax(where)]

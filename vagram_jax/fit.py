@@ -17,7 +17,7 @@ import optax
 from flax import struct
 
 from vagram_jax import dynamics
-from vagram_jax.config import leaf, static
+from vagram_jax.config import ConfigError, leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
 from vagram_jax.losses import ModelLoss
 from vagram_jax.replay import ReplayState
@@ -156,8 +156,9 @@ def fit(
     Returns:
       The fitted model, and metrics: `model/epochs`; `model/train_loss` and
       `model/holdout_loss`, `[E]`; `model/error_dim`, `[obs_dim]`, the members' root
-      mean squared hold-out error in standard deviations of the change; and
-      `model/attention_dim`, `[obs_dim]`, see `attention`.
+      mean squared hold-out error in standard deviations of the change;
+      `model/attention_dim`, `[obs_dim]`, see `attention`; and, for a loss with weights,
+      `model/weightless`, the share of rows at which the value function is flat.
     """
     key_split, key_epochs = jax.random.split(key)
     valid = jnp.arange(data.capacity) < data.size
@@ -186,6 +187,9 @@ def fit(
         "model/train_loss": last.train_loss,
         "model/holdout_loss": last.best_score,
     }
+    if weights is not None:
+        flat = jnp.all(weights.reshape(data.capacity, -1) == 0.0, axis=1)
+        metrics["model/weightless"] = jnp.mean(flat, where=valid)
     return new_state, metrics | _diagnose(
         params, value_fn, loss, rows, new_state.elites[0]
     )
@@ -274,7 +278,13 @@ def _call(loss: ModelLoss, params, batch_and_weights, value_fn, predict) -> jax.
     """The loss, with its prepared weights if it has any."""
     batch, weights = batch_and_weights
     prepared = {} if weights is None else {"weights": weights}
-    return loss.fn(params, batch, value_fn, predict=predict, **prepared)
+    value = loss.fn(params, batch, value_fn, predict=predict, **prepared)
+    if jnp.shape(value) != ():
+        raise ConfigError(
+            f"loss {loss.name!r}: returned the shape {jnp.shape(value)}; a scalar is "
+            "accepted; take the mean over the batch"
+        )
+    return value
 
 
 def _problem(params: DynamicsParams, data: _Data, value_fn, loss) -> _Problem:
@@ -411,12 +421,14 @@ def _scores(problem: _Problem, network: dict) -> jax.Array:
 def _diagnose(params, value_fn, loss: ModelLoss, split: _Data, best) -> Metrics:
     """Errors per dimension and attention, on hold-out rows."""
     count = min(_ATTENTION_ROWS, split.score_rows.size)
-    # Fewer rows than that are repeated.
+    # Fewer rows than that are repeated; errors are counted once.
     rows = split.score_rows[jnp.arange(count) % split.num_score]
+    once = (jnp.arange(count) < split.num_score)[:, None]
     batch, weights = jax.tree.map(lambda x: x[rows], (split.transitions, split.weights))
     prediction = dynamics.predict(params, batch.obs, batch.action)
-    square = jnp.mean(jnp.square(prediction.next_obs - batch.next_obs), axis=(0, 1))
-    change = jnp.var(batch.next_obs - batch.obs, axis=0)
+    square = jnp.square(prediction.next_obs - batch.next_obs)
+    square = jnp.mean(square, axis=(0, 1), where=once)
+    change = jnp.var(batch.next_obs - batch.obs, axis=0, where=once)
     member = params.replace(network=jax.tree.map(lambda x: x[best], params.network))
     return {
         "model/error_dim": jnp.sqrt(square / jnp.where(change > 0.0, change, 1.0)),

@@ -100,7 +100,7 @@ def owner(folder: Path) -> Owner | None:
         age = time.time() - path.stat().st_mtime
         signed = json.loads(path.read_bytes())
         return Owner(signed["host"], signed["pid"], signed["started"], age)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -114,8 +114,8 @@ def is_held(folder: Path) -> bool:
       True or False.
     """
     found = owner(folder)
-    if found is None or found.host != socket.gethostname():
-        return found is not None and found.age_s < STALE_AFTER_S
+    if found is not None and found.host != socket.gethostname():
+        return found.age_s < STALE_AFTER_S
     with contextlib.suppress(OSError), open(folder / NAME, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -76,11 +76,12 @@ def register(
     return decorator
 
 
-def get(name: str) -> ModelLoss:
+def get(name: str, *, also: tuple[str, ...] = ()) -> ModelLoss:
     """The loss of that name.
 
     Args:
       name: a registered name.
+      also: other names that the caller takes, for the message.
 
     Returns:
       The loss and what a fit must know of it.
@@ -89,11 +90,10 @@ def get(name: str) -> ModelLoss:
       ConfigError: no such name; the message lists the known ones.
     """
     if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, n=1)
+        known = [*sorted(LOSSES), *also]
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(
-            f"config: loss={name!r}; known: {', '.join(sorted(LOSSES))}{hint}"
-        )
+        raise ConfigError(f"config: loss={name!r}; known: {', '.join(known)}{hint}")
     return LOSSES[name]
 
 

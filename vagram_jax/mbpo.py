@@ -132,7 +132,7 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
             )
         return config
     _termination(env, config)
-    loss = losses.get(config.loss)
+    loss = losses.get(config.loss, also=(NO_MODEL,))
     head = "gaussian" if loss.gaussian else "deterministic"
     if loss.gaussian and config.model.head == "deterministic":
         raise ConfigError(

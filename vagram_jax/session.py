@@ -20,7 +20,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vagram_jax import checkpoint, devices, files, lock, mbpo, programs, progress, runner
+from vagram_jax import (
+    checkpoint,
+    devices,
+    files,
+    lock,
+    mbpo,
+    programs,
+    progress,
+    runner,
+)
 from vagram_jax.envs import base
 from vagram_jax.mbpo import MBPOConfig, MBPOState
 from vagram_jax.progress import Progress
@@ -166,9 +175,12 @@ def _train_part(run, compiled, part: _Part, keeping: Keeping, stop, tell) -> Non
     layout, config = keeping.layout, part.lanes.configs
     begin = _restore(part, keeping, tell) if keeping.resume else None
     step = begin.env_steps if begin else -1
+    # What is later goes: left there, it would pass for newer than what comes now.
+    for job, rows in part.own(layout):
+        checkpoint.prune(job.folder, part.seeds(rows), later_than=step)
     if devices.is_first():
         _cut_back(part, step)
-    if step == run.total_steps:
+    if step >= run.total_steps:
         return
     writer = checkpoint.Writer(tell, saved=begin and step)
     bar = tqdm(
@@ -255,8 +267,6 @@ def _restore(part: _Part, keeping: Keeping, tell) -> runner.Begin | None:
     step = _agreed_step(own, keeping, tell)
     if step is None:
         return None
-    for folder, seeds in own:
-        checkpoint.prune(folder, seeds, later_than=step)
     read = [checkpoint.load(folder, step, seeds) for folder, seeds in own]
     for job, _ in part.jobs:
         tell(f"{job.folder.name}: going on from step {step}")
@@ -357,6 +367,8 @@ def _explained(writer: checkpoint.Writer) -> Iterator[None]:
             "more; go on with --resume",
             3,
         ) from error
+    finally:
+        writer.wait()  # nobody may write once the lock is gone
 
 
 def _say_nothing(_: str) -> None:

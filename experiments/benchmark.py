@@ -56,6 +56,9 @@ def main(env_config, algorithm, run) -> int:
 
     Returns:
       The exit status.
+
+    Raises:
+      ConfigError: an unknown suite.
     """
     devices.use_cpu(None, num_lanes=SEEDS.value)
     figures = {"device": devices.describe(), "jax": jax.__version__}

@@ -28,8 +28,9 @@ def main(env_config, algorithm, run) -> int:
     Returns:
       The exit status.
     """
+    kept = launch.keeping(run.num_seeds)
     env, algorithms = launch.prepare(env_config, algorithm, run, LOSSES.value)
-    folder = launch.run_all(env, algorithms, run, env_config)
+    folder = launch.run_all(env, algorithms, run, env_config, kept)
     return launch.show(folder, list(algorithms))
 
 

@@ -62,6 +62,8 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which one this is, from 0
 def keeping(num_lanes: int) -> session.Keeping:
     """Where runs train and how they are kept, as the flags say.
 
+    To be called first: devices can't be asked for once JAX has computed anything.
+
     Args:
       num_lanes: seeds that could train at once.
 
@@ -122,7 +124,11 @@ def prepare(
 
 
 def run_all(
-    env: Any, algorithms: dict[str, MBPOConfig], run: RunConfig, env_config: EnvConfig
+    env: Any,
+    algorithms: dict[str, MBPOConfig],
+    run: RunConfig,
+    env_config: EnvConfig,
+    kept: session.Keeping,
 ) -> Path:
     """Trains one loss after the other, each with all of its seeds in one program.
 
@@ -131,6 +137,7 @@ def run_all(
       algorithms: from `prepare`.
       run: how long, how many, how often.
       env_config: the task, for the record.
+      kept: from `keeping`.
 
     Returns:
       The study's folder, in the folder that `--results` names.
@@ -138,7 +145,6 @@ def run_all(
     Raises:
       ResultsError: a folder that can't be written or holds a run already.
     """
-    kept = keeping(run.num_seeds)
     place = (RESULTS.value, study(default_study(env_config)))
     if devices.is_first():
         for name in algorithms:
@@ -147,28 +153,32 @@ def run_all(
     for name, algorithm in algorithms.items():
         settings = _settings(env_config, algorithm, run)
         if RESUME.value and results.is_finished(Path(*place) / name, settings):
-            print(f"{name}: finished already")
-        else:
-            train_together(place, {name: algorithm}, run, env, env_config, kept)
+            if devices.is_first():
+                print(f"{name}: finished already")
+            continue
+        train_together(
+            {name: algorithm}, run, env, env_config=env_config, place=place, kept=kept
+        )
     return Path(*place)
 
 
 def train_together(
-    place: tuple[str, str],
     algorithms: dict[str, MBPOConfig],
     run: RunConfig,
     env: Any,
+    *,
     env_config: EnvConfig,
+    place: tuple[str, str],
     kept: session.Keeping,
 ) -> None:
     """Trains runs side by side in one program, and writes their summaries.
 
     Args:
-      place: the results folder and the name of the study.
       algorithms: names of runs to configs that differ in numbers only.
       run: how long, how many, how often.
       env: the environment.
       env_config: the task, for the record.
+      place: the results folder and the name of the study.
       kept: where they train and how they are kept.
 
     Raises:
@@ -176,21 +186,25 @@ def train_together(
       ValueError: a run that can't be resumed with these settings.
       RunFault: they had to stop.
     """
-    jobs = []
-    for name, algorithm in algorithms.items():
+    jobs = [
+        session.Job(Path(*place) / name, env_config.env, algorithm)
+        for name, algorithm in algorithms.items()
+    ]
+    folders = [job.folder for job in jobs]
+    changes = {"overwrite": OVERWRITE.value, "resume": kept.resume}
+    with session.owning(folders, break_lock=kept.break_lock):
         if devices.is_first():
-            settings = _settings(env_config, algorithm, run)
-            changes = {"overwrite": OVERWRITE.value, "resume": kept.resume}
-            results.create_run(*place, name, settings, on=_on(kept), **changes)
-        jobs.append(session.Job(Path(*place) / name, env_config.env, algorithm))
-    if devices.is_first():
-        count = len(jobs) * run.num_seeds
-        names = ", ".join(algorithms)
-        print(f"{names}: compiling and warming up {count} seeds", flush=True)
-    session.train_to_files(run, jobs, env, keeping=kept)
-    if devices.is_first():
-        for job in jobs:
-            finish(job.folder)
+            for job in jobs:
+                settings = _settings(env_config, job.config, run)
+                results.create_run(
+                    *place, job.folder.name, settings, on=_on(kept), **changes
+                )
+            count = len(jobs) * run.num_seeds
+            names = ", ".join(algorithms)
+            print(f"{names}: compiling and warming up {count} seeds", flush=True)
+        session.train_to_files(run, jobs, env, keeping=kept)
+        for folder in folders if devices.is_first() else ():
+            finish(folder)
 
 
 def finish(folder: Path) -> None:

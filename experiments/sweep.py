@@ -82,12 +82,12 @@ def main(env_config, algorithm, run) -> int:
     Returns:
       The exit status: of the first run that failed, if any did.
     """
-    found, made = entries((env_config, algorithm, run))
     number, count = _shard()
+    kept = launch.keeping(run.num_seeds * len(points(GRID.value or "")))
+    found, made = entries((env_config, algorithm, run))
     if LAUNCHER.value != "here":
         return _submit()
     place = (launch.RESULTS.value, launch.study(_study(env_config)))
-    kept = launch.keeping(run.num_seeds * len(found))
     kept = dataclasses.replace(kept, resume=not launch.OVERWRITE.value)
     low, high = (len(found) * i // count for i in (number, number + 1))
     failures = []
@@ -97,7 +97,12 @@ def main(env_config, algorithm, run) -> int:
         algorithms = {entry.name: entry.algorithm for entry in group}
         try:
             launch.train_together(
-                place, algorithms, first.run, env, first.env_config, kept
+                algorithms,
+                first.run,
+                env,
+                env_config=first.env_config,
+                place=place,
+                kept=kept,
             )
         except (session.RunFault, devices.MemoryFault) as fault:
             status = getattr(fault, "status", flags.STATUS_MEMORY)

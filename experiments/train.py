@@ -24,8 +24,10 @@ def main(env_config, algorithm, run) -> int:
       The exit status.
     """
     name = "sac" if algorithm.loss == mbpo.NO_MODEL else algorithm.loss
+    kept = launch.keeping(run.num_seeds)
     env, algorithms = launch.prepare(env_config, algorithm, run, [name])
-    return launch.show(launch.run_all(env, algorithms, run, env_config), [name])
+    folder = launch.run_all(env, algorithms, run, env_config, kept)
+    return launch.show(folder, [name])
 
 
 if __name__ == "__main__":

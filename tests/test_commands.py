@@ -329,7 +329,6 @@ def test_a_run_that_is_made_longer_ends_like_one_that_was_long_at_once(
     assert times[2]["wall_time_s"] > times[1]["wall_time_s"]
 
 
-@pytest.mark.xfail(reason="files are touched before the lock is taken", strict=True)
 @pytest.mark.parametrize("change", ["--overwrite", "--resume"])
 def test_a_run_that_another_process_owns_is_left_as_it_is(
     call, place, compared, tmp_path, change
@@ -359,7 +358,6 @@ def test_status_4_says_that_all_seeds_diverged(call, place):
     assert (status, out.splitlines()[0]) == (4, "vagram: finished already")
 
 
-@pytest.mark.xfail(reason="session ends such a run without a row", strict=True)
 def test_status_4_does_not_depend_on_when_a_run_is_evaluated(call, place):
     status, _, _ = call(
         train,

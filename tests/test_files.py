@@ -240,7 +240,6 @@ def test_keep_rows_refuses_rows_without_steps(tmp_path):
         files.keep_rows(tmp_path / "x.csv", env_steps=5)
 
 
-@pytest.mark.xfail(reason="keep_rows trusts that there are seeds", strict=True)
 def test_keep_rows_refuses_rows_without_seeds_when_seeds_are_named(tmp_path):
     (tmp_path / "x.csv").write_text("env_steps\n9\n")
     with pytest.raises(ResultsError, match="seed"):

@@ -305,5 +305,5 @@ def test_a_loss_that_is_no_scalar_is_named():
         return jnp.sum(predict(params, batch.obs, batch.action).next_obs, axis=-1)
 
     loss = losses.ModelLoss(name="per_row", fn=per_row, prepare=None, gaussian=False)
-    with pytest.raises(config.ConfigError, match="'per_row'.*a scalar is"):
+    with pytest.raises(config.ConfigError, match=r"'per_row'.*a scalar is"):
         fit_cases.run(loss=loss)

@@ -154,6 +154,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_was(place, whole, numb
     assert f"stopped by {number.name}; saved at step " in error.splitlines()[-1]
     assert "--resume" in error.splitlines()[-1]
     (step,) = checkpoint.steps(folder)
-    assert max(row["env_steps"] for row in files.read_rows(folder / "model.csv")) == step
+    rows = files.read_rows(folder / "model.csv")
+    assert max(row["env_steps"] for row in rows) == step
     assert run(place, study, "--resume")[0] == 0
     assert_same(folder, whole)

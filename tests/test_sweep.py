@@ -3,6 +3,7 @@
 import collections
 import subprocess
 import sys
+import time
 
 import pytest
 import test_commands as user
@@ -136,6 +137,23 @@ def test_a_pendulum_sweep_killed_twice_ends_with_24_rows(place):
     (place / "tiny.py").write_text(text.replace('"num_seeds": 2', '"num_seeds": 4'))
     grid = "loss=vagram,mle,mse_normalized;model.hidden=4,8"
     killed_twice(place, "pendulum", grid, runs=6, seeds=4)
+
+
+def test_a_launcher_submits_shards_that_finish_the_grid(place):
+    pytest.importorskip("submitit")
+    grid, table = "loss=vagram,sac", place / "launched" / "sweep.csv"
+    status, out, error = command(
+        place, "launched", grid, "--launcher=local", "--shards=2", "--seed_mode=serial"
+    )
+    assert status == 0, error
+    assert "submitted " in out
+    until = time.monotonic() + 200
+    while not table.exists() or len(files.read_rows(table)) < 4:
+        assert time.monotonic() < until, list(place.glob("logs/**/*.err"))
+        time.sleep(0.2)
+    for name in ("vagram", "sac"):
+        record = files.read_json(place / "launched" / name / "config.json")
+        assert record["layout"]["seed_mode"] == "serial"
 
 
 @pytest.mark.parametrize(

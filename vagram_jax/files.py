@@ -124,8 +124,9 @@ def keep_rows(
     if not os.path.lexists(path):
         return
     lines, rows = _whole_lines(path)[0], read_rows(path)
-    if not all(isinstance(row.get("env_steps"), int) for row in rows):
-        raise ResultsError(f"{path}: a row has no whole env_steps; can't be cut back")
+    for name in ("env_steps",) if seeds is None else ("env_steps", "seed"):
+        if not all(isinstance(row.get(name), int) for row in rows):
+            raise ResultsError(f"{path}: a row has no whole {name}; can't be cut back")
     kept = lines[:1] + [
         line
         for line, row in zip(lines[1:], rows, strict=True)

@@ -187,9 +187,7 @@ def fit(
         "model/train_loss": last.train_loss,
         "model/holdout_loss": last.best_score,
     }
-    if weights is not None:
-        flat = jnp.all(weights.reshape(data.capacity, -1) == 0.0, axis=1)
-        metrics["model/weightless"] = jnp.mean(flat, where=valid)
+    metrics |= _weightless(weights, valid)
     return new_state, metrics | _diagnose(
         params, value_fn, loss, rows, new_state.elites[0]
     )
@@ -434,6 +432,14 @@ def _diagnose(params, value_fn, loss: ModelLoss, split: _Data, best) -> Metrics:
         "model/error_dim": jnp.sqrt(square / jnp.where(change > 0.0, change, 1.0)),
         "model/attention_dim": attention(member, batch, value_fn, weights, loss=loss),
     }
+
+
+def _weightless(weights: jax.Array | None, valid: jax.Array) -> Metrics:
+    """The share of rows without any weight, for a loss that has weights."""
+    if weights is None:
+        return {}
+    flat = jnp.all(weights.reshape(valid.size, -1) == 0.0, axis=1)
+    return {"model/weightless": jnp.mean(flat, where=valid)}
 
 
 def _where_member(mask: jax.Array, new, old):

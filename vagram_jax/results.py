@@ -215,20 +215,21 @@ def resumed(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
       ResultsError: there is no legible record.
       ValueError: the settings are others; names them.
     """
-    record = files.read_json(folder / "config.json")
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise ResultsError(f"{folder / 'config.json'}: holds no config")
+    record = _read_record(folder)
     changed = differences({"then": record["config"], "now": now["config"]})
     grown = changed.pop(_MAY_GROW, None)
-    if grown and grown["now"] > grown["then"]:
+    if grown and len(grown) == 2 and grown["now"] > grown["then"]:
         record["config"][_MAY_GROW] = grown["now"]
     elif grown:
         changed[_MAY_GROW] = grown
     if changed:
-        listed = "; ".join(
+        lines = [
             f"{key} was {found.get('then')}, is {found.get('now')}"
             for key, found in changed.items()
-        )
+        ]
+        listed = "; ".join(lines[:6])
+        if len(lines) > 6:
+            listed += f"; and {len(lines) - 6} more"
         raise ValueError(
             f"results: {folder} can't be resumed with other settings: {listed}; only "
             f"{_MAY_GROW} may grow"
@@ -259,7 +260,7 @@ def is_finished(
         return False
     if config is None:
         return True
-    record = files.read_json(folder / "config.json")
+    record = _read_record(folder)
     return not differences({"then": record["config"], "now": config})
 
 
@@ -280,9 +281,7 @@ def read_run(folder: str | os.PathLike) -> Run:
     for path in (folder, *(folder / name for name in _RUN_FILES)):
         if path.is_symlink():
             raise ResultsError(f"{path}: is a link; it could lead out of the study")
-    record = files.read_json(folder / "config.json")
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise ResultsError(f"{folder / 'config.json'}: holds no config")
+    record = _read_record(folder)
     metrics, notes = _read_table(folder / "metrics.csv", _METRICS)
     model, more = _read_table(folder / "model.csv", _MODEL)
     timing, most = _read_table(folder / "timing.csv", _TIMING)
@@ -360,6 +359,14 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
         for key, found in values.items()
         if len(found) < len(flat) or len({json.dumps(v) for v in found.values()}) > 1
     }
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What `config.json` holds, with a config in it."""
+    record = files.read_json(folder / "config.json")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ResultsError(f"{folder / 'config.json'}: holds no config")
+    return record
 
 
 def _clear(folder: Path) -> None:

@@ -181,32 +181,22 @@ def train_lanes(
       CheckpointError: `begin` has the arrays of other states.
       MemoryFault: more than a device holds.
     """
-    config, began = lanes.configs, time.monotonic()
+    config, began = lanes.configs, time.monotonic() - (begin.seconds if begin else 0.0)
     padded = padded or layout.padded(len(lanes.seeds))
     spread = _spread(lanes, layout, padded)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding),
-        jax.eval_shape(compiled.start, spread),
-    )
-    devices.check_memory(
-        compiled.epoch, shapes, spread, num_lanes=padded, layout=layout
-    )
-    if begin is None:
-        first, states = 0, compiled.start(spread)
-    else:
-        first = (begin.env_steps - config.warmup_steps) // config.steps_per_epoch
-        states = checkpoint.unpack(begin.arrays, shapes, layout)
-        began -= begin.seconds
+    states, first = _first(compiled, spread, config, begin, layout)
     num_epochs = (run.total_steps - config.warmup_steps) // config.steps_per_epoch
-    metrics, is_new = {}, begin is None
+    lives = True
     for index in range(first, num_epochs + 1):
-        if index > first:
+        metrics, returns, lengths = {}, np.empty(0), np.empty(0)
+        # Where every lane has diverged nothing can change any more.
+        if index > first and lives:
             states, metrics = compiled.epoch(states, spread)
-        returns = lengths = np.empty(0)
-        if (is_new or index > first) and (
-            index % run.eval_every == 0 or index == num_epochs
-        ):
+        is_due = index % run.eval_every == 0 or index == num_epochs
+        if is_due and lives and (index > first or begin is None):
             returns, lengths = programs.returns(compiled, states, spread, index)
+        elif is_due and not lives:
+            returns = lengths = np.full(padded, np.nan)
         told = Progress(
             env_steps=config.warmup_steps + index * config.steps_per_epoch,
             returns=returns,
@@ -216,7 +206,23 @@ def train_lanes(
             dropped=devices.fetch_all(states.dropped),
             seconds=time.monotonic() - began,
         )
+        lives = bool(np.any(told.diverged_at < 0))
         yield states, progress.of_lanes(told, slice(len(lanes.seeds)))
+
+
+def _first(compiled, spread, config, begin, layout) -> tuple[MBPOState, int]:
+    """The states to start from and the number of their epoch, if memory holds them."""
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding),
+        jax.eval_shape(compiled.start, spread),
+    )
+    devices.check_memory(
+        compiled.epoch, shapes, spread, num_lanes=len(spread.seeds), layout=layout
+    )
+    if begin is None:
+        return compiled.start(spread), 0
+    number = (begin.env_steps - config.warmup_steps) // config.steps_per_epoch
+    return checkpoint.unpack(begin.arrays, shapes, layout), number
 
 
 def _spread(lanes: Lanes, layout: devices.Layout, padded: int) -> Lanes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from vagram_jax import (
@@ -37,6 +37,7 @@ from vagram_jax.runner import RunConfig
 
 TABLES = ("metrics.csv", "model.csv", "timing.csv")
 FAILURE = "failure.json"
+_STATUS = re.compile(r"[A-Z_]+: ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,20 +112,52 @@ def train_to_files(
       RunFault: stopped by a signal, by the environment, or for want of memory.
     """
     tell = tell if devices.is_first() else _say_nothing
-    with contextlib.ExitStack() as stack:
-        if devices.is_first():
-            for job in jobs:
-                stack.enter_context(
-                    lock.hold(job.folder, break_stale=keeping.break_lock, tell=tell)
-                )
-            stack.enter_context(_noting_failure(jobs))
-        stop = stack.enter_context(_on_signals())
+    lanes = [(job, seed) for job in jobs for seed in runner.seeds_of(run)]
+    size = min(keeping.seed_chunk or len(lanes), len(lanes))
+    with _noting_failure(jobs), _on_signals() as stop:
         compiled = runner.compiled(run, env, keeping.layout)
-        lanes = [(job, seed) for job in jobs for seed in runner.seeds_of(run)]
-        size = min(keeping.seed_chunk or len(lanes), len(lanes))
+        context = _Context(run, compiled, keeping, stop, tell)
         for first in range(0, len(lanes), size):
             part = _Part(lanes[first : first + size], keeping.layout.padded(size))
-            _train_part(run, compiled, part, keeping, stop, tell)
+            _train_part(part, context)
+
+
+@contextlib.contextmanager
+def owning(
+    folders: Sequence[Path],
+    *,
+    break_lock: bool = False,
+    tell: Callable[[str], None] = print,
+) -> Iterator[None]:
+    """Owns the folders of runs, which are made if missing, while the block lasts.
+
+    Whatever changes a run belongs in it: making its folder anew, training, its summary.
+
+    Args:
+      folders: of runs.
+      break_lock: as in `Keeping`.
+      tell: takes a line when a dead owner's lock is taken over.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      LockedError: another process owns one of the runs.
+      ResultsError: a folder or its lock can't be written.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in folders if devices.is_first() else ():
+            with files.one_line(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            # Called last: a folder that is refused and was not there is gone again.
+            stack.callback(_remove_if_empty, folder)
+            stack.enter_context(lock.hold(folder, break_stale=break_lock, tell=tell))
+        yield
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -133,11 +166,21 @@ def _noting_failure(jobs: Sequence[Job]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "status", 0) <= 128:
+        if devices.is_first() and getattr(error, "status", 0) <= 128:
             for job in jobs:
                 with contextlib.suppress(files.ResultsError):  # the disk may be full
                     files.write_json(job.folder / FAILURE, {"reason": str(error)})
         raise
+
+
+class _Context(NamedTuple):
+    """What the parts of a session share."""
+
+    run: RunConfig
+    compiled: programs.Programs
+    keeping: Keeping
+    stop: _Stop
+    tell: Callable[[str], None]
 
 
 class _Part:
@@ -170,10 +213,10 @@ class _Part:
         return [(job, rows) for job, rows in cut if rows.start < rows.stop]
 
 
-def _train_part(run, compiled, part: _Part, keeping: Keeping, stop, tell) -> None:
+def _train_part(part: _Part, context: _Context) -> None:
     """Trains the lanes of one program to the end of all of their runs."""
-    layout, config = keeping.layout, part.lanes.configs
-    begin = _restore(part, keeping, tell) if keeping.resume else None
+    run, keeping, layout = context.run, context.keeping, context.keeping.layout
+    begin = _restore(part, keeping, context.tell) if keeping.resume else None
     step = begin.env_steps if begin else -1
     # What is later goes: left there, it would pass for newer than what comes now.
     for job, rows in part.own(layout):
@@ -182,35 +225,49 @@ def _train_part(run, compiled, part: _Part, keeping: Keeping, stop, tell) -> Non
         _cut_back(part, step)
     if step >= run.total_steps:
         return
-    writer = checkpoint.Writer(tell, saved=begin and step)
-    bar = tqdm(
-        total=run.total_steps, unit="step", leave=False, disable=not sys.stderr.isatty()
+    writer = checkpoint.Writer(context.tell, saved=begin and step)
+    turns = runner.train_lanes(
+        run,
+        part.lanes,
+        context.compiled,
+        layout=layout,
+        padded=part.padded,
+        begin=begin,
     )
-    with bar, _explained(writer):
-        turns = runner.train_lanes(
-            run, part.lanes, compiled, layout=layout, padded=part.padded, begin=begin
-        )
+    asked = 0
+    with _bar(run) as bar, _explained(writer):
         for states, told in turns:
             bar.update(told.env_steps - bar.n)
-            if devices.is_first() and told.env_steps > step:
-                _write(run, part, told, tell)
-            epoch = (told.env_steps - config.warmup_steps) // config.steps_per_epoch
-            every = keeping.checkpoint_every
-            ends = told.env_steps == run.total_steps or np.all(told.diverged_at >= 0)
-            asked = 0 if ends else _agreed(stop)
-            if told.env_steps > step and (
-                ends or asked or (every and epoch % every == 0)
-            ):
+            if told.env_steps == step:
+                continue  # what it resumes from is written and saved
+            if devices.is_first():
+                _write(run, part, told, context.tell)
+            ends = told.env_steps == run.total_steps
+            asked = 0 if ends else _agreed(context.stop)
+            if ends or asked or _is_due(told, part, keeping):
                 writer.save(_pieces(states, part, layout), told.env_steps)
-            if ends or asked:
-                writer.close()
+            if asked:
                 break
+        writer.close()
     if asked:
         raise RunFault(
             f"stopped by {signal.Signals(asked).name}; saved at step {writer.saved}; "
             "go on with --resume",
             128 + asked,
         )
+
+
+def _bar(run: RunConfig) -> tqdm:
+    """A bar of the steps, where somebody sees it."""
+    is_hidden = not (devices.is_first() and sys.stderr.isatty())
+    return tqdm(total=run.total_steps, unit="step", leave=False, disable=is_hidden)
+
+
+def _is_due(told: Progress, part: _Part, keeping: Keeping) -> bool:
+    """Whether it is the time of a checkpoint."""
+    config, every = part.lanes.configs, keeping.checkpoint_every
+    epoch = (told.env_steps - config.warmup_steps) // config.steps_per_epoch
+    return every > 0 and epoch % every == 0
 
 
 def _write(run: RunConfig, part: _Part, told: Progress, tell) -> None:
@@ -294,14 +351,12 @@ def _seconds(folder: Path, seed: int, step: int) -> float:
     """How long a run had taken at a step, by its table."""
     path = folder / "timing.csv"
     rows = files.read_rows(path) if path.exists() else []
-    return max(
-        (
-            row["wall_time_s"]
-            for row in rows
-            if row["seed"] == seed and row["env_steps"] <= step
-        ),
-        default=0.0,
-    )
+    spent = [
+        row.get("wall_time_s") or 0.0
+        for row in rows
+        if row.get("seed") == seed and row["env_steps"] <= step
+    ]
+    return max(spent, default=0.0)
 
 
 class _Stop:
@@ -349,7 +404,11 @@ def _explained(writer: checkpoint.Writer) -> Iterator[None]:
         yield
     except (files.ResultsError, devices.MemoryFault):
         raise
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
+        # From its second call on, a program's faults come as ValueError, with a status
+        # in front (jax-ml/jax issue 34083).
+        if isinstance(error, ValueError) and not _STATUS.match(str(error)):
+            raise
         text = str(error).strip().splitlines()
         reason = text[-1] if text else type(error).__name__
         writer.wait()

@@ -102,9 +102,9 @@ def run(
         _fail(error, STATUS_USAGE)
     except OSError as error:
         _fail(error, STATUS_FILES)
-    except devices.MemoryFault as error:
+    except devices.DeviceError as error:
         _fail(error, STATUS_MEMORY)
-    except session.RunFault as error:
+    except session.RunError as error:
         _fail(error, error.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

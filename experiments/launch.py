@@ -184,7 +184,7 @@ def train_together(
     Raises:
       ResultsError: a folder that can't be written or holds a run already.
       ValueError: a run that can't be resumed with these settings.
-      RunFault: they had to stop.
+      RunError: they had to stop.
     """
     jobs = [
         session.Job(Path(*place) / name, env_config.env, algorithm)

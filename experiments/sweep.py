@@ -104,7 +104,7 @@ def main(env_config, algorithm, run) -> int:
                 place=place,
                 kept=kept,
             )
-        except (session.RunFault, devices.MemoryFault) as fault:
+        except (session.RunError, devices.DeviceError) as fault:
             status = getattr(fault, "status", flags.STATUS_MEMORY)
             if status > 128:
                 raise

@@ -1,5 +1,6 @@
 """Runs on disk, in one process: chunks, jobs, checkpoints, and going on."""
 
+import numpy as np
 import pytest
 import session_cases
 from session_cases import (
@@ -18,7 +19,7 @@ from session_cases import (
     train,
 )
 
-from vagram_jax import checkpoint, files, lock, runner, session
+from vagram_jax import checkpoint, devices, files, lock, runner, session
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -34,7 +34,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-def faulty(folder, match, fault=session.RunFault, **settings):
+def faulty(folder, match, fault=session.RunError, **settings):
     """Trains up to a fault; gives the error, whose text is one line."""
     with pytest.raises(fault, match=match) as caught:
         train(folder, **settings)
@@ -114,7 +114,7 @@ def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         after(6, patch, files, "_write_or_undo", refuse_disk)
         error = faulty(tmp_path, r"metrics\.csv: No space left", files.ResultsError)
-    assert not isinstance(error, session.RunFault)
+    assert not isinstance(error, session.RunError)
     told = train(tmp_path, resume=True)
     assert told[0].endswith("going on from step 11")
     assert_same(tmp_path, whole)

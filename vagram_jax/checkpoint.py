@@ -3,8 +3,8 @@
 Comes in: arrays with a lane axis, on the host. Goes out: the same arrays, bit for bit,
 or a word on what is damaged. A piece is what one process has of one run at one step:
 
-    <run>/checkpoints/000004000/seeds-0-3/arrays/         Orbax
-                                          manifest.json   sizes and SHA-256 of all files
+    <run>/checkpoints/000004000/seeds-0-3/arrays.npz      NumPy's format, no pickles
+                                          manifest.json   shapes, size and SHA-256
 
 A piece appears in one rename. Which seeds share a piece depends on devices and chunks;
 reading doesn't care how they were shared out. What the arrays mean is not known here.
@@ -20,6 +20,7 @@ import re
 import shutil
 import threading
 import uuid
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +33,8 @@ from vagram_jax import devices, files
 
 FORMAT = 1
 """The version of what is written; another one is refused."""
-
 KEPT = 2
 """Steps that are kept beside the one being written."""
-
 _FOLDER = "checkpoints"
 _STEP = re.compile(r"\d{9,}")
 _PIECE = re.compile(r"seeds-(\d+)-(\d+)")
@@ -78,7 +77,7 @@ def save(piece: Piece, step: int) -> None:
     with files.one_line(place):
         temporary.mkdir(parents=True)
         try:
-            _write_arrays(temporary / "arrays", piece.arrays)
+            _write_arrays(temporary / "arrays.npz", piece.arrays)
             body = {
                 "format": FORMAT,
                 "step": step,
@@ -426,54 +425,27 @@ def _manifest(place: Path) -> dict[str, Any]:
             f"{path}: format {manifest['format']}; this version reads format {FORMAT}; "
             "go on with the version that made it, or start anew with --overwrite"
         )
-    if place != _place(place.parents[2], manifest["step"], _range(manifest["seeds"])):
+    seeds = range(manifest["seeds"][0], manifest["seeds"][-1] + 1)
+    if place != _place(place.parents[2], manifest["step"], seeds):
         raise files.ResultsError(f"{path}: damaged, it belongs to another folder")
     return manifest
 
 
-def _range(seeds: Sequence[int]) -> range:
-    return range(seeds[0], seeds[-1] + 1)
-
-
 def _read(place: Path) -> tuple[list[int], dict[str, np.ndarray]]:
     """Seeds and arrays of a piece."""
-    manifest = _manifest(place)
-    kinds = {name: (kind[0], kind[1:]) for name, kind in manifest["arrays"].items()}
-    stored = [name for name, (_, shape) in kinds.items() if 0 not in shape]
-    with files.one_line(place):
-        read = _read_arrays(place / "arrays", stored)
-    empty = {n: np.empty(s, d) for n, (d, s) in kinds.items() if n not in stored}
-    return manifest["seeds"], read | empty
+    manifest, path = _manifest(place), place / "arrays.npz"
+    try:
+        with files.one_line(path), np.load(path) as read:
+            return manifest["seeds"], {name: read[name] for name in manifest["arrays"]}
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise files.ResultsError(f"{path}: damaged: {error}") from None
 
 
-def _orbax() -> tuple[Any, Any]:
-    """Orbax, and a checkpointer for arrays that this process alone has."""
-    # Imported here because it takes longer than all the rest of the package.
-    import orbax.checkpoint as ocp
-
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=jax.process_index(),
-        active_processes={jax.process_index()},
-        barrier_sync_key_prefix=f"process-{jax.process_index()}",
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp, ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _write_arrays(place: Path, arrays: Arrays) -> None:
-    # Orbax refuses arrays without an element; the manifest has their shapes.
-    stored = {name: array for name, array in arrays.items() if array.size}
-    ocp, checkpointer = _orbax()
-    with checkpointer:
-        checkpointer.save(place.absolute(), args=ocp.args.PyTreeSave(stored))
-
-
-def _read_arrays(place: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    ocp, checkpointer = _orbax()
-    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-    args = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=as_numpy)
-    with checkpointer:
-        return checkpointer.restore(place.absolute(), args=args)
+def _write_arrays(path: Path, arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biufc":  # NumPy would store bytes, or a pickle
+            raise CheckpointError(f"{path}: {name}: {array.dtype} can't be saved")
+    np.savez(path, **arrays)
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:

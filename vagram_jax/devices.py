@@ -28,8 +28,8 @@ MODES = ("vmap", "serial")
 """How the lanes of one device run: side by side, or one after the other."""
 
 
-class MemoryFault(RuntimeError):
-    """More than a device's memory holds. One line: how much, and what to do."""
+class DeviceError(RuntimeError):
+    """A device that isn't there, or holds too little. One line with what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Layout:
             raise ValueError(f"seed_mode={self.mode!r}; accepted: {', '.join(MODES)}")
         if self.mesh is None:
             # A plain array of devices: `jax.make_mesh` may reorder them.
-            object.__setattr__(self, "mesh", Mesh(np.array(jax.devices()), (AXIS,)))
+            object.__setattr__(self, "mesh", Mesh(np.array(_devices()), (AXIS,)))
 
     @property
     def sharding(self) -> NamedSharding:
@@ -268,7 +268,7 @@ def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) 
       layout: where they run.
 
     Raises:
-      MemoryFault: says how many lanes would fit.
+      DeviceError: says how many lanes would fit.
     """
     usage = program.lower(*args).compile().memory_analysis()
     if usage is None or (limit := memory_limit()) is None:
@@ -284,7 +284,7 @@ def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) 
     per_lane = needed / (num_lanes // layout.mesh.size)
     fits = int(limit // per_lane) * layout.mesh.size
     advice = f"set --seed_chunk={fits}" if fits else "make buffers or networks smaller"
-    raise MemoryFault(
+    raise DeviceError(
         f"{num_lanes} seeds need {needed / 1e9:.2f} GB on each of {layout.mesh.size} "
         f"devices; {limit / 1e9:.2f} GB are free; {fits} seeds fit; {advice}"
     )
@@ -315,6 +315,18 @@ def describe() -> str:
     text = f"{jax.device_count()} x {kind.device_kind} ({kind.platform})"
     processes = jax.process_count()
     return f"{text} in {processes} processes" if processes > 1 else text
+
+
+def _devices() -> list[jax.Device]:
+    """All devices of all processes, in the order of the processes."""
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DeviceError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}; install "
+            "that platform's JAX, or unset JAX_PLATFORMS"
+        ) from error
 
 
 def _cores() -> int:

@@ -52,7 +52,7 @@ _TIMING = {"seed": int, "env_steps": int, "wall_time_s": int | float}
 _MODEL = {"seed": int, "env_steps": int}
 
 _PACKAGES = ("vagram_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-_PACKAGES += ("orbax-checkpoint", "mujoco", "mujoco-mjx", "brax")
+_PACKAGES += ("mujoco", "mujoco-mjx", "brax")
 # An absolute path up to its last part, wherever an argument holds one.
 _ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^=,:]*[/\\])?(?=[^/\\])")
 

@@ -128,7 +128,7 @@ def train(
     Raises:
       ConfigError: as `check`.
       EnvError: as `check`.
-      MemoryFault: more than a device holds.
+      DeviceError: more than a device holds.
     """
     run, config = check(run, config, env)
     layout = layout or devices.Layout()
@@ -179,7 +179,7 @@ def train_lanes(
 
     Raises:
       CheckpointError: `begin` has the arrays of other states.
-      MemoryFault: more than a device holds.
+      DeviceError: more than a device holds.
     """
     config, began = lanes.configs, time.monotonic() - (begin.seconds if begin else 0.0)
     padded = padded or layout.padded(len(lanes.seeds))

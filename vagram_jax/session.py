@@ -75,7 +75,7 @@ class Job(NamedTuple):
     config: MBPOConfig
 
 
-class RunFault(RuntimeError):
+class RunError(RuntimeError):
     """A run that had to stop. One line: why, what was saved, how to go on.
 
     Attributes:
@@ -107,9 +107,9 @@ def train_to_files(
     Raises:
       LockedError: another process owns one of the runs.
       CheckpointError: a checkpoint can't be used.
-      MemoryFault: more than a device holds.
+      DeviceError: more than a device holds.
       ResultsError: a file can't be written.
-      RunFault: stopped by a signal, by the environment, or for want of memory.
+      RunError: stopped by a signal, by the environment, or for want of memory.
     """
     tell = tell if devices.is_first() else _say_nothing
     lanes = [(job, seed) for job in jobs for seed in runner.seeds_of(run)]
@@ -250,7 +250,7 @@ def _train_part(part: _Part, context: _Context) -> None:
                 break
         writer.close()
     if asked:
-        raise RunFault(
+        raise RunError(
             f"stopped by {signal.Signals(asked).name}; saved at step {writer.saved}; "
             "go on with --resume",
             128 + asked,
@@ -402,7 +402,7 @@ def _explained(writer: checkpoint.Writer) -> Iterator[None]:
     """Turns what ends a run into a line that says what is saved and how to go on."""
     try:
         yield
-    except (files.ResultsError, devices.MemoryFault):
+    except (files.ResultsError, devices.DeviceError):
         raise
     except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
         # From its second call on, a program's faults come as ValueError, with a status
@@ -416,12 +416,12 @@ def _explained(writer: checkpoint.Writer) -> Iterator[None]:
         if writer.saved is not None:
             kept = f"saved at step {writer.saved}"
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise RunFault(
+            raise RunError(
                 f"out of memory ({reason}); {kept}; set a smaller --seed_chunk and "
                 "--resume",
                 6,
             ) from error
-        raise RunFault(
+        raise RunError(
             f"the environment or a program failed ({reason}); {kept}; --debug shows "
             "more; go on with --resume",
             3,

@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -315,3 +319,20 @@ def test_a_name_that_leaves_the_results_is_refused(refused, name):
     status, said = refused(f"--study={name}")
     assert status in (2, 5)
     assert "study=" in said
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", f"--results={tmp_path}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        check=False,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 6
+    assert said.startswith(f"JAX_PLATFORMS={platform}: ")
+    assert said.endswith("install that platform's JAX, or unset JAX_PLATFORMS")
+    assert not list(tmp_path.iterdir())

@@ -321,8 +321,8 @@ def _devices() -> list[jax.Device]:
     """All devices of all processes, in the order of the processes."""
     try:
         return jax.devices()
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (RuntimeError, AssertionError) as error:  # JAX says nothing of CUDA's
+        reason = (str(error).strip() or "no such device").splitlines()[0]
         raise DeviceError(
             f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}; install "
             "that platform's JAX, or unset JAX_PLATFORMS"

@@ -169,7 +169,7 @@ def test_every_flipped_bit_is_noticed_and_its_file_named(run, whole):
     paths = [path for path in paths if path.stat().st_size]
     draw = random.Random(0)
     chosen = [*paths, *draw.choices(paths, k=20)]
-    assert len(paths) > 5
+    assert len(paths) == 2
     for path in chosen:
         before = path.read_bytes()
         data = bytearray(before)
@@ -184,11 +184,8 @@ def test_every_flipped_bit_is_noticed_and_its_file_named(run, whole):
     assert_bits(checkpoint.load(run, 5, range(2)), whole[1][5])
 
 
-def biggest(run):
-    """The file with most of the arrays."""
-    folder = place(run, 8, range(2)) / "arrays"
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return max(paths, key=lambda path: path.stat().st_size)
+def arrays_of(run):
+    return place(run, 8, range(2)) / "arrays.npz"
 
 
 def manifest_of(run):
@@ -204,12 +201,11 @@ def rewrite(path, **changes):
 
 DAMAGES = {
     "a byte is missing": lambda run: os.truncate(
-        biggest(run), biggest(run).stat().st_size - 1
+        arrays_of(run), arrays_of(run).stat().st_size - 1
     ),
-    "a byte too much": lambda run: biggest(run).open("ab").write(b"\0"),
-    "an empty file": lambda run: biggest(run).write_bytes(b""),
-    "a missing file": lambda run: biggest(run).unlink(),
-    "no arrays": lambda run: shutil.rmtree(place(run, 8, range(2)) / "arrays"),
+    "a byte too much": lambda run: arrays_of(run).open("ab").write(b"\0"),
+    "an empty file": lambda run: arrays_of(run).write_bytes(b""),
+    "a missing file": lambda run: arrays_of(run).unlink(),
     "no manifest": lambda run: manifest_of(run).unlink(),
     "an empty manifest": lambda run: manifest_of(run).write_bytes(b""),
     "half a manifest": lambda run: os.truncate(manifest_of(run), 100),
@@ -276,7 +272,7 @@ def test_what_is_no_piece_is_ignored(run):
 def test_objects_are_not_saved(tmp_path):
     """So nothing is there that a reader would have to unpickle."""
     for array in (np.array([None, object()]), np.array(["a", "b"])):
-        with pytest.raises(files.ResultsError, match="dtype"):
+        with pytest.raises(files.ResultsError, match="x: .* can't be saved"):
             checkpoint.save(Piece(tmp_path, range(2), {"x": array}), 7)
     assert checkpoint.steps(tmp_path) == []
     assert not temporary(tmp_path)

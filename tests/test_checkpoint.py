@@ -272,7 +272,7 @@ def test_what_is_no_piece_is_ignored(run):
 def test_objects_are_not_saved(tmp_path):
     """So nothing is there that a reader would have to unpickle."""
     for array in (np.array([None, object()]), np.array(["a", "b"])):
-        with pytest.raises(files.ResultsError, match="x: .* can't be saved"):
+        with pytest.raises(files.ResultsError, match=r"x: .* can't be saved"):
             checkpoint.save(Piece(tmp_path, range(2), {"x": array}), 7)
     assert checkpoint.steps(tmp_path) == []
     assert not temporary(tmp_path)

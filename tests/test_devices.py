@@ -44,7 +44,11 @@ def finish(process):
     return json.loads(out.splitlines()[-1])
 
 
+CALLED_WITH = []
+
+
 def host(x):
+    CALLED_WITH.append(np.shape(x))
     return np.cos(x).astype(np.float32)
 
 
@@ -110,7 +114,11 @@ def of_one():
 
 def serial_lanes_have_the_bits_of_plain_calls():
     for mesh in (None, of_one()):
+        CALLED_WITH.clear()
         found = over(devices.Layout("serial", mesh))(inputs(), 0.5)
+        jax.block_until_ready(found)
+        # One lane at a time, which is why the bits are the same.
+        assert CALLED_WITH == [(3,)] * (5 * LANES)
         assert_equal(found, each_alone(inputs(), 0.5))
 
 
@@ -243,6 +251,17 @@ def test_too_little_memory_is_refused_with_the_number_of_seeds_that_fit():
     assert text.endswith("3 seeds fit; set --seed_chunk=3")
     text = refused(devices.Layout(), lanes_that_fit=0.5)
     assert text.endswith("0 seeds fit; make buffers or networks smaller")
+
+
+def test_memory_that_is_given_away_counts_once(monkeypatch):
+    x, layout = jnp.ones((LANES, 100_000)), devices.Layout()
+    monkeypatch.setattr(devices, "memory_limit", lambda: 1.5 * x.nbytes)
+    more, settings = lambda x: x + 1, {"num_lanes": LANES, "layout": layout}
+    thrifty = devices.over_lanes(more, layout, in_axes=(0,), donate=(0,))
+    devices.check_memory(thrifty, x, **settings)
+    lavish = devices.over_lanes(more, layout, in_axes=(0,))
+    with pytest.raises(devices.DeviceError):
+        devices.check_memory(lavish, x, **settings)
 
 
 def test_checking_memory_compiles_nothing_twice():

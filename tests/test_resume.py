@@ -104,8 +104,8 @@ MOMENTS = [
     ("metrics", 30),
     ("arrays", 12),
 ]
-RANDOM = random.Random(0)
-MOMENTS += [("after", RANDOM.randint(30, 120)) for _ in range(11)]
+# Any moment, as a share of the time that a whole run takes.
+SHARES = [round(random.Random(seed).uniform(0.2, 1.0), 2) for seed in range(11)]
 
 
 def killed(place, whole, moment):
@@ -141,6 +141,23 @@ def wait_for(path, process):
     while not path.exists():
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", SHARES)
+def test_a_run_killed_at_any_moment_ends_like_a_whole_one(place, whole, share):
+    began = time.monotonic()
+    run(place, f"timed-{share}")
+    tenths = 10 * (time.monotonic() - began) * share
+    for attempt in range(5):
+        study = f"any-{share}-{attempt}"
+        status, _, _ = run(place, study, killed_at=("after", int(tenths)))
+        if status == -signal.SIGKILL:
+            break
+        tenths *= 0.8  # it was quicker this time, and had ended
+    assert status == -signal.SIGKILL
+    assert run(place, study, "--resume")[0] == 0
+    assert_same(place / study / "vagram", whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)

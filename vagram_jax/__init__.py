@@ -12,7 +12,10 @@ The flow of data, one file a stop, each importing only what stands above it:
     sac                     the agent, and the value function           -> update
     mbpo                    one epoch of all that, a pure function
     evaluate                returns of a policy
-    results, runner         what a run leaves; the host's loop
+    devices, programs       lanes, each a seed of a config, in one program
+    files, checkpoint, lock what is written whole, saved and owned
+    progress, runner        what is told after each epoch; the host's loop
+    session, results        runs on disk while they train, and afterwards
     stats, plots, report    from files to tables, pictures and a page
 
 Importing this package needs jax, flax, optax and NumPy alone.

@@ -59,7 +59,11 @@ def main(env_config, algorithm, run) -> int:
 
     Raises:
       ConfigError: an unknown suite.
+      ResultsError: the JSON file's folder can't be written.
     """
+    if JSON.value:  # before minutes of measuring
+        Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
+        files.check_writable(Path(JSON.value).parent)
     devices.use_cpu(None, num_lanes=SEEDS.value)
     figures = {"device": devices.describe(), "jax": jax.__version__}
     if odd := set(SUITE.value) - set(SUITES):

@@ -148,14 +148,14 @@ def assert_same_states(found, wanted):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-def assert_close(found, wanted):
+def assert_close(found, wanted, rel=1e-3, abs=1e-4):
     """Rows that other programs made of the same seeds."""
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         assert one.keys() == other.keys()
         for name, value in other.items():
             if isinstance(value, float):
-                value = pytest.approx(value, rel=1e-3, abs=1e-4)
+                value = pytest.approx(value, rel=rel, abs=abs)
             assert one[name] == value
 
 

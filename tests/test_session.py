@@ -218,19 +218,20 @@ def test_a_seed_does_not_depend_on_its_neighbours(tmp_path, whole):
 
 
 @pytest.mark.slow
-def test_one_after_the_other_each_seed_is_as_if_alone(tmp_path, whole):
-    run = RUN.replace(num_seeds=2, total_steps=14)
-    train(tmp_path / "both", run=run, mode="serial")
-    for seed in range(2):
-        alone = run.replace(num_seeds=1, first_seed=seed)
-        train(tmp_path / f"{seed}", run=alone, mode="serial")
-        assert table(tmp_path / f"{seed}") == table(tmp_path / "both")[3 * seed :][:3]
-        assert_same_states(
-            last_states(tmp_path / "both", [seed], 14),
-            last_states(tmp_path / f"{seed}", [seed], 14),
-        )
-    rows = [row for row in table(whole) if row["seed"] < 2 and row["env_steps"] <= 14]
-    assert_close(table(tmp_path / "both"), rows)
+def test_one_after_the_other_each_seed_has_its_bits_in_any_company(tmp_path, whole):
+    run = RUN.replace(total_steps=14)
+    train(tmp_path / "four", run=run, mode="serial")
+    rows, last = table(tmp_path / "four"), last_states(tmp_path / "four", step=14)
+    for first in (0, 2):
+        folder, pair = tmp_path / f"pair_{first}", range(first, first + 2)
+        train(folder, run=run.replace(num_seeds=2, first_seed=first), mode="serial")
+        assert table(folder) == rows[3 * first :][:6]
+        found = last_states(folder, pair, 14)
+        assert_same_states(found, {name: last[name][list(pair)] for name in last})
+    # XLA unrolls a loop of one turn, and rounds otherwise then.
+    train(tmp_path / "one", run=run.replace(num_seeds=1), mode="serial")
+    assert_close(table(tmp_path / "one"), rows[:3])
+    assert_close(rows, [row for row in table(whole) if row["env_steps"] <= 14])
 
 
 def test_where_all_seeds_have_diverged_nothing_is_computed_any_more(

@@ -286,7 +286,10 @@ def _fail(error: Exception, status: int) -> None:
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}"
     more = " ... (--debug shows all)"
-    print(textwrap.shorten(message, 1000, placeholder=more), file=sys.stderr)
+    print(
+        textwrap.shorten(message, 1000, placeholder=more), file=sys.stderr, flush=True
+    )
+    devices.leave(status)
     raise SystemExit(status) from None
 
 

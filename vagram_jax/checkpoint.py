@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vagram_jax import devices, files
@@ -259,7 +258,10 @@ def unpack(arrays: Arrays, shapes: Any, layout: devices.Layout) -> Any:
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     wanted = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    raw = {name: jax.eval_shape(_without_keys, leaf) for name, leaf in wanted.items()}
+    raw = {
+        name: jax.eval_shape(devices.without_keys, leaf)
+        for name, leaf in wanted.items()
+    }
     expected = {name: (str(x.dtype), *x.shape[1:]) for name, x in raw.items()}
     found = {name: (str(x.dtype), *x.shape[1:]) for name, x in arrays.items()}
     if odd := sorted(set(expected.items()) ^ set(found.items())):
@@ -272,7 +274,7 @@ def unpack(arrays: Arrays, shapes: Any, layout: devices.Layout) -> Any:
     placed = []
     for name, leaf in wanted.items():
         array = devices.put(arrays[name], layout, leaf.shape[0])
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if devices.is_key(leaf):
             wrap = jax.jit(jax.random.wrap_key_data, out_shardings=layout.sharding)
             array = wrap(array)
         placed.append(array)
@@ -366,11 +368,6 @@ class Writer:
                 error = files.ResultsError(f"{type(error).__name__}: {error}")
             self._error = error
             self._tell(f"no checkpoint at step {step}: {error}; training goes on")
-
-
-def _without_keys(x: jax.Array) -> jax.Array:
-    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(x) if is_key else x
 
 
 def _pieces(run: Path) -> dict[int, dict[int, Path]]:

@@ -86,6 +86,18 @@ def initialize(
         ) from error
 
 
+def leave(status: int) -> None:
+    """Ends one of several processes at once; a process on its own goes on.
+
+    At an ordinary end it would wait for the others, and they for it.
+
+    Args:
+      status: the exit status.
+    """
+    if jax.distributed.is_initialized():
+        os._exit(status)
+
+
 def use_cpu(num_devices: int | None, *, num_lanes: int) -> None:
     """Splits the CPU into devices, which compute lanes side by side.
 
@@ -171,8 +183,54 @@ def _on_one_device(function, mode, in_axes, *args):
     mapped = tuple(arg for arg, axis in pairs if axis == 0)
     # A lane that has a device to itself needs no batching.
     if mode == "serial" or jax.tree.leaves(mapped)[0].shape[0] == 1:
-        return jax.lax.map(one, mapped)
+        return _in_turn(one, mapped)
     return jax.vmap(one)(mapped)
+
+
+def _in_turn(function, lanes):
+    """`jax.lax.map`, but always a loop: XLA inlines one turn, which changes bits."""
+    count = jax.tree.leaves(lanes)[0].shape[0]
+    kinds = jax.eval_shape(function, jax.tree.map(lambda x: x[0], lanes))
+    # A loop can't begin with random keys that aren't any: their data stands for them.
+    data = jax.eval_shape(partial(jax.tree.map, without_keys), kinds)
+    found = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), data)
+    limit = jax.lax.optimization_barrier(jnp.int32(count))
+
+    def turn(carry):
+        index, found = carry
+        result = function(jax.tree.map(lambda x: x[index], lanes))
+        result = jax.tree.map(without_keys, result)
+        return index + 1, jax.tree.map(lambda x, y: x.at[index].set(y), found, result)
+
+    start = (jnp.int32(0), found)
+    _, found = jax.lax.while_loop(lambda carry: carry[0] < limit, turn, start)
+    return jax.tree.map(
+        lambda x, kind: jax.random.wrap_key_data(x) if is_key(kind) else x, found, kinds
+    )
+
+
+def is_key(x: Any) -> bool:
+    """Whether an array, or the shape of one, is of random keys.
+
+    Args:
+      x: anything with a dtype.
+
+    Returns:
+      True or False.
+    """
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def without_keys(x: jax.Array) -> jax.Array:
+    """The data of random keys; anything else as it is.
+
+    Args:
+      x: an array.
+
+    Returns:
+      An array of numbers.
+    """
+    return jax.random.key_data(x) if is_key(x) else x
 
 
 def own_lanes(layout: Layout, num_lanes: int) -> range:
@@ -222,7 +280,7 @@ def fetch_own(tree: Any) -> Any:
     def fetch(x):
         shards = sorted(x.addressable_shards, key=lambda s: s.index[0].start or 0)
         data = [shard.data for shard in shards]
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if is_key(x):
             data = [jax.random.key_data(jax.random.clone(keys)) for keys in data]
         # Concatenating copies: the program may take the array's memory afterwards.
         return np.concatenate([np.asarray(part) for part in data])

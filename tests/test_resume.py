@@ -175,3 +175,17 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_was(place, whole, numb
     assert max(row["env_steps"] for row in rows) == step
     assert run(place, study, "--resume")[0] == 0
     assert_same(folder, whole)
+
+
+def test_seeds_that_devices_cannot_share_evenly_are_padded_and_nobody_hears(place):
+    three = ("--config.num_seeds=3", "--cpu_devices=2")
+    status, out, error = run(place, "uneven", *three)
+    assert status == 0, error
+    assert "compiling and warming up 3 seeds" in out
+    assert "0/3" in out
+    folder = place / "uneven" / "vagram"
+    for table in ("metrics.csv", "model.csv"):
+        assert {row["seed"] for row in files.read_rows(folder / table)} == {0, 1, 2}
+    (saved,) = (folder / "checkpoints" / f"{STEPS:09d}").iterdir()
+    assert saved.name == "seeds-0-2"
+    assert all(len(x) == 3 for x in checkpoint.load(folder, STEPS, range(3)).values())

@@ -113,7 +113,8 @@ def refuse_disk(*_):
 def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         after(6, patch, files, "_write_or_undo", refuse_disk)
-        error = faulty(tmp_path, r"metrics\.csv: No space left", files.ResultsError)
+        said = r"metrics\.csv: No space left.*; saved at step 11; .*--resume"
+        error = faulty(tmp_path, said, files.ResultsError)
     assert not isinstance(error, session.RunError)
     told = train(tmp_path, resume=True)
     assert told[0].endswith("going on from step 11")
@@ -137,7 +138,9 @@ def test_a_checkpoint_that_fails_ends_no_run(tmp_path, whole, monkeypatch):
 def test_a_run_without_its_last_checkpoint_has_not_ended(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         after(5, patch, checkpoint, "_write_arrays", refuse_disk)
-        faulty(tmp_path, "seeds-0-3: No space left", files.ResultsError)
+        faulty(
+            tmp_path, "seeds-0-3: No space left.*saved at step 17", files.ResultsError
+        )
     assert checkpoint.steps(tmp_path) == STEPS[2:4]
     train(tmp_path, resume=True)
     assert_same(tmp_path, whole)

@@ -402,8 +402,12 @@ def _explained(writer: checkpoint.Writer) -> Iterator[None]:
     """Turns what ends a run into a line that says what is saved and how to go on."""
     try:
         yield
-    except (files.ResultsError, devices.DeviceError):
+    except checkpoint.CheckpointError:
         raise
+    except files.ResultsError as error:
+        raise files.ResultsError(
+            f"{error}; {_kept(writer)}; once it can be written go on with --resume"
+        ) from error
     except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
         # From its second call on, a program's faults come as ValueError, with a status
         # in front (jax-ml/jax issue 34083).
@@ -411,23 +415,27 @@ def _explained(writer: checkpoint.Writer) -> Iterator[None]:
             raise
         text = str(error).strip().splitlines()
         reason = text[-1] if text else type(error).__name__
-        writer.wait()
-        kept = "nothing is saved yet"
-        if writer.saved is not None:
-            kept = f"saved at step {writer.saved}"
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise RunError(
-                f"out of memory ({reason}); {kept}; set a smaller --seed_chunk and "
-                "--resume",
+                f"out of memory ({reason}); {_kept(writer)}; set a smaller "
+                "--seed_chunk and --resume",
                 6,
             ) from error
         raise RunError(
-            f"the environment or a program failed ({reason}); {kept}; --debug shows "
-            "more; go on with --resume",
+            f"the environment or a program failed ({reason}); {_kept(writer)}; --debug "
+            "shows more; go on with --resume",
             3,
         ) from error
     finally:
         writer.wait()  # nobody may write once the lock is gone
+
+
+def _kept(writer: checkpoint.Writer) -> str:
+    """What is on the disk when nothing is being saved any more."""
+    writer.wait()
+    if writer.saved is None:
+        return "nothing is saved yet"
+    return f"saved at step {writer.saved}"
 
 
 def _say_nothing(_: str) -> None:

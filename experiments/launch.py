@@ -151,7 +151,7 @@ def run_all(
             changes = {"overwrite": OVERWRITE.value, "resume": RESUME.value}
             results.check_run(*place, name, **changes)
     for name, algorithm in algorithms.items():
-        settings = _settings(env_config, algorithm, run)
+        settings = settings_of(env_config, algorithm, run)
         if RESUME.value and results.is_finished(Path(*place) / name, settings):
             if devices.is_first():
                 print(f"{name}: finished already")
@@ -195,7 +195,7 @@ def train_together(
     with session.owning(folders, break_lock=kept.break_lock):
         if devices.is_first():
             for job in jobs:
-                settings = _settings(env_config, job.config, run)
+                settings = settings_of(env_config, job.config, run)
                 results.create_run(
                     *place, job.folder.name, settings, on=_on(kept), **changes
                 )
@@ -251,8 +251,19 @@ def show(folder: Path, names: list[str]) -> int:
     return flags.STATUS_DIVERGED if all_diverged else 0
 
 
-def _settings(env_config, algorithm, run) -> dict[str, Any]:
-    """What a run's record says of its settings."""
+def settings_of(
+    env_config: EnvConfig, algorithm: MBPOConfig, run: RunConfig
+) -> dict[str, Any]:
+    """What a run's record says of its settings.
+
+    Args:
+      env_config: the task.
+      algorithm: the algorithm.
+      run: how long, how many, how often.
+
+    Returns:
+      All keys in one namespace, as in a config file.
+    """
     env, algorithm, run = (config.to_dict(c) for c in (env_config, algorithm, run))
     return env | algorithm | run
 

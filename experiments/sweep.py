@@ -208,7 +208,8 @@ def unfinished(found: list[Entry], study: Path) -> list[list[Entry]]:
     together: dict[tuple, list[Entry]] = {}
     for entry in found:
         folder = study / entry.name
-        if results.is_finished(folder) and not launch.OVERWRITE.value:
+        settings = launch.settings_of(entry.env_config, entry.algorithm, entry.run)
+        if not launch.OVERWRITE.value and results.is_finished(folder, settings):
             continue
         step = max(checkpoint.steps(folder), default=-1)
         together.setdefault((_kind(entry), step), []).append(entry)

@@ -93,6 +93,10 @@ def test_traced_numbers_share_a_program_and_shards_share_the_grid(place):
     status, out, _ = command(place, "shared", grid)
     assert status == 0
     assert "compiling" not in out
+    # What has finished with other settings is not taken for what is asked.
+    status, _, error = command(place, "shared", grid, "--config.batch_size=5")
+    assert status == 2
+    assert "can't be resumed with other settings: batch_size was 4, is 5" in error
     # Alone in its program a run ends as it does beside others, but for rounding.
     alone = command(
         place, "alone", "loss=vagram;sac.discount=0.9;fit.learning_rate=1e-4"

@@ -7,6 +7,7 @@ task is one row of `ENVS`; a task of the user's needs no row, only an import pat
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from typing import Any
 
@@ -37,16 +38,28 @@ ENVS = {
 }
 """The environments by name, each as `"path.module:attribute"`."""
 
+_UNSET = ("", "auto")
+
+COLLECTIONS = {
+    "brax": "vagram_jax.envs.foreign:brax_env",
+    "gymnasium": "vagram_jax.envs.foreign:gymnasium_env",
+    "playground": "vagram_jax.envs.foreign:playground_env",
+}
+"""Who else has environments; `"<collection>:<name>"` is one of theirs."""
+
 
 @struct.dataclass(kw_only=True)
 class EnvConfig:
     """Which environment, and what is put around it, in the order of the fields.
 
     Attributes:
-      env: one of `ENVS`, or `"path.module:attribute"`, where the attribute is a class
-        or a function that makes an environment, or an environment.
+      env: one of `ENVS`; one of another collection, such as `"brax:hopper"`; or
+        `"path.module:attribute"`, where the attribute is a class or a function that
+        makes an environment, or an environment.
       observation: the form of the observation, where an environment offers several;
         empty for its own default.
+      physics: what simulates, where an environment offers several; "auto" for the
+        quickest here.
       action_repeat: how many steps an action lasts; rewards are summed.
       episode_length: after how many actions an episode is cut; 0 for its own length.
       distractors: how many dimensions to append that don't matter. They move once
@@ -58,6 +71,7 @@ class EnvConfig:
 
     env: str = static("pendulum")
     observation: str = static("")
+    physics: str = static("auto")
     action_repeat: int = static(1, low=1)
     episode_length: int = static(0, low=0)
     distractors: int = static(0, low=0)
@@ -116,35 +130,41 @@ def from_config(config: EnvConfig) -> Env:
 
 
 def _construct(config: EnvConfig) -> Any:
+    options = {"observation": config.observation, "physics": config.physics}
+    options = {name: value for name, value in options.items() if value not in _UNSET}
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     target = _find(config.env)
     if hasattr(target, "step") and not isinstance(target, type):
-        if config.observation:
+        if options:
             raise EnvError(
-                f"env {config.env}: observation={config.observation!r}, but it is made "
-                "already; leave observation empty, or name its class"
+                f"env {config.env}: {given}, but it is made already; leave it out, or "
+                "name its class"
             )
         return target
-    options = {"observation": config.observation} if config.observation else {}
     try:
         return target(**options)
     except EnvError:
         raise
     except Exception as error:
-        given = f" with observation={config.observation!r}" if options else ""
+        way = f" with {given}" if given else ""
         raise EnvError(
-            f"env {config.env}: making it{given} raised {one_line(error)}; a class or "
+            f"env {config.env}: making it{way} raised {one_line(error)}; a class or "
             "function without needed arguments is accepted; wrap it in a function"
         ) from error
 
 
 def _find(name: str) -> Any:
     """What a name or an import path stands for."""
+    collection, _, inner = name.partition(":")
+    if collection in COLLECTIONS:
+        return functools.partial(_find(COLLECTIONS[collection]), inner)
     module_name, colon, attribute = ENVS.get(name, name).partition(":")
     if not (module_name and colon and attribute):
         near = difflib.get_close_matches(name, ENVS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
+        others = ", ".join(f"{collection}:NAME" for collection in COLLECTIONS)
         raise ConfigError(
-            f"config: env={name!r}; known: {', '.join(ENVS)}, or "
+            f"config: env={name!r}; known: {', '.join(ENVS)}, {others}, or "
             f"path.module:ClassName{hint}"
         )
     try:

@@ -33,8 +33,15 @@ __all__ = [
 
 # Paths and not classes: what a task needs is imported when it is asked for.
 ENVS = {
+    "ant": "vagram_jax.envs.tasks:ant",
     "cartpole_swingup": "vagram_jax.envs.classic:CartpoleSwingup",
+    "halfcheetah": "vagram_jax.envs.tasks:halfcheetah",
+    "hopper": "vagram_jax.envs.tasks:hopper",
+    "humanoid": "vagram_jax.envs.tasks:humanoid",
+    "inverted_double_pendulum": "vagram_jax.envs.tasks:inverted_double_pendulum",
+    "inverted_pendulum": "vagram_jax.envs.tasks:inverted_pendulum",
     "pendulum": "vagram_jax.envs.classic:Pendulum",
+    "walker2d": "vagram_jax.envs.tasks:walker2d",
 }
 """The environments by name, each as `"path.module:attribute"`."""
 

@@ -10,6 +10,7 @@ All functions are for one environment; the caller vmaps.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,9 +111,9 @@ def step(
         truncated=truncated,
     )
     valid = base.all_finite(before.obs, after.obs, after.reward, after.done)
-    going_on = EpisodeState(env_state=after, steps=steps)
-    pick = functools.partial(choose, terminated | truncated | ~valid)
-    return jax.tree.map(pick, reset(key, env=env), going_on), transition, valid
+    after = EpisodeState(env_state=after, steps=steps)
+    is_over = terminated | truncated | ~valid
+    return _go_on(key, is_over, after, state, env), transition, valid
 
 
 class Paced:
@@ -191,6 +192,70 @@ class Paced:
         return base.around(inner, inner, obs=inner.obs, reward=total)
 
 
+def _go_on(
+    key: jax.Array, is_over: jax.Array, after: EpisodeState, before: EpisodeState, env
+) -> EpisodeState:
+    """The state after a step, or the start of the next episode; `before` has types."""
+    # Keys go through it as their data: JAX's check for reuse doesn't see that a
+    # condition takes a key in one branch only.
+    kinds = jax.tree.map(lambda leaf: leaf.dtype, _without_keys(before))
+
+    def first(key_data: jax.Array) -> EpisodeState:
+        key_again = jax.random.wrap_key_data(key_data, impl=jax.random.key_impl(key))
+        state = _without_keys(reset(key_again, env=env))
+        return jax.tree.map(lambda leaf, kind: leaf.astype(kind), state, kinds)
+
+    after = _without_keys(after)
+    after = jax.tree.map(lambda leaf, kind: leaf.astype(kind), after, kinds)
+    state = _renewing(first)(is_over, jax.random.key_data(key), after)
+
+    def with_key(leaf, like):
+        if not _is_key(like):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+
+    return jax.tree.map(with_key, state, before)
+
+
+def _renewing(reset: Callable, num_axes: int = 0) -> Callable:
+    """A function that starts the next episode where one has ended.
+
+    Under vmap a condition computes both its branches. A reset may cost as much as a
+    step, and few steps need one, so the function takes the axes that vmap makes as
+    they are, and resets only when an episode has ended along any of them.
+
+    Args:
+      reset: a key to the state of one environment.
+      num_axes: how many leading axes the function's arguments have.
+
+    Returns:
+      `(ended, key, state)` to the state to go on from.
+    """
+
+    def pick(ended, key, state):
+        return jax.tree.map(functools.partial(choose, ended), reset(key), state)
+
+    for _ in range(num_axes):
+        pick = jax.vmap(pick)
+
+    @jax.custom_batching.custom_vmap
+    def renew(ended, key, state):
+        return jax.lax.cond(
+            jnp.any(ended), pick, lambda ended, key, state: state, ended, key, state
+        )
+
+    @renew.def_vmap
+    def along_one_more_axis(size, is_batched, *arguments):
+        def spread(leaf, has_axis):
+            return leaf if has_axis else jnp.broadcast_to(leaf, (size, *leaf.shape))
+
+        arguments = jax.tree.map(spread, arguments, tuple(is_batched))
+        state = _renewing(reset, num_axes + 1)(*arguments)
+        return state, jax.tree.map(lambda leaf: True, state)
+
+    return renew
+
+
 def _ends(state: Any) -> tuple[jax.Array, jax.Array]:
     """Whether the environment says that it ended, and that a time limit is why."""
     cut = jnp.asarray(state.info.get("truncation", False)).astype(bool)
@@ -200,6 +265,13 @@ def _ends(state: Any) -> tuple[jax.Array, jax.Array]:
 def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(
         leaf.dtype, jax.dtypes.prng_key
+    )
+
+
+def _without_keys(tree: Any) -> Any:
+    """`tree` with the data of typed keys in their place."""
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree
     )
 
 

@@ -1,0 +1,97 @@
+"""What the configs of the MuJoCo tasks share: the paper's settings and quick ones.
+
+Comes in: the name of a variant. Goes out: a config, to which a task's file adds what is
+its own. `paper` is what the paper's code runs, as far as its configs tell: there is no
+table of the paper's own to go by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments import flags
+from experiments.launch import CONFIGS
+
+
+def choose(
+    file: str, variant: str, makers: dict[str, Callable[[], Any]], default: str
+) -> Any:
+    """The config of a variant.
+
+    Args:
+      file: the config's file, for the message.
+      variant: what stands behind `--config=FILE:`; empty for the default.
+      makers: the variants by name, each a function that makes a config.
+      default: one of the names.
+
+    Returns:
+      A `ConfigDict`.
+
+    Raises:
+      ValueError: an unknown variant.
+    """
+    if (variant or default) not in makers:
+        raise ValueError(f"{file}: variant={variant!r}; accepted: {', '.join(makers)}")
+    return makers[variant or default]()
+
+
+def paper(env: str) -> Any:
+    """What the paper's code sets for all its tasks.
+
+    Three things differ: each transition is drawn apart and not each batch as a whole
+    from the real or the imagined ones; the first steps are uniformly random; and actor
+    and targets move at each update, where the code has them wait for some.
+
+    Args:
+      env: the task.
+
+    Returns:
+      A `ConfigDict`.
+    """
+    config = flags.defaults(*CONFIGS)
+    config.env = env
+    config.num_seeds = 8
+    config.warmup_steps = 10_000
+    config.eval_every = 4
+    config.weights.clip_quantile = 0.95
+    config.weights.mse_coef = 1.0
+    config.weights.mse_steps = 11_000.0  # The first 1,000 steps after the random ones.
+    config.model.log_var_bounds = "fixed"
+    config.fit.patience = 10
+    config.imagine.rollouts_per_step = 400
+    config.imagine.keep_epochs = 4  # Each of 250 steps, where the code has 1,000.
+    config.sac.hidden = (1024, 1024)
+    config.sac.unit_features = True
+    config.sac.value_through_policy = False
+    return config
+
+
+def quick(env: str) -> Any:
+    """Small enough for a few cores: the course of a curve, not its end.
+
+    Args:
+      env: the task.
+
+    Returns:
+      A `ConfigDict`.
+    """
+    config = flags.defaults(*CONFIGS)
+    config.env = env
+    config.num_seeds = 2
+    config.total_steps = 15_000
+    config.warmup_steps = 1_000
+    config.eval_every = 4
+    config.eval_episodes = 5
+    config.replay_capacity = 20_000
+    config.model.hidden = (64, 64)
+    config.model.num_members = 5
+    config.model.num_elites = 3
+    config.model.normalize_targets = True
+    config.fit.patience = 3
+    config.fit.max_epochs = 20
+    config.imagine.rollouts_per_step = 100
+    config.imagine.keep_epochs = 4
+    config.sac.hidden = (128, 128)
+    config.updates_per_step = 10
+    return config

@@ -1,0 +1,248 @@
+"""C MuJoCo below a task: exact, and the fastest for few environments.
+
+Comes in: a state and controls. Goes out: the state a control step later, to the bit
+what a loop over `mj_step` computes. The whole state of a simulation is a row of
+doubles that travels through the program as uint32, so that JAX neither rounds nor
+touches it: a step is a pure function, and what is saved is all there is. One callback
+steps every environment of a vmapped call, on MuJoCo's own threads.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vagram_jax.envs import physics
+
+_POST_CONSTRAINT = "cfrc_ext"
+"""Contact forces, which Gymnasium computes itself after each step of MuJoCo's."""
+
+
+class CPhysics:
+    """C MuJoCo as a `physics.Physics`.
+
+    Nothing is kept between two calls but memory to compute in. Reverse or forward
+    differentiation through a step is refused by JAX.
+
+    Args:
+      model: a `mujoco.MjModel`.
+      simulation: what the task asks for.
+    """
+
+    def __init__(self, model: Any, simulation: physics.Simulation):
+        import mujoco
+
+        self._model, self._simulation = model, simulation
+        warnings = mujoco.mjtWarning
+        # After each of these MuJoCo resets the state, or leaves out the controls.
+        self._fatal = [
+            warnings.mjWARN_BADQPOS.value,
+            warnings.mjWARN_BADQVEL.value,
+            warnings.mjWARN_BADQACC.value,
+            warnings.mjWARN_BADCTRL.value,
+        ]
+        self._idle = collections.defaultdict(list)  # batches by their size and threads
+        with self._batch(1, 1) as batch:
+            batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+            self._first_row = batch.state[0].copy()
+            point = np.asarray(simulation.position(model, batch))[0]
+            data = mujoco.MjData(model)
+            shapes = {
+                name: getattr(data, name).shape for name in self._simulation.derived
+            }
+        self._result = {
+            "qpos": (model.nq,),
+            "qvel": (model.nv,),
+            "velocity": point.shape,
+            "derived": shapes,
+        }
+        self._num_words = 2 * (len(self._first_row) + len(point))
+
+    def reset(
+        self, qpos_noise: jax.Array, qvel_noise: jax.Array
+    ) -> physics.PhysicsState:
+        """The model's first state plus noise, at rest otherwise.
+
+        Args:
+          qpos_noise: `[nq]`.
+          qvel_noise: `[nv]`.
+
+        Returns:
+          The state.
+        """
+        return self._call(self._reset, qpos_noise, qvel_noise)
+
+    def step(
+        self, state: physics.PhysicsState, ctrl: jax.Array
+    ) -> physics.PhysicsState:
+        """The state a control step later.
+
+        Args:
+          state: as `reset` or the last step returned it.
+          ctrl: `[nu]`, in the units of the actuators.
+
+        Returns:
+          The state. Where the simulation diverged it is NaN and says so; MuJoCo itself
+          would go on from the model's first state.
+        """
+        return self._call(self._step, state.hidden, ctrl)
+
+    def _call(self, function, *arguments: jax.Array) -> physics.PhysicsState:
+        dtype = jnp.result_type(float)
+        result = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, dtype),
+            self._result,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        result["diverged"] = jax.ShapeDtypeStruct((), bool)
+        result["hidden"] = jax.ShapeDtypeStruct((self._num_words,), jnp.uint32)
+        call = functools.partial(function, _threads(), np.dtype(dtype))
+        found = jax.pure_callback(call, result, *arguments, vmap_method="broadcast_all")
+        return physics.PhysicsState(**found)
+
+    # From here on NumPy alone: a callback that calls JAX may wait for itself.
+
+    def _reset(self, threads: int, dtype: np.dtype, qpos_noise, qvel_noise):
+        leading, (qpos_noise, qvel_noise) = _flat(qpos_noise, qvel_noise)
+        with self._batch(len(qpos_noise), threads) as batch:
+            batch.state[...] = self._first_row
+            batch.qpos[...] += qpos_noise
+            batch.qvel[...] += qvel_noise
+            batch.forward()
+            derived = self._derived(batch)
+            if _POST_CONSTRAINT in derived:
+                derived[_POST_CONSTRAINT] = np.zeros_like(derived[_POST_CONSTRAINT])
+            point = self._simulation.position(self._model, batch)
+            found = self._found(batch, point, point, derived)
+            found["diverged"] = np.zeros(len(point), bool)
+            return _copied(found, leading, dtype)
+
+    def _step(self, threads: int, dtype: np.dtype, hidden, ctrl):
+        leading, (hidden, ctrl) = _flat(hidden, ctrl)
+        rows = np.ascontiguousarray(hidden).view(np.float64)
+        row, before = np.split(rows, [len(self._first_row)], axis=1)
+        with self._batch(len(rows), threads) as batch:
+            batch.state[...] = row
+            batch.ctrl[...] = ctrl
+            diverged = self._advance(batch)
+            point = self._simulation.position(self._model, batch)
+            found = self._found(batch, before, point, self._derived(batch))
+            found = _nan_where(diverged, found)
+            found["diverged"] = diverged
+            return _copied(found, leading, dtype)
+
+    def _advance(self, batch: Any) -> np.ndarray:
+        """Whether each simulation broke down in this control step."""
+        import mujoco.batch
+
+        before, failed = batch.warning[:, self._fatal, 1].copy(), []
+        try:
+            batch.step(nstep=self._simulation.frame_skip)
+        except mujoco.batch.SimulationError as error:
+            failed = error.ids  # The others have been stepped.
+        diverged = np.any(batch.warning[:, self._fatal, 1] != before, axis=1)
+        diverged[failed] = True
+        return diverged
+
+    def _derived(self, batch: Any) -> dict[str, np.ndarray]:
+        """The fields that the task asked for, `[n, ...]`."""
+        found = {
+            name: batch.bind(name)
+            for name in self._simulation.derived
+            if name != _POST_CONSTRAINT
+        }
+        if _POST_CONSTRAINT in self._simulation.derived:
+            found[_POST_CONSTRAINT] = self._contact_forces(batch)
+        return found
+
+    def _contact_forces(self, batch: Any) -> np.ndarray:
+        import mujoco
+
+        data, forces = mujoco.MjData(self._model), []
+        for row in range(batch.nsim):
+            batch.get_data(row, data)
+            mujoco.mj_rnePostConstraint(self._model, data)
+            forces.append(data.cfrc_ext.copy())
+        return np.stack(forces)
+
+    def _found(self, batch: Any, before, point, derived) -> dict[str, Any]:
+        seconds = self._model.opt.timestep * self._simulation.frame_skip
+        rows = np.concatenate([batch.state, point], axis=1)
+        return {
+            "qpos": batch.qpos,
+            "qvel": batch.qvel,
+            "velocity": (point - before) / seconds,
+            "derived": derived,
+            "hidden": rows.view(np.uint32),
+        }
+
+    @contextlib.contextmanager
+    def _batch(self, size: int, threads: int) -> Iterator[Any]:
+        """Memory for `size` simulations that nobody else uses meanwhile.
+
+        Callbacks of several devices come at the same time, and a batch is for one.
+        """
+        import mujoco.batch
+
+        idle = self._idle[size, threads]
+        try:
+            batch = idle.pop()
+        except IndexError:
+            # MuJoCo keeps what follows a step's constraints only where asked to.
+            keeps = _POST_CONSTRAINT in self._simulation.derived
+            batch = mujoco.batch.Batch(
+                self._model, size, min(size, threads), persistent=keeps
+            )
+            self._simulation.position(self._model, batch)  # Asks for its fields
+            for name in set(self._simulation.derived) - {_POST_CONSTRAINT}:
+                batch.bind(name)
+        try:
+            yield batch
+        finally:
+            idle.append(batch)
+
+
+def _threads() -> int:
+    """The cores of this process, shared by the devices that call back."""
+    on_cpu = jax.default_backend() == "cpu"
+    devices = jax.local_device_count() if on_cpu else 1
+    return max(1, len(os.sched_getaffinity(0)) // devices)
+
+
+def _flat(*arrays: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """The leading axes that vmap made, and the arrays with one in their place."""
+    arrays = [np.asarray(array) for array in arrays]
+    leading = arrays[0].shape[:-1]
+    return leading, [array.reshape(math.prod(leading), -1) for array in arrays]
+
+
+def _nan_where(diverged: np.ndarray, found: dict[str, Any]) -> dict[str, Any]:
+    """`found` with NaN in the rows that diverged, but for what is hidden."""
+
+    def broken(array: np.ndarray) -> np.ndarray:
+        mask = diverged.reshape(-1, *[1] * (array.ndim - 1))
+        return np.where(mask, np.nan, array)
+
+    if not diverged.any():
+        return found
+    hidden = found["hidden"]
+    return jax.tree.map(broken, found | {"hidden": None}) | {"hidden": hidden}
+
+
+def _copied(found: dict[str, Any], leading: tuple[int, ...], dtype: np.dtype):
+    """The results in JAX's types, apart from the batch's memory."""
+
+    def copied(array: np.ndarray) -> np.ndarray:
+        kind = dtype if array.dtype == np.float64 else array.dtype
+        return np.array(array, kind).reshape((*leading, *array.shape[1:]))
+
+    return jax.tree.map(copied, found)

@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 
 # A stamp is as new as the last installation, so that nothing is installed twice.
 $(VENV)/.installed: $(PINS) | $(VENV)/bin/python
-	$(PIP) --editable . --requirement requirements.txt
+	$(PIP) --editable ".[mujoco]" --requirement requirements.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(PINS) | $(VENV)/bin/python

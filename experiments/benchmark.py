@@ -31,10 +31,11 @@ from vagram_jax import (
 )
 from vagram_jax.config import ConfigError
 from vagram_jax.dynamics import DynamicsConfig
+from vagram_jax.envs import episodes, tasks
 from vagram_jax.fit import FitConfig
 from vagram_jax.types import Transition
 
-SUITES = ("updates", "epochs", "checkpoints")
+SUITES = ("updates", "epochs", "checkpoints", "envs")
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "Seeds side by side, or in a row.")
@@ -73,6 +74,7 @@ def main(env_config, algorithm, run) -> int:
         "updates": _updates,
         "epochs": partial(_epochs, *task),
         "checkpoints": partial(_checkpoints, *task),
+        "envs": partial(_envs, env_config),
     }
     for name in SUITE.value:
         figures |= (found := measured[name]())
@@ -213,6 +215,66 @@ def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
         "checkpoint, MB a seed": size / checkpoint.KEPT / padded / 1e6,
         "epoch with a checkpoint to one without, time": took["with"] / took["without"],
     }
+
+
+def _envs(env_config) -> dict[str, float]:
+    """Steps a second of a MuJoCo task, on each physics and in Gymnasium."""
+    name = env_config.env if env_config.env in tasks.GYMNASIUM else "hopper"
+    found = {}
+    for count in (1, 4, 16, 64):
+        # MJX on a CPU takes up to seconds for a step.
+        lengths = {"c": 200, "mjx": 200 if jax.default_backend() != "cpu" else 2}
+        sides = {
+            physics: _env_steps(envs.make(name, physics=physics), count, length)
+            for physics, length in lengths.items()
+        }
+        sides["Gymnasium"] = _gymnasium_steps(name, count, 200)
+        lengths["Gymnasium"] = 200
+        took = measure.seconds(sides, rounds=5)
+        rates = {side: count * lengths[side] / took[side] for side in sides}
+        for side, rate in rates.items():
+            found[f"{name}, {count} side by side, {side}, steps/s"] = rate
+        ratio = rates["c"] / rates["Gymnasium"]
+        found[f"{name}, {count} side by side, c to Gymnasium, rate"] = ratio
+    return found
+
+
+def _env_steps(env, count: int, length: int):
+    """`length` steps of `count` environments in one program, as training takes them."""
+
+    def step(states, key):
+        key_action, key_reset = jax.random.split(key)
+        shape = (count, env.action_size)
+        actions = jax.random.uniform(key_action, shape, minval=-1.0, maxval=1.0)
+        one = partial(episodes.step, env=env, episode_length=env.episode_length)
+        keys = jax.random.split(key_reset, count)
+        states, transitions, _ = jax.vmap(one)(keys, states, actions)
+        return states, transitions.reward
+
+    @jax.jit
+    def steps(key):
+        key_start, key_steps = jax.random.split(key)
+        start = jax.vmap(partial(episodes.reset, env=env))
+        states = start(jax.random.split(key_start, count))
+        return jax.lax.scan(step, states, jax.random.split(key_steps, length))[1]
+
+    return lambda: steps(jax.random.key(0))
+
+
+def _gymnasium_steps(name: str, count: int, length: int):
+    """The same of Gymnasium's own, one after the other in Python."""
+    import gymnasium
+
+    make = partial(gymnasium.make, tasks.GYMNASIUM[name])
+    vector = gymnasium.vector.SyncVectorEnv([make] * count)
+    vector.action_space.seed(0)
+    actions = [vector.action_space.sample() for _ in range(length)]
+
+    def steps():
+        vector.reset(seed=0)
+        return [vector.step(action)[1] for action in actions]
+
+    return steps
 
 
 def _from_copy(program, states, lanes):

@@ -264,7 +264,8 @@ def settings_of(
     Returns:
       All keys in one namespace, as in a config file.
     """
-    env, algorithm, run = (config.to_dict(c) for c in (env_config, algorithm, run))
+    configs = (envs.resolved(env_config), algorithm, run)
+    env, algorithm, run = (config.to_dict(each) for each in configs)
     return env | algorithm | run
 
 

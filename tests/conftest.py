@@ -19,6 +19,10 @@ def key_reuse():
 
 @pytest.fixture
 def x64():
-    """Runs the test with 64-bit floats, for oracles and finite differences."""
-    with jax.enable_x64(True):
-        yield
+    """Runs the test with 64-bit floats, for oracles and finite differences.
+
+    In all threads: what `jax.enable_x64` says, a callback's thread doesn't know.
+    """
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

@@ -234,9 +234,9 @@ def test_a_list_of_losses_is_refused_before_the_first_is_trained(
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ("pendulm", "env='pendulm'; known: cartpole_swingup, pendulum"),
+        ("pendulm", "env='pendulm'; known: ant, cartpole_swingup, "),
         ("pendulm", "did you mean pendulum?"),
-        ("Pendulum-v1", "known: cartpole_swingup, pendulum"),
+        ("Pendulum-v1", "brax:NAME, gymnasium:NAME, playground:NAME, or path.module:"),
         ("no_such_module:Env", "No module named 'no_such_module'"),
         ("probe_envs:Conter", "probe_envs has no Conter; did you mean Counter?"),
         ("probe_envs:Costly", "making it raised FileNotFoundError"),
@@ -258,7 +258,7 @@ def test_an_environment_without_termination_is_answered_with_what_to_do(refused)
         "--config.env=probe_envs:Salary", "--config.episode_length=5"
     )
     assert status == 2
-    assert said.endswith("set imagine.termination=none if no episode terminates")
+    assert said.endswith("to learned, or to none if no episode terminates")
 
 
 @pytest.mark.parametrize("inner", ["", "/deeper"])

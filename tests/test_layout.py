@@ -16,11 +16,14 @@ import pytest
 # fmt: off
 FLOW = [
     "types", "config",
-    "envs.base", "envs.episodes", "envs.classic", "envs.distractors", "envs",
+    "envs.base", "envs.episodes", "envs.classic", "envs.distractors",
+    "envs.physics", "envs.physics_c", "envs.physics_mjx", "envs.tasks",
+    "envs.hosted", "envs.foreign", "envs",
     "replay", "networks", "dynamics", "weights", "losses", "fit",
-    "imagine", "sac", "mbpo", "evaluate",
+    "termination", "imagine", "sac", "mbpo", "evaluate",
     "devices", "files", "checkpoint", "lock", "programs", "progress", "runner",
-    "session", "results", "stats", "plots", "report",
+    "session", "results", "policies", "offscreen", "render",
+    "stats", "plots", "report",
 ]
 # fmt: on
 PLANNED = set()

@@ -14,6 +14,7 @@ from typing import Any
 from flax import struct
 
 from vagram_jax.config import ConfigError, from_mapping, static
+from vagram_jax.envs import physics
 from vagram_jax.envs.base import Env, EnvError, State, check_env, one_line
 from vagram_jax.envs.distractors import KINDS, Distractors
 from vagram_jax.envs.episodes import Paced
@@ -29,6 +30,7 @@ __all__ = [
     "check_env",
     "from_config",
     "make",
+    "resolved",
 ]
 
 # Paths and not classes: what a task needs is imported when it is asked for.
@@ -134,6 +136,20 @@ def from_config(config: EnvConfig) -> Env:
             seed=config.distractor_seed,
         )
     return env
+
+
+def resolved(config: EnvConfig) -> EnvConfig:
+    """A config without "auto" where this package chooses the physics.
+
+    Args:
+      config: which environment and what is put around it.
+
+    Returns:
+      The config for the record: a comparison or a run that goes on mustn't mix two.
+    """
+    if ENVS.get(config.env, "").startswith("vagram_jax.envs.tasks:"):
+        return config.replace(physics=physics.chosen(config.physics))
+    return config
 
 
 def _construct(config: EnvConfig) -> Any:

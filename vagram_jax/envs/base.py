@@ -63,6 +63,10 @@ class Env(Protocol):
       rollouts end by. Without it they never terminate.
     - `episode_length`: after how many steps an episode is cut.
 
+    Pictures read three more, see `render`: a wrapper's `unwrap(state)`, which returns
+    the wrapped environment and its state; `dt`, the seconds of a step; and
+    `outline(state)`, the points of a drawing.
+
     Attributes:
       observation_size: the number of dimensions of an observation.
       action_size: the number of dimensions of an action, each in [-1, 1]; scaling to
@@ -101,6 +105,21 @@ def around(
         metrics=inner.metrics,
         info=inner.info,
     )
+
+
+def unwrapped(env: Any, state: Any) -> tuple[Any, Any]:
+    """The environment inside all wrappers, and its part of a state.
+
+    Args:
+      env: an environment, or a wrapper with `unwrap(state)`.
+      state: of `env`.
+
+    Returns:
+      `(env, state)` of the innermost one.
+    """
+    while hasattr(env, "unwrap"):
+        env, state = env.unwrap(state)
+    return env, state
 
 
 def all_finite(*arrays: jax.Array) -> jax.Array:

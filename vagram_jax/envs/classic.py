@@ -33,6 +33,8 @@ class Pendulum:
       observation_size: 3, or 2 for `"state"`.
       action_size: 1.
       episode_length: 200 steps, which are 10 s.
+      dt: 0.05 s.
+      reach: how far the outline gets from the middle, in m.
 
     Raises:
       EnvError: another `observation`.
@@ -40,8 +42,10 @@ class Pendulum:
 
     action_size = 1
     episode_length = 200
+    dt = 0.05  # s
+    reach = (1.0, 1.0)  # m
 
-    _gravity, _mass, _length, _dt = 10.0, 1.0, 1.0, 0.05  # m/s^2, kg, m, s
+    _gravity, _mass, _length = 10.0, 1.0, 1.0  # m/s^2, kg, m
     _max_torque, _max_velocity = 2.0, 8.0  # N m, rad/s
 
     def __init__(self, observation: str = "vector"):
@@ -86,9 +90,9 @@ class Pendulum:
             + 3 / (self._mass * self._length**2) * torque
         )
         velocity = jnp.clip(
-            velocity + acceleration * self._dt, -self._max_velocity, self._max_velocity
+            velocity + acceleration * self.dt, -self._max_velocity, self._max_velocity
         )
-        physics = jnp.array([_wrap(angle + velocity * self._dt), velocity])
+        physics = jnp.array([_wrap(angle + velocity * self.dt), velocity])
         obs = self._observe(physics)
         return _state(physics, obs, reward, self.termination(state.obs, action, obs))
 
@@ -106,6 +110,19 @@ class Pendulum:
           A bool scalar.
         """
         return ~base.all_finite(obs, action, next_obs)
+
+    def outline(self, state: base.State) -> jax.Array:
+        """The rod, for pictures: angles grow to the left, as Gymnasium draws them.
+
+        Args:
+          state: as `reset` or `step` returned it.
+
+        Returns:
+          `[2, 2]` m, its fixed end and its free one, (to the right, up).
+        """
+        angle = state.pipeline_state[0]
+        tip = self._length * jnp.array([-jnp.sin(angle), jnp.cos(angle)])
+        return jnp.stack([jnp.zeros(2), tip])
 
     def _observe(self, physics: jax.Array) -> jax.Array:
         if self._observation == "state":
@@ -144,14 +161,18 @@ class CartpoleSwingup:
       observation_size: 5.
       action_size: 1.
       episode_length: 500 steps.
+      dt: 0.02 s.
+      reach: how far the outline gets from the middle, in m.
     """
 
     observation_size = 5
     action_size = 1
     episode_length = 500
+    dt = 0.02  # s
+    reach = (2.8, 1.0)  # m: the track and the pole
 
     _gravity, _cart_mass, _pole_mass, _half_length = 9.8, 1.0, 0.1, 0.5
-    _force, _dt, _track = 10.0, 0.02, 1.8  # N, s, m
+    _force, _track = 10.0, 1.8  # N, m
 
     def reset(self, key: jax.Array) -> base.State:
         """Hanging at rest in the middle, but for noise of 0.01 in each dimension.
@@ -199,6 +220,20 @@ class CartpoleSwingup:
         """
         return ~base.all_finite(obs, action, next_obs)
 
+    def outline(self, state: base.State) -> jax.Array:
+        """The pole, for pictures.
+
+        Args:
+          state: as `reset` or `step` returned it.
+
+        Returns:
+          `[2, 2]` m, its end on the cart and its free one, (to the right, up).
+        """
+        x, angle = state.pipeline_state[:2]
+        cart = jnp.array([x, 0.0])
+        pole = 2 * self._half_length * jnp.array([jnp.sin(angle), jnp.cos(angle)])
+        return jnp.stack([cart, cart + pole])
+
     def _observe(self, physics: jax.Array) -> jax.Array:
         x, angle, velocity, spin = physics
         return jnp.array([x, jnp.cos(angle), jnp.sin(angle), velocity, spin])
@@ -216,7 +251,7 @@ class CartpoleSwingup:
 
     def _integrate(self, physics: jax.Array, force: jax.Array) -> jax.Array:
         """One step of the classical Runge-Kutta method of order four."""
-        dt = self._dt
+        dt = self.dt
         first = self._slope(physics, force)
         second = self._slope(physics + dt / 2 * first, force)
         third = self._slope(physics + dt / 2 * second, force)

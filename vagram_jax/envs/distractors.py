@@ -102,6 +102,7 @@ class Distractors:
       action_size: as that of `env`.
       episode_length: as that of `env`, or None.
       termination: that of `env` on its own dimensions, or None.
+      dt: as that of `env`, or None.
       parameters: the constants by name.
 
     Raises:
@@ -123,6 +124,7 @@ class Distractors:
         self.observation_size = env.observation_size + num_dims
         self.action_size = env.action_size
         self.episode_length = getattr(env, "episode_length", None)
+        self.dt = getattr(env, "dt", None)
         has_termination = getattr(env, "termination", None) is not None
         self.termination = self._termination if has_termination else None
         # Drawn now even if a trace is going on: tracers mustn't stay behind.
@@ -163,6 +165,17 @@ class Distractors:
             key, draw_key = jax.random.split(before.key)
         values = self._kind.advance(self.parameters, before.values, draw_key)
         return self._state(inner, values, key)
+
+    def unwrap(self, state: base.State) -> tuple[base.Env, Any]:
+        """The environment without distractors, and its state.
+
+        Args:
+          state: as `reset` or `step` returned it.
+
+        Returns:
+          `(env, state)`.
+        """
+        return self._env, state.pipeline_state.inner
 
     def _state(
         self, inner: Any, values: jax.Array, key: jax.Array | None

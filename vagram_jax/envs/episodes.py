@@ -99,7 +99,7 @@ def step(
     before = state.env_state
     after = jax.tree.map(_strong, env.step(before, action))
     steps = state.steps + 1
-    ended, cut = _ends(after)
+    ended, cut = ends(after)
     terminated = ended & ~cut
     truncated = (cut | (steps >= episode_length)) & ~terminated
     transition = types.Transition(
@@ -133,6 +133,7 @@ class Paced:
       action_size: as that of `env`.
       episode_length: in actions, or None.
       termination: that of `env`, or None.
+      dt: the seconds of an action, or None.
 
     Raises:
       EnvError: a number out of range.
@@ -148,6 +149,8 @@ class Paced:
         self.observation_size = env.observation_size
         self.action_size = env.action_size
         self.termination = getattr(env, "termination", None)
+        dt = getattr(env, "dt", None)
+        self.dt = dt and dt * action_repeat
         self.episode_length = getattr(env, "episode_length", None)
         if episode_length:
             self.episode_length = length(env, episode_length)
@@ -184,12 +187,23 @@ class Paced:
             total += jnp.where(ended, 0, after.reward).astype(total.dtype)
             inner = jax.tree.map(functools.partial(choose, ended), inner, after)
             is_finite = base.all_finite(inner.obs, inner.reward)
-            return (inner, total, ended | _ends(inner)[0] | ~is_finite), None
+            return (inner, total, ended | ends(inner)[0] | ~is_finite), None
 
         inner = state.pipeline_state
         start = (inner, jnp.zeros_like(inner.reward), jnp.zeros((), bool))
         (inner, total, _), _ = jax.lax.scan(repeat, start, length=self._action_repeat)
         return base.around(inner, inner, obs=inner.obs, reward=total)
+
+    def unwrap(self, state: base.State) -> tuple[base.Env, Any]:
+        """The environment that is paced, and its state.
+
+        Args:
+          state: as `reset` or `step` returned it.
+
+        Returns:
+          `(env, state)`.
+        """
+        return self._env, state.pipeline_state
 
 
 def _go_on(
@@ -246,9 +260,7 @@ def _renewing(reset: Callable, num_axes: int = 0) -> Callable:
 
     @renew.def_vmap
     def along_one_more_axis(size, is_batched, *arguments):
-        def spread(leaf, has_axis):
-            return leaf if has_axis else jnp.broadcast_to(leaf, (size, *leaf.shape))
-
+        spread = functools.partial(_spread, size)
         arguments = jax.tree.map(spread, arguments, tuple(is_batched))
         state = _renewing(reset, num_axes + 1)(*arguments)
         return state, jax.tree.map(lambda leaf: True, state)
@@ -256,8 +268,19 @@ def _renewing(reset: Callable, num_axes: int = 0) -> Callable:
     return renew
 
 
-def _ends(state: Any) -> tuple[jax.Array, jax.Array]:
-    """Whether the environment says that it ended, and that a time limit is why."""
+def _spread(size: int, leaf: jax.Array, has_axis: bool) -> jax.Array:
+    return leaf if has_axis else jnp.broadcast_to(leaf, (size, *leaf.shape))
+
+
+def ends(state: Any) -> tuple[jax.Array, jax.Array]:
+    """Whether the environment says that it ended, and that a time limit is why.
+
+    Args:
+      state: of an environment, after a step.
+
+    Returns:
+      Two bool scalars; where the second holds, the first does.
+    """
     cut = jnp.asarray(state.info.get("truncation", False)).astype(bool)
     return state.done.astype(bool) | cut, cut
 

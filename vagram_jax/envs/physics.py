@@ -17,7 +17,7 @@ from flax import struct
 from vagram_jax.envs import base
 
 CHOICES = ("auto", "c", "mjx", "mjx_warp")
-"""Physics by name: C MuJoCo, MJX, and MJX on NVIDIA's Warp; "auto" is `c` so far."""
+"""Physics by name: C MuJoCo, MJX, MJX on NVIDIA's Warp; "auto" is as `chosen` says."""
 
 
 @struct.dataclass(kw_only=True)
@@ -72,6 +72,19 @@ class Physics(Protocol):
         """A control step later, under `[nu]` in the units of the actuators."""
 
 
+def chosen(name: str) -> str:
+    """The physics that a name stands for.
+
+    Args:
+      name: one of `CHOICES`.
+
+    Returns:
+      Another than "auto". That is C MuJoCo: it is far ahead of MJX on a CPU, and
+      nothing is measured yet that speaks for MJX on an accelerator.
+    """
+    return "c" if name == "auto" else name
+
+
 def load(file: str) -> Any:
     """A model of Gymnasium's.
 
@@ -88,7 +101,7 @@ def load(file: str) -> Any:
         import mujoco
         import mujoco.batch
 
-        assets = importlib.resources.files("gymnasium.envs.mujoco") / "assets"
+        assets = importlib.resources.files("gymnasium") / "envs" / "mujoco" / "assets"
     except ImportError as error:
         raise base.EnvError(
             f"env: {base.one_line(error)}; MuJoCo's tasks need mujoco>=3.17 and "

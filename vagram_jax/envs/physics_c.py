@@ -26,6 +26,9 @@ from vagram_jax.envs import physics
 _POST_CONSTRAINT = "cfrc_ext"
 """Contact forces, which Gymnasium computes itself after each step of MuJoCo's."""
 
+_COUNTED = 1000
+"""Warnings of a kind before a step. After one, MuJoCo may have reset them to one."""
+
 
 class CPhysics:
     """C MuJoCo as a `physics.Physics`.
@@ -144,12 +147,14 @@ class CPhysics:
         """Whether each simulation broke down in this control step."""
         import mujoco.batch
 
-        before, failed = batch.warning[:, self._fatal, 1].copy(), []
+        # Whatever was counted before doesn't matter, and only a first one is printed.
+        batch.warning[:, self._fatal, 1] = _COUNTED
+        failed = []
         try:
             batch.step(nstep=self._simulation.frame_skip)
         except mujoco.batch.SimulationError as error:
             failed = error.ids  # The others have been stepped.
-        diverged = np.any(batch.warning[:, self._fatal, 1] != before, axis=1)
+        diverged = np.any(batch.warning[:, self._fatal, 1] != _COUNTED, axis=1)
         diverged[failed] = True
         return diverged
 
@@ -176,13 +181,12 @@ class CPhysics:
 
     def _found(self, batch: Any, before, point, derived) -> dict[str, Any]:
         seconds = self._model.opt.timestep * self._simulation.frame_skip
-        rows = np.concatenate([batch.state, point], axis=1)
         return {
             "qpos": batch.qpos,
             "qvel": batch.qvel,
             "velocity": (point - before) / seconds,
             "derived": derived,
-            "hidden": rows.view(np.uint32),
+            "hidden": np.concatenate([batch.state, point], axis=1),
         }
 
     @contextlib.contextmanager
@@ -215,7 +219,10 @@ def _threads() -> int:
     """The cores of this process, shared by the devices that call back."""
     on_cpu = jax.default_backend() == "cpu"
     devices = jax.local_device_count() if on_cpu else 1
-    return max(1, len(os.sched_getaffinity(0)) // devices)
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // devices)
 
 
 def _flat(*arrays: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
@@ -226,16 +233,13 @@ def _flat(*arrays: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
 
 
 def _nan_where(diverged: np.ndarray, found: dict[str, Any]) -> dict[str, Any]:
-    """`found` with NaN in the rows that diverged, but for what is hidden."""
+    """`found` with NaN in what diverged, also in the row: it stays diverged."""
 
     def broken(array: np.ndarray) -> np.ndarray:
         mask = diverged.reshape(-1, *[1] * (array.ndim - 1))
         return np.where(mask, np.nan, array)
 
-    if not diverged.any():
-        return found
-    hidden = found["hidden"]
-    return jax.tree.map(broken, found | {"hidden": None}) | {"hidden": hidden}
+    return jax.tree.map(broken, found) if diverged.any() else found
 
 
 def _copied(found: dict[str, Any], leading: tuple[int, ...], dtype: np.dtype):
@@ -245,4 +249,4 @@ def _copied(found: dict[str, Any], leading: tuple[int, ...], dtype: np.dtype):
         kind = dtype if array.dtype == np.float64 else array.dtype
         return np.array(array, kind).reshape((*leading, *array.shape[1:]))
 
-    return jax.tree.map(copied, found)
+    return jax.tree.map(copied, found | {"hidden": found["hidden"].view(np.uint32)})

@@ -37,9 +37,8 @@ class MJXPhysics:
 
     def __init__(self, model: Any, simulation: physics.Simulation, warp: bool = False):
         self._mjx = _import(warp)
-        self._simulation, self._body_mass = simulation, model
+        self._simulation, self._c_model = simulation, model
         self._seconds = model.opt.timestep * simulation.frame_skip
-        self._c_model = model
         model, impl = _with_known_solver(model), "warp" if warp else "jax"
         try:
             self._model = self._mjx.put_model(model, impl=impl)
@@ -129,10 +128,10 @@ def _import(warp: bool) -> Any:
             if warp:
                 import warp as _  # noqa: F401 - says whether it is there
     except ImportError as error:
-        extra = "warp" if warp else "mujoco"
+        name, extra = ("mjx_warp", "warp") if warp else ("mjx", "mujoco")
         raise base.EnvError(
-            f"env: {base.one_line(error)}; physics=mjx{'_warp' if warp else ''} needs "
-            f'it; pip install "vagram_jax[{extra}]"'
+            f"env: {base.one_line(error)}; physics={name} needs it; pip install "
+            f'"vagram_jax[{extra}]"'
         ) from error
     return mjx
 

@@ -23,6 +23,17 @@ from vagram_jax.envs.physics import PhysicsState, Simulation
 
 Terms = Mapping[str, jax.Array]
 
+GYMNASIUM = {
+    "ant": "Ant-v5",
+    "halfcheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "humanoid": "Humanoid-v5",
+    "inverted_double_pendulum": "InvertedDoublePendulum-v5",
+    "inverted_pendulum": "InvertedPendulum-v5",
+    "walker2d": "Walker2d-v5",
+}
+"""The tasks of this file, and what Gymnasium calls them."""
+
 
 class Task(NamedTuple):
     """What makes a task of a simulation.
@@ -63,6 +74,7 @@ class MujocoEnv:
       observation_size: the number of dimensions of an observation.
       action_size: the number of actuators.
       episode_length: 1,000 steps.
+      dt: the seconds of a step.
       model: the `mujoco.MjModel`, for rendering.
       physics: the name of the physics that computes, never "auto".
 
@@ -78,8 +90,9 @@ class MujocoEnv:
                 f"env {task.name}: physics={name!r}; accepted: "
                 f"{', '.join(physics.CHOICES)}"
             )
-        self.physics = "c" if name == "auto" else name
+        self.physics = physics.chosen(name)
         self._task, self.model = task, physics.load(task.simulation.file)
+        self.dt = self.model.opt.timestep * task.simulation.frame_skip
         if self.physics == "c":
             self._physics = physics_c.CPhysics(self.model, task.simulation)
         else:

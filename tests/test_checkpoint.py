@@ -92,6 +92,22 @@ def test_seeds_come_back_in_any_order_from_any_pieces(tmp_path):
         assert_bits(checkpoint.load(tmp_path, 7, seeds), wanted)
 
 
+def test_of_a_piece_only_what_is_named_is_read(tmp_path, monkeypatch):
+    saved = save(tmp_path, 7, range(3))
+    wanted = sorted(saved)[1:3]
+    asked, read = [], np.lib.npyio.NpzFile.__getitem__
+
+    def noted(self, name):
+        asked.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", noted)
+    found = checkpoint.load(tmp_path, 7, [2, 0], names={*wanted, "absent"})
+    assert_bits(found, {name: saved[name][[2, 0]] for name in wanted})
+    assert sorted(asked) == wanted
+    assert checkpoint.load(tmp_path, 7, [0], names=()) == {}
+
+
 def test_a_seed_without_a_piece_is_named(tmp_path):
     small(tmp_path, 7, range(2))
     for step, seed in ((7, 2), (8, 0)):
@@ -308,6 +324,29 @@ def test_states_survive_packing_saving_and_unpacking(tmp_path):
     # Not only the same bits, but keys that draw the same.
     draw = jax.vmap(jax.random.normal)
     np.testing.assert_array_equal(draw(back["keys"]), draw(states["keys"]))
+
+
+def test_names_are_those_of_packing_and_none_has_no_name():
+    states = state(2)
+    assert [*checkpoint.named(states)] == [*checkpoint.pack(states)]
+    part = states | {"more": None, "tree": (None, states["tree"][1])}
+    names = ["['empty']", "['keys']", "['tree'][1]['x']"]
+    assert [*checkpoint.named(part)] == names
+
+
+def test_a_part_is_arranged_on_the_host_whatever_the_number_of_lanes():
+    states = state(3)
+    packed = checkpoint.pack(states)
+    part = {"keys": None, "more": None, "empty": None} | {
+        "tree": shapes(state(1))["tree"]
+    }
+    arrays = {name: packed[name] for name in checkpoint.named(part)}
+    found = checkpoint.arrange(arrays, part)
+    np.testing.assert_array_equal(found["tree"][0], [0, 1, 2])
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+    assert found["keys"] is None
+    with pytest.raises(CheckpointError, match="3 arrays differ"):
+        checkpoint.arrange(packed, part)
 
 
 def test_packing_copies(key_reuse):

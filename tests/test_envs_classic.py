@@ -71,6 +71,21 @@ def test_pendulum_starts_where_gymnasium_does():
     np.testing.assert_allclose(starts.std(0) / high, 1 / np.sqrt(3), atol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("angle", "tip"),
+    [(0, (0, 1)), (np.pi / 2, (-1, 0)), (np.pi, (0, -1)), (-np.pi / 6, (0.5, 0.866))],
+)
+@pytest.mark.parametrize("observation", ["vector", "state"])
+def test_pendulum_outline_is_a_rod_of_a_metre_that_stands_at_zero(
+    angle, tip, observation
+):
+    env = classic.Pendulum(observation)
+    state = env.reset(jax.random.key(0))
+    state = state.replace(pipeline_state=jnp.array([angle, 3.0]))
+    np.testing.assert_allclose(env.outline(state), [(0, 0), tip], atol=1e-3)
+    assert (np.abs(env.outline(state)) <= np.array(env.reach) + 1e-6).all()
+
+
 def test_pendulum_observations_are_of_one_state():
     vector, state = classic.Pendulum(), classic.Pendulum("state")
     action = jnp.array([0.3])
@@ -128,6 +143,29 @@ def test_cartpole_without_force_keeps_its_energy(x64):
     np.testing.assert_allclose(
         energy(np.asarray(final.pipeline_state)), before, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("x", "angle", "tip"),
+    [
+        (0.0, 0.0, (0, 1)),
+        (1.8, np.pi / 2, (2.8, 0)),
+        (-1.8, -np.pi / 2, (-2.8, 0)),
+        (0.5, np.pi, (0.5, -1)),
+    ],
+)
+def test_cartpole_outline_is_a_pole_of_a_metre_on_the_cart(x, angle, tip):
+    outline = CARTPOLE.outline(cartpole_state(x, angle, 1.0, 2.0))
+    np.testing.assert_allclose(outline, [(x, 0), tip], atol=1e-6)
+    assert (np.abs(outline) <= np.array(CARTPOLE.reach) + 1e-6).all()
+
+
+def test_dt_is_how_long_a_step_lasts():
+    assert classic.Pendulum().dt == gymnasium.make("Pendulum-v1").unwrapped.dt
+    # With the pole upright nothing pulls at the cart.
+    after = CARTPOLE_STEP(cartpole_state(0.0, 0.0, 1.5, 0.0), jnp.zeros(1))
+    moved = after.pipeline_state[0]
+    np.testing.assert_allclose(moved, 1.5 * CARTPOLE.dt, rtol=1e-6)
 
 
 def test_cartpole_stops_at_the_walls():

@@ -185,6 +185,21 @@ def test_termination_judges_the_dimensions_of_the_environment():
     assert distractors.Distractors(probe_envs.Foreign(), 3).termination is None
 
 
+def test_unwrap_gives_the_environment_and_its_state():
+    inner = probe_envs.Counter()
+    env = distractors.Distractors(inner, 2)
+    state = env.step(env.reset(jax.random.key(0)), jnp.zeros(1))
+    found, found_state = env.unwrap(state)
+    assert found is inner
+    np.testing.assert_array_equal(found_state.obs, state.obs[:3])
+    assert found_state.info["count"] == 1
+
+
+def test_a_step_lasts_as_long_as_without_distractors():
+    assert distractors.Distractors(envs.make("pendulum"), 2).dt == 0.05
+    assert distractors.Distractors(probe_envs.Counter(), 2).dt is None
+
+
 def test_state_of_another_package_is_kept_whole():
     env = distractors.Distractors(probe_envs.Foreign(), 2)
     assert env.episode_length is None

@@ -173,6 +173,55 @@ def test_paced_once_is_the_environment_itself():
         wanted, got = env.step(wanted, jnp.zeros(1)), paced.step(got, jnp.zeros(1))
 
 
+def test_paced_unwraps_to_the_environment_and_its_state():
+    env = counter(0)
+    paced = episodes.Paced(env, action_repeat=3)
+    state = paced.step(paced.reset(jax.random.key(0)), jnp.zeros(1))
+    inner, inner_state = paced.unwrap(state)
+    assert inner is env
+    # `info` of the counter tells how many steps it has had itself.
+    assert inner_state.info["count"] == 3
+    assert not hasattr(inner_state.pipeline_state, "obs")
+
+
+def test_paced_lasts_as_long_as_what_it_repeats():
+    assert episodes.Paced(envs.make("pendulum"), 3).dt == pytest.approx(0.15)
+    assert episodes.Paced(counter(0), 3).dt is None
+
+
+def test_unwrapped_goes_through_all_wrappers_to_the_innermost_state():
+    env = envs.make("pendulum")
+    paced = episodes.Paced(distractors.Distractors(env, 2), action_repeat=2)
+    twice = distractors.Distractors(episodes.Paced(paced, action_repeat=1), 3)
+    action, key = jnp.ones(1), jax.random.key(0)
+    inner, found = base.unwrapped(twice, twice.step(twice.reset(key), action))
+    assert inner is env
+    state = env.reset(key)
+    for _ in range(2):
+        state = env.step(state, action)
+    assert found.obs.shape == (3,)
+    np.testing.assert_allclose(found.pipeline_state, state.pipeline_state, atol=1e-6)
+    assert base.unwrapped(env, state) == (env, state)
+
+
+@pytest.mark.parametrize(
+    ("done", "cut", "wanted"),
+    [
+        (0.0, 0.0, (False, False)),
+        (1.0, 0.0, (True, False)),
+        (0.0, 1.0, (True, True)),
+        (1.0, 1.0, (True, True)),
+    ],
+)
+def test_ends_holds_wherever_a_time_limit_does(done, cut, wanted):
+    env = probe_envs.Flagged()
+    action = jnp.where(jnp.array([done, cut]) > 0, 1.0, -1.0)
+    state = env.step(env.reset(jax.random.key(0)), action)
+    assert episodes.ends(state) == wanted
+    # Most environments have no such flag.
+    assert episodes.ends(state.replace(info={})) == (bool(done), False)
+
+
 def test_paced_repeats_inside_distractors():
     env = distractors.Distractors(
         episodes.Paced(counter(0), action_repeat=4), 2, seed=3

@@ -136,6 +136,18 @@ def test_write_report_embeds_another_picture_and_nothing_that_is_none(study):
     assert "over capacity" in page.text
 
 
+def test_write_report_links_to_the_pictures_of_policies(study):
+    assert "Policies at work" not in write(study).text
+    for name, seed, kind in (("vagram", 10, "gif"), ("mle", 0, "mp4")):
+        results.picture_path(study / name, seed, kind).write_text("x")
+    page = write(study)
+    links = [value for name, value in page.attributes if name == "href"]
+    assert links == ["mle/policy-seed0.mp4", "vagram/policy-seed10.gif"]
+    assert "Policies at work" in page.text
+    assert "vagram, seed 10 (gif)" in page.text
+    assert all((study / link).is_file() for link in links)
+
+
 def test_write_report_escapes_every_text(tmp_path):
     folder = add_run(tmp_path, "mle", text=ATTACK)
     record = files.read_json(folder / "config.json")

@@ -249,6 +249,8 @@ def test_create_run_overwrites_the_run_and_nothing_else(tmp_path):
     for name in ("summary.json", "failure.json"):
         files.write_json(folder / name, {})
     (folder / "checkpoints" / "7").mkdir(parents=True)
+    for seed, kind in ((0, "mp4"), (12, "html")):
+        results.picture_path(folder, seed, kind).write_text("of the old policy")
     (folder / "notes.txt").write_text("mine")
     results.create_run(tmp_path, "study", "run", {"lr": 2.0}, overwrite=True)
     assert listing(folder) == ["config.json", "notes.txt"]
@@ -263,7 +265,8 @@ def test_create_run_records_versions_device_and_start(tmp_path):
     assert record["device"] == "CPU"
     assert record["layout"] == {"seed_mode": "serial"}
     assert record["versions"]["numpy"] == np.__version__
-    assert "python" in record["versions"]
+    # The simulator, and whose model files it reads.
+    assert {"python", "mujoco", "gymnasium"} <= set(record["versions"])
     assert record["started"].endswith("+00:00")
     assert listing(folder) == ["config.json"]
 
@@ -414,3 +417,34 @@ def test_read_runs_of_an_empty_or_missing_folder_is_one_line(tmp_path):
         with pytest.raises(ResultsError) as error:
             results.read_runs(folder)
         one_line(error)
+
+
+def test_pictures_finds_what_stands_at_picture_path(tmp_path):
+    assert results.pictures(tmp_path / "missing") == []
+    wanted = [(0, "gif"), (0, "mp4"), (2, "html"), (10, "mp4")]
+    for seed, kind in reversed(wanted):
+        path = results.picture_path(str(tmp_path), seed, kind)
+        assert path == tmp_path / f"policy-seed{seed}.{kind}"
+        path.write_text("x")
+    for name in ("policy-seed.mp4", "policy-seed1.png", "policy-seed1.mp4.html", "a"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "policy-seed3.gif").mkdir()
+    (tmp_path / "policy-seed4.gif").symlink_to(tmp_path / "policy-seed0.gif")
+    found = results.pictures(tmp_path)
+    assert found == [(seed, f"policy-seed{seed}.{kind}") for seed, kind in wanted]
+
+
+def test_read_record_gives_what_create_run_wrote(tmp_path):
+    folder = results.create_run(tmp_path, "study", "run", {"lr": (1.0, 2.0)})
+    record = results.read_record(folder)
+    assert record == files.read_json(folder / "config.json")
+    assert record["config"] == {"lr": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"config": 1}', "{", None])
+def test_read_record_refuses_in_one_line(tmp_path, text):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ResultsError, match=r"config\.json: ") as error:
+        results.read_record(tmp_path)
+    one_line(error)

@@ -21,7 +21,7 @@ import shutil
 import threading
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,13 +100,16 @@ def save(piece: Piece, step: int) -> None:
             raise
 
 
-def load(run: Path, step: int, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+def load(
+    run: Path, step: int, seeds: Sequence[int], *, names: Container[str] | None = None
+) -> dict[str, np.ndarray]:
     """The arrays of some seeds at one step.
 
     Args:
       run: folder of the run.
       step: one that `newest` named.
       seeds: whose rows to read, in this order.
+      names: of the arrays to read; None reads all. What isn't there is left out.
 
     Returns:
       Names to `[len(seeds), ...]`.
@@ -117,14 +120,14 @@ def load(run: Path, step: int, seeds: Sequence[int]) -> dict[str, np.ndarray]:
     pieces = _pieces(run).get(step, {})
     if missing := [seed for seed in seeds if seed not in pieces]:
         raise CheckpointError(f"{run / _FOLDER}: step {step} lacks seed {missing[0]}")
-    read = {place: _read(place) for place in {pieces[seed] for seed in seeds}}
-    names = [set(arrays) for _, arrays in read.values()]
-    if any(found != names[0] for found in names):
+    read = {place: _read(place, names) for place in {pieces[seed] for seed in seeds}}
+    found = [set(arrays) for _, arrays in read.values()]
+    if any(each != found[0] for each in found):
         raise CheckpointError(f"{run / _FOLDER}: step {step} has pieces of two kinds")
     rows = [(read[pieces[s]][1], read[pieces[s]][0].index(s)) for s in seeds]
     return {
         name: np.stack([arrays[name][row] for arrays, row in rows])
-        for name in sorted(names[0])
+        for name in sorted(found[0])
     }
 
 
@@ -234,12 +237,22 @@ def pack(states: Any) -> dict[str, np.ndarray]:
       states: a pytree of arrays of all lanes; random keys may be among them.
 
     Returns:
-      Names such as `.agent.actor` to `[own lanes, ...]`.
+      Names, as `named` gives them, to `[own lanes, ...]`.
+    """
+    return {name: devices.fetch_own(leaf) for name, leaf in named(states).items()}
+
+
+def named(states: Any) -> dict[str, Any]:
+    """The leaves of a pytree under the names that `pack` gives them.
+
+    Args:
+      states: any pytree; what is None in it has no name.
+
+    Returns:
+      Names such as `.agent.actor['params']` to leaves, in their order.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(states)
-    return {
-        jax.tree_util.keystr(path): devices.fetch_own(leaf) for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def unpack(arrays: Arrays, shapes: Any, layout: devices.Layout) -> Any:
@@ -254,14 +267,34 @@ def unpack(arrays: Arrays, shapes: Any, layout: devices.Layout) -> Any:
       The states.
 
     Raises:
+      CheckpointError: as `arrange`.
+    """
+
+    def place(array, leaf):
+        array = devices.put(array, layout, leaf.shape[0])
+        if devices.is_key(leaf):
+            wrap = jax.jit(jax.random.wrap_key_data, out_shardings=layout.sharding)
+            array = wrap(array)
+        return array
+
+    return jax.tree.map(place, arrange(arrays, shapes), shapes)
+
+
+def arrange(arrays: Arrays, shapes: Any) -> Any:
+    """Arrays as the pytree that they were packed from, on the host still.
+
+    Args:
+      arrays: names to `[lanes, ...]`.
+      shapes: a pytree of `jax.ShapeDtypeStruct`, `[lanes, ...]`; how many lanes it says
+        doesn't matter.
+
+    Returns:
+      A pytree like `shapes`, with the data of random keys in their place.
+
+    Raises:
       CheckpointError: the arrays are of other states; says in what they differ.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    wanted = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-    raw = {
-        name: jax.eval_shape(devices.without_keys, leaf)
-        for name, leaf in wanted.items()
-    }
+    raw = named(jax.tree.map(lambda x: jax.eval_shape(devices.without_keys, x), shapes))
     expected = {name: (str(x.dtype), *x.shape[1:]) for name, x in raw.items()}
     found = {name: (str(x.dtype), *x.shape[1:]) for name, x in arrays.items()}
     if odd := sorted(set(expected.items()) ^ set(found.items())):
@@ -271,14 +304,7 @@ def unpack(arrays: Arrays, shapes: Any, layout: devices.Layout) -> Any:
             f"{expected.get(name, 'none')}; {len({n for n, _ in odd})} arrays differ; "
             "resume with the settings it was made with"
         )
-    placed = []
-    for name, leaf in wanted.items():
-        array = devices.put(arrays[name], layout, leaf.shape[0])
-        if devices.is_key(leaf):
-            wrap = jax.jit(jax.random.wrap_key_data, out_shardings=layout.sharding)
-            array = wrap(array)
-        placed.append(array)
-    return jax.tree.unflatten(structure, placed)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[x] for x in raw])
 
 
 def join(parts: Sequence[Arrays], lanes: int) -> dict[str, np.ndarray]:
@@ -428,12 +454,15 @@ def _manifest(place: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read(place: Path) -> tuple[list[int], dict[str, np.ndarray]]:
-    """Seeds and arrays of a piece."""
+def _read(
+    place: Path, names: Container[str] | None
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Seeds of a piece, and its arrays of these names; None stands for all."""
     manifest, path = _manifest(place), place / "arrays.npz"
     try:
         with files.one_line(path), np.load(path) as read:
-            return manifest["seeds"], {name: read[name] for name in manifest["arrays"]}
+            wanted = [x for x in manifest["arrays"] if names is None or x in names]
+            return manifest["seeds"], {name: read[name] for name in wanted}
     except (KeyError, zipfile.BadZipFile) as error:
         raise files.ResultsError(f"{path}: damaged: {error}") from None
 

@@ -169,6 +169,7 @@ def _page(
     sections = [
         _section("What the numbers say", _items(verdict(summary)) + _result(summary)),
         *_pictures(folder),
+        *_policies(folder, runs),
         _section("Every seed", _seeds(runs)),
         _section("What differs between the runs", _differences(runs)),
         _section("What the runs share", _shared(runs)),
@@ -247,6 +248,20 @@ def _pictures(folder: Path) -> list[str]:
             picture = f'<img alt="{html.escape(heading)}" src="{source}">'
             sections.append(_section(heading, picture))
     return sections
+
+
+def _policies(folder: Path, runs: Sequence[Run]) -> list[str]:
+    """Links to what `experiments.render` made of the runs, if it did."""
+    links = [
+        f'<li><a href="{html.escape(f"{run.name}/{name}")}">{html.escape(run.name)}, '
+        f"seed {seed}</a> ({name.rpartition('.')[2]})</li>"
+        for run in runs
+        for seed, name in results.pictures(folder / run.name)
+    ]
+    if not links:
+        return []
+    items = "\n".join(links)
+    return [_section("Policies at work", f"<ul>\n{items}\n</ul>")]
 
 
 def _seeds(runs: Sequence[Run]) -> str:

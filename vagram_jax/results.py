@@ -10,6 +10,7 @@ pandas, a spreadsheet or a diff read as well, and `Run`s for statistics and pict
                           checkpoints/  what training goes on from, see `checkpoint`
                           failure.json  why it stopped, while it isn't finished
                           summary.json  there as soon as the run has finished
+                          policy-seed0.mp4, .gif or .html   see `render`
 
 No name leaves the root, and no file holds an absolute path. How files are written and
 read is in `files`.
@@ -41,6 +42,7 @@ _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)
 _STUDY_FILES = (".json", ".html", ".png")
 _RUN_FILES = ("config.json", "metrics.csv", "model.csv", "timing.csv", "summary.json")
 _RUN_FILES += ("failure.json", "checkpoints")
+_PICTURE = re.compile(r"policy-seed([0-9]+)\.(mp4|gif|html)")
 # A run that goes on may be made longer; nothing else of its config may change.
 _MAY_GROW = "total_steps"
 
@@ -52,7 +54,7 @@ _TIMING = {"seed": int, "env_steps": int, "wall_time_s": int | float}
 _MODEL = {"seed": int, "env_steps": int}
 
 _PACKAGES = ("vagram_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-_PACKAGES += ("mujoco", "mujoco-mjx", "brax")
+_PACKAGES += ("mujoco", "mujoco-mjx", "gymnasium", "brax")  # Gymnasium has model files
 # An absolute path up to its last part, wherever an argument holds one.
 _ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^=,:]*[/\\])?(?=[^/\\])")
 
@@ -215,7 +217,7 @@ def resumed(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
       ResultsError: there is no legible record.
       ValueError: the settings are others; names them.
     """
-    record = _read_record(folder)
+    record = read_record(folder)
     changed = differences({"then": record["config"], "now": now["config"]})
     grown = changed.pop(_MAY_GROW, None)
     if grown and len(grown) == 2 and grown["now"] > grown["then"]:
@@ -260,8 +262,26 @@ def is_finished(
         return False
     if config is None:
         return True
-    record = _read_record(folder)
+    record = read_record(folder)
     return not differences({"then": record["config"], "now": config})
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What the `config.json` of a run holds.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      The record, with a mapping under `config`.
+
+    Raises:
+      ResultsError: it can't be read, or holds no config.
+    """
+    record = files.read_json(folder / "config.json")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ResultsError(f"{folder / 'config.json'}: holds no config")
+    return record
 
 
 def read_run(folder: str | os.PathLike) -> Run:
@@ -281,7 +301,7 @@ def read_run(folder: str | os.PathLike) -> Run:
     for path in (folder, *(folder / name for name in _RUN_FILES)):
         if path.is_symlink():
             raise ResultsError(f"{path}: is a link; it could lead out of the study")
-    record = _read_record(folder)
+    record = read_record(folder)
     metrics, notes = _read_table(folder / "metrics.csv", _METRICS)
     model, more = _read_table(folder / "model.csv", _MODEL)
     timing, most = _read_table(folder / "timing.csv", _TIMING)
@@ -323,6 +343,37 @@ def read_runs(folder: str | os.PathLike) -> list[Run]:
     return [read_run(place) for place in places]
 
 
+def picture_path(folder: str | os.PathLike, seed: int, kind: str) -> Path:
+    """Where a run keeps what its policy looks like.
+
+    Args:
+      folder: of the run.
+      seed: whose policy.
+      kind: mp4, gif or html.
+
+    Returns:
+      The path of the file, existing or not.
+    """
+    return Path(folder) / f"policy-seed{seed}.{kind}"
+
+
+def pictures(folder: str | os.PathLike) -> list[tuple[int, str]]:
+    """What a run keeps under the names of `picture_path`; links are left out.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      Seeds and names of files, in order.
+    """
+    found = []
+    for path in Path(folder).glob("policy-seed*"):
+        name = _PICTURE.fullmatch(path.name)
+        if name and path.is_file() and not path.is_symlink():
+            found.append((int(name[1]), path.name))
+    return sorted(found)
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested config with dotted keys, its values as JSON would give them back.
 
@@ -361,16 +412,8 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     }
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    """What `config.json` holds, with a config in it."""
-    record = files.read_json(folder / "config.json")
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise ResultsError(f"{folder / 'config.json'}: holds no config")
-    return record
-
-
 def _clear(folder: Path) -> None:
-    for name in _RUN_FILES:
+    for name in (*_RUN_FILES, *(name for _, name in pictures(folder))):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -242,23 +242,25 @@ def _envs(env_config) -> dict[str, float]:
 def _env_steps(env, count: int, length: int):
     """`length` steps of `count` environments in one program, as training takes them."""
 
-    def step(states, key):
+    def step(state, key):
         key_action, key_reset = jax.random.split(key)
-        shape = (count, env.action_size)
-        actions = jax.random.uniform(key_action, shape, minval=-1.0, maxval=1.0)
-        one = partial(episodes.step, env=env, episode_length=env.episode_length)
-        keys = jax.random.split(key_reset, count)
-        states, transitions, _ = jax.vmap(one)(keys, states, actions)
-        return states, transitions.reward
+        shape = (env.action_size,)
+        action = jax.random.uniform(key_action, shape, minval=-1.0, maxval=1.0)
+        state, transition, _ = episodes.step(
+            key_reset, state, action, env=env, episode_length=env.episode_length
+        )
+        return state, transition.reward
 
-    @jax.jit
-    def steps(key):
-        key_start, key_steps = jax.random.split(key)
-        start = jax.vmap(partial(episodes.reset, env=env))
-        states = start(jax.random.split(key_start, count))
-        return jax.lax.scan(step, states, jax.random.split(key_steps, length))[1]
+    def steps(seed):
+        key_start, key_steps = jax.random.split(jax.random.key(seed))
+        state = episodes.reset(key_start, env=env)
+        return jax.lax.scan(step, state, jax.random.split(key_steps, length))[1]
 
-    return lambda: steps(jax.random.key(0))
+    used = np.array(jax.local_devices()[:count])
+    layout = devices.Layout(mesh=Mesh(used, (devices.AXIS,)))
+    seeds = devices.put(np.arange(count, dtype=np.uint32), layout, count)
+    program = devices.over_lanes(steps, layout, in_axes=(0,))
+    return lambda: program(seeds)
 
 
 def _gymnasium_steps(name: str, count: int, length: int):

@@ -79,17 +79,19 @@ def quick(env: str) -> Any:
     config = flags.defaults(*CONFIGS)
     config.env = env
     config.num_seeds = 2
-    config.total_steps = 15_000
+    config.total_steps = 30_000
     config.warmup_steps = 1_000
     config.eval_every = 4
     config.eval_episodes = 5
-    config.replay_capacity = 20_000
-    config.model.hidden = (64, 64)
+    config.replay_capacity = 30_000
+    config.model.hidden = (128, 128)
     config.model.num_members = 5
     config.model.num_elites = 3
     config.model.normalize_targets = True
-    config.fit.patience = 3
-    config.fit.max_epochs = 20
+    # A few thousand transitions need more steps than large batches would give them.
+    config.fit.batch_size = 64
+    config.fit.patience = 5
+    config.fit.max_epochs = 50
     config.imagine.rollouts_per_step = 100
     config.imagine.keep_epochs = 4
     config.sac.hidden = (128, 128)

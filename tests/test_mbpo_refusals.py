@@ -60,12 +60,22 @@ def test_check_refuses_in_one_line(algorithm, message):
 
 
 def test_check_refuses_imagination_without_a_termination_function():
-    with pytest.raises(config.ConfigError, match=r"Salary has no method termination"):
+    with pytest.raises(config.ConfigError) as caught:
         mbpo.check(CONFIG, probe_envs.Salary())
+    assert str(caught.value) == (
+        "config: imagine.termination='env'; Salary has no method termination(obs, "
+        "action, next_obs); add one, or set imagine.termination to learned, or to none "
+        "if no episode terminates"
+    )
 
 
 @pytest.mark.parametrize(
-    "algorithm", [with_part("imagine", termination="none"), PLAIN_SAC]
+    "algorithm",
+    [
+        with_part("imagine", termination="learned"),
+        with_part("imagine", termination="none"),
+        PLAIN_SAC,
+    ],
 )
 def test_check_accepts_an_environment_without_termination_where_none_is_asked(
     algorithm,

@@ -34,6 +34,7 @@ def numbers(epoch):
         "model/epochs": np.int32([epoch, epoch + 1]),
         "model/train_loss": np.float32([[1, 2, 3], [4, 5, 6]]) + epoch,
         "imagine/valid": np.float32([0.5, 0.25]),
+        "termination/loss": np.float32([1.5, 0.75]),
     }
 
 
@@ -80,11 +81,12 @@ def test_model_rows_give_each_entry_of_a_vector_a_numbered_column(tmp_path):
     rows = [r for p in STORY[1:] for r in progress.model_rows(p, SEEDS, CONSTANT)]
     found = table(tmp_path / "model.csv", rows)
     assert found[:5] == [
-        "env,loss,seed,env_steps,epochs,train_loss_0,train_loss_1,train_loss_2,valid",
-        "walk,vagram,7,15,1,2.0,3.0,4.0,0.5",
-        "walk,vagram,8,15,2,5.0,6.0,7.0,0.25",
-        "walk,vagram,7,20,2,3.0,4.0,5.0,0.5",
-        "walk,vagram,8,20,3,6.0,7.0,8.0,0.25",
+        "env,loss,seed,env_steps,epochs,train_loss_0,train_loss_1,train_loss_2,valid,"
+        "termination_loss",
+        "walk,vagram,7,15,1,2.0,3.0,4.0,0.5,1.5",
+        "walk,vagram,8,15,2,5.0,6.0,7.0,0.25,0.75",
+        "walk,vagram,7,20,2,3.0,4.0,5.0,0.5,1.5",
+        "walk,vagram,8,20,3,6.0,7.0,8.0,0.25,0.75",
     ]
     assert len(found) == 9
 

@@ -8,6 +8,7 @@ The flow of data, one file a stop, each importing only what stands above it:
     networks, dynamics      the ensemble
     weights, losses         what a model is trained for
     fit                     training the ensemble                       -> fit
+    termination             which steps end, where that is learned
     imagine                 short rollouts in the model                 -> imagine
     sac                     the agent, and the value function           -> update
     mbpo                    one epoch of all that, a pure function
@@ -16,6 +17,8 @@ The flow of data, one file a stop, each importing only what stands above it:
     files, checkpoint, lock what is written whole, saved and owned
     progress, runner        what is told after each epoch; the host's loop
     session, results        runs on disk while they train, and afterwards
+    policies                the policy of a run, to act with
+    offscreen, render       what it looks like
     stats, plots, report    from files to tables, pictures and a page
 
 Importing this package needs jax, flax, optax and NumPy alone.
@@ -39,7 +42,9 @@ from vagram_jax.losses import (
     vaml_loss,
 )
 from vagram_jax.mbpo import MBPOConfig, MBPOState, epoch
+from vagram_jax.policies import load_policy
 from vagram_jax.sac import SACConfig, value_fn
+from vagram_jax.termination import TerminationConfig
 from vagram_jax.types import Prediction, Transition
 from vagram_jax.weights import WeightConfig, value_gradient_weights
 
@@ -53,12 +58,14 @@ __all__ = [
     "MBPOState",
     "Prediction",
     "SACConfig",
+    "TerminationConfig",
     "Transition",
     "WeightConfig",
     "check_env",
     "epoch",
     "from_mapping",
     "init_dynamics",
+    "load_policy",
     "make",
     "mle_loss",
     "mse_loss",

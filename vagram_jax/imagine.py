@@ -25,14 +25,14 @@ class ImagineConfig:
       horizon: length of a rollout: one number, or a schedule, see `scheduled`.
       keep_epochs: for how many epochs an imagined transition is kept, at the longest
         horizon of the schedule; shorter rollouts fill the buffer later and stay longer.
-      termination: "env" asks the environment's `termination`, "none" says that no
-        episode terminates.
+      termination: "env" asks the environment's `termination`, "learned" learns one
+        from the real transitions, "none" says that no episode terminates.
     """
 
     rollouts_per_step: int = static(400, low=1)
     horizon: tuple[int, ...] = static((1,), low=0)
     keep_epochs: int = static(1, low=1)
-    termination: str = static("env", choices=("env", "none"))
+    termination: str = static("env", choices=("env", "learned", "none"))
 
 
 def check(config: ImagineConfig) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from vagram_jax import dynamics, imagine, losses, replay, sac
+from vagram_jax import dynamics, imagine, losses, replay, sac, termination
 from vagram_jax import fit as model_fit
 from vagram_jax.config import ConfigError, leaf, nested, static
 from vagram_jax.dynamics import DynamicsConfig
@@ -23,6 +23,7 @@ from vagram_jax.fit import FitConfig, ModelState
 from vagram_jax.imagine import ImagineConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.sac import SACConfig, SACState
+from vagram_jax.termination import TerminationConfig, TerminationState
 from vagram_jax.types import Metrics, TerminationFn, Transition
 from vagram_jax.weights import WeightConfig
 
@@ -39,6 +40,7 @@ class MBPOConfig:
       model: size and kind of the ensemble.
       weights: how the loss prepares its weights.
       fit: how the model is fitted.
+      termination: how termination is learned, if `imagine.termination` is "learned".
       imagine: how much is imagined.
       sac: the agent.
       batch_size: rows of an agent's batch.
@@ -56,6 +58,7 @@ class MBPOConfig:
     model: DynamicsConfig = nested(DynamicsConfig)
     weights: WeightConfig = nested(WeightConfig)
     fit: FitConfig = nested(FitConfig)
+    termination: TerminationConfig = nested(TerminationConfig)
     imagine: ImagineConfig = nested(ImagineConfig)
     sac: SACConfig = nested(SACConfig)
     batch_size: int = static(256, low=1)
@@ -78,6 +81,7 @@ class MBPOState:
       replay: real transitions.
       imagined: imagined transitions.
       model: the ensemble.
+      termination: which steps end, if that is learned, else None.
       agent: the agent.
       alive: bool scalar; a seed that diverged is frozen as it was an epoch before.
       diverged_at: int32 scalar, the step of its divergence, -1 while alive.
@@ -90,6 +94,7 @@ class MBPOState:
     replay: ReplayState
     imagined: ReplayState
     model: ModelState
+    termination: TerminationState | None
     agent: SACState
     alive: jax.Array  # []
     diverged_at: jax.Array  # []
@@ -131,7 +136,7 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
                 "(loss=none) only 1 is possible; set real_fraction=1"
             )
         return config
-    _termination(env, config)
+    _check_termination(env, config)
     loss = losses.get(config.loss, also=(NO_MODEL,))
     head = "gaussian" if loss.gaussian else "deterministic"
     if loss.gaussian and config.model.head == "deterministic":
@@ -157,6 +162,10 @@ def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
     """
     key, key_env, key_model, key_agent = jax.random.split(key, 4)
     sizes = {"obs_dim": env.observation_size, "action_dim": env.action_size}
+    head = None
+    if config.imagine.termination == "learned" and config.loss != NO_MODEL:
+        key_model, key_head = jax.random.split(key_model)
+        head = termination.init(key_head, **sizes, config=config.termination)
     return MBPOState(
         key=key,
         env_steps=jnp.int32(0),
@@ -166,6 +175,7 @@ def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
         model=model_fit.init(
             key_model, **sizes, dynamics_config=config.model, config=config.fit
         ),
+        termination=head,
         agent=sac.init(key_agent, **sizes, config=config.sac),
         alive=jnp.bool_(True),
         diverged_at=jnp.int32(-1),
@@ -242,8 +252,15 @@ def fit(
       config: what `check` returned.
 
     Returns:
-      The state and the metrics of `fit.fit`.
+      The state and the metrics of `fit.fit`, and those of `termination.fit` if
+      termination is learned.
     """
+    head, head_metrics = state.termination, {}
+    if head is not None:
+        key, key_head = jax.random.split(key)
+        head, head_metrics = termination.fit(
+            key_head, head, state.replay, config=config.termination
+        )
     weights = config.weights
     mixes = state.env_steps < weights.mse_steps
     model, metrics = model_fit.fit(
@@ -255,7 +272,7 @@ def fit(
         weight_config=weights.replace(mse_coef=jnp.where(mixes, weights.mse_coef, 0.0)),
         config=config.fit,
     )
-    return state.replace(model=model), metrics
+    return state.replace(model=model, termination=head), metrics | head_metrics
 
 
 def add_imagined(
@@ -283,7 +300,7 @@ def add_imagined(
         state.model.elites,
         starts.obs,
         act=sac.policy(state.agent, config=config.sac),
-        termination=_termination(env, config),
+        termination=_termination(env, state, config),
         horizon=horizon,
         max_horizon=imagine.max_horizon(config.imagine),
     )
@@ -414,7 +431,7 @@ def freeze_if_diverged(
     Returns:
       The state to go on from.
     """
-    learned = (new.agent, new.model.params.network)
+    learned = (new.agent, new.model.params.network, new.termination)
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(learned)]
     reward = jnp.max(jnp.abs(new.replay.data.reward))
     bonus = config.sac.initial_temperature * new.replay.data.action.shape[-1]
@@ -431,17 +448,22 @@ def freeze_if_diverged(
     )
 
 
-def _termination(env: base.Env, config: MBPOConfig) -> TerminationFn:
-    if config.imagine.termination == "none":
-        return lambda obs, action, next_obs: jnp.bool_(False)
-    termination = getattr(env, "termination", None)
-    if termination is None:
+def _check_termination(env: base.Env, config: MBPOConfig) -> None:
+    asks = config.imagine.termination == "env"
+    if asks and getattr(env, "termination", None) is None:
         raise ConfigError(
             f"config: imagine.termination='env'; {type(env).__name__} has no method "
-            "termination(obs, action, next_obs); add one, or set imagine.termination="
-            "none if no episode terminates"
+            "termination(obs, action, next_obs); add one, or set imagine.termination "
+            "to learned, or to none if no episode terminates"
         )
-    return termination
+
+
+def _termination(env: base.Env, state: MBPOState, config: MBPOConfig) -> TerminationFn:
+    if config.imagine.termination == "none":
+        return lambda obs, action, next_obs: jnp.bool_(False)
+    if config.imagine.termination == "learned":
+        return termination.termination_fn(state.termination, config=config.termination)
+    return env.termination
 
 
 def _rollouts_per_epoch(config: MBPOConfig) -> int:

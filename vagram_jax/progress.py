@@ -21,6 +21,9 @@ _AGENT_METRICS = (
     "sac/q_mean",
     "sac/temperature",
 )
+# The stages whose metrics a row of model.csv has, and what their columns begin with:
+# there is a column `loss` already, which says what the model was trained for.
+_MODEL_STAGES = {"model": "", "imagine": "", "termination": "termination_"}
 
 
 class Progress(NamedTuple):
@@ -113,8 +116,9 @@ def model_rows(
     for i, seed in enumerate(seeds):
         row = {**constant, "seed": int(seed), "env_steps": progress.env_steps}
         for name, values in progress.metrics.items():
-            if name.startswith(("model/", "imagine/")):
-                row |= _columns(name.partition("/")[2], values[i])
+            stage, _, quantity = name.partition("/")
+            if stage in _MODEL_STAGES:
+                row |= _columns(_MODEL_STAGES[stage] + quantity, values[i])
         rows.append(row)
     return rows
 

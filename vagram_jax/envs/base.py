@@ -60,7 +60,7 @@ class Env(Protocol):
     None stands for their absence:
 
     - `termination(obs, action, next_obs)`: a `types.TerminationFn`, what imagined
-      rollouts end by. Without it they never terminate.
+      rollouts end by. Without it the config must say what else they end by.
     - `episode_length`: after how many steps an episode is cut.
 
     Pictures read three more, see `render`: a wrapper's `unwrap(state)`, which returns

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -54,6 +54,7 @@ class CPhysics:
             warnings.mjWARN_BADCTRL.value,
         ]
         self._idle = collections.defaultdict(list)  # batches by their size and threads
+        self._idle_data: list[Any] = []
         with self._batch(1, 1) as batch:
             batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
             self._first_row = batch.state[0].copy()
@@ -172,11 +173,12 @@ class CPhysics:
     def _contact_forces(self, batch: Any) -> np.ndarray:
         import mujoco
 
-        data, forces = mujoco.MjData(self._model), []
-        for row in range(batch.nsim):
-            batch.get_data(row, data)
-            mujoco.mj_rnePostConstraint(self._model, data)
-            forces.append(data.cfrc_ext.copy())
+        forces = []
+        with _lent(self._idle_data, lambda: mujoco.MjData(self._model)) as data:
+            for row in range(batch.nsim):
+                batch.get_data(row, data)
+                mujoco.mj_rnePostConstraint(self._model, data)
+                forces.append(data.cfrc_ext.copy())
         return np.stack(forces)
 
     def _found(self, batch: Any, before, point, derived) -> dict[str, Any]:
@@ -189,30 +191,38 @@ class CPhysics:
             "hidden": np.concatenate([batch.state, point], axis=1),
         }
 
-    @contextlib.contextmanager
-    def _batch(self, size: int, threads: int) -> Iterator[Any]:
-        """Memory for `size` simulations that nobody else uses meanwhile.
+    def _batch(self, size: int, threads: int) -> contextlib.AbstractContextManager:
+        """Memory for `size` simulations that nobody else uses meanwhile."""
+        return _lent(self._idle[size, threads], lambda: self._new(size, threads))
 
-        Callbacks of several devices come at the same time, and a batch is for one.
-        """
+    def _new(self, size: int, threads: int) -> Any:
         import mujoco.batch
 
-        idle = self._idle[size, threads]
-        try:
-            batch = idle.pop()
-        except IndexError:
-            # MuJoCo keeps what follows a step's constraints only where asked to.
-            keeps = _POST_CONSTRAINT in self._simulation.derived
-            batch = mujoco.batch.Batch(
-                self._model, size, min(size, threads), persistent=keeps
-            )
-            self._simulation.position(self._model, batch)  # Asks for its fields
-            for name in set(self._simulation.derived) - {_POST_CONSTRAINT}:
-                batch.bind(name)
-        try:
-            yield batch
-        finally:
-            idle.append(batch)
+        # MuJoCo keeps what follows a step's constraints only where asked to.
+        keeps = _POST_CONSTRAINT in self._simulation.derived
+        batch = mujoco.batch.Batch(
+            self._model, size, min(size, threads), persistent=keeps
+        )
+        self._simulation.position(self._model, batch)  # Asks for its fields
+        for name in set(self._simulation.derived) - {_POST_CONSTRAINT}:
+            batch.bind(name)
+        return batch
+
+
+@contextlib.contextmanager
+def _lent(idle: list[Any], make: Callable[[], Any]) -> Iterator[Any]:
+    """One of `idle`, or a new one, for as long as the block lasts.
+
+    Callbacks of several devices come at the same time, and memory is for one.
+    """
+    try:
+        memory = idle.pop()
+    except IndexError:
+        memory = make()
+    try:
+        yield memory
+    finally:
+        idle.append(memory)
 
 
 def _threads() -> int:

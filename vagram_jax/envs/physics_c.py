@@ -60,15 +60,14 @@ class CPhysics:
             self._first_row = batch.state[0].copy()
             point = np.asarray(simulation.position(model, batch))[0]
             data = mujoco.MjData(model)
-            shapes = {
-                name: getattr(data, name).shape for name in self._simulation.derived
-            }
-        self._result = {
+        # What a task sees, in the order in which the callback hands it out.
+        self._shapes = {
             "qpos": (model.nq,),
             "qvel": (model.nv,),
             "velocity": point.shape,
-            "derived": shapes,
+            **{name: getattr(data, name).shape for name in simulation.derived},
         }
+        self._num_seen = sum(math.prod(shape) for shape in self._shapes.values())
         self._num_words = 2 * (len(self._first_row) + len(point))
 
     def reset(
@@ -102,16 +101,27 @@ class CPhysics:
 
     def _call(self, function, *arguments: jax.Array) -> physics.PhysicsState:
         dtype = jnp.result_type(float)
-        result = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(shape, dtype),
-            self._result,
-            is_leaf=lambda node: isinstance(node, tuple),
+        # Two arrays and not one per field: each costs as much as a small simulation.
+        result = (
+            jax.ShapeDtypeStruct((self._num_seen,), dtype),
+            jax.ShapeDtypeStruct((self._num_words,), jnp.uint32),
         )
-        result["diverged"] = jax.ShapeDtypeStruct((), bool)
-        result["hidden"] = jax.ShapeDtypeStruct((self._num_words,), jnp.uint32)
         call = functools.partial(function, _threads(), np.dtype(dtype))
-        found = jax.pure_callback(call, result, *arguments, vmap_method="broadcast_all")
-        return physics.PhysicsState(**found)
+        seen, hidden = jax.pure_callback(
+            call, result, *arguments, vmap_method="broadcast_all"
+        )
+        fields, begin = {}, 0
+        for name, shape in self._shapes.items():
+            end = begin + math.prod(shape)
+            fields[name], begin = seen[begin:end].reshape(shape), end
+        return physics.PhysicsState(
+            qpos=fields["qpos"],
+            qvel=fields["qvel"],
+            velocity=fields["velocity"],
+            derived={name: fields[name] for name in self._simulation.derived},
+            diverged=jnp.isnan(fields["qpos"][0]),
+            hidden=hidden,
+        )
 
     # From here on NumPy alone: a callback that calls JAX may wait for itself.
 
@@ -126,9 +136,8 @@ class CPhysics:
             if _POST_CONSTRAINT in derived:
                 derived[_POST_CONSTRAINT] = np.zeros_like(derived[_POST_CONSTRAINT])
             point = self._simulation.position(self._model, batch)
-            found = self._found(batch, point, point, derived)
-            found["diverged"] = np.zeros(len(point), bool)
-            return _copied(found, leading, dtype)
+            seen, rows = self._found(batch, point, point, derived)
+        return _shaped(seen.astype(dtype), rows, leading)
 
     def _step(self, threads: int, dtype: np.dtype, hidden, ctrl):
         leading, (hidden, ctrl) = _flat(hidden, ctrl)
@@ -139,10 +148,9 @@ class CPhysics:
             batch.ctrl[...] = ctrl
             diverged = self._advance(batch)
             point = self._simulation.position(self._model, batch)
-            found = self._found(batch, before, point, self._derived(batch))
-            found = _nan_where(diverged, found)
-            found["diverged"] = diverged
-            return _copied(found, leading, dtype)
+            seen, rows = self._found(batch, before, point, self._derived(batch))
+        seen[diverged] = rows[diverged] = np.nan  # The row, too: it stays diverged.
+        return _shaped(seen.astype(dtype), rows, leading)
 
     def _advance(self, batch: Any) -> np.ndarray:
         """Whether each simulation broke down in this control step."""
@@ -181,15 +189,16 @@ class CPhysics:
                 forces.append(data.cfrc_ext.copy())
         return np.stack(forces)
 
-    def _found(self, batch: Any, before, point, derived) -> dict[str, Any]:
+    def _found(
+        self, batch: Any, before, point, derived
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a task sees and what is hidden, copies both."""
         seconds = self._model.opt.timestep * self._simulation.frame_skip
-        return {
-            "qpos": batch.qpos,
-            "qvel": batch.qvel,
-            "velocity": (point - before) / seconds,
-            "derived": derived,
-            "hidden": np.concatenate([batch.state, point], axis=1),
-        }
+        parts = [batch.qpos, batch.qvel, (point - before) / seconds]
+        for name in self._simulation.derived:
+            parts.append(derived[name].reshape(len(point), -1))
+        rows = np.concatenate([batch.state, point], axis=1)
+        return np.concatenate(parts, axis=1), rows
 
     def _batch(self, size: int, threads: int) -> contextlib.AbstractContextManager:
         """Memory for `size` simulations that nobody else uses meanwhile."""
@@ -242,21 +251,6 @@ def _flat(*arrays: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
     return leading, [array.reshape(math.prod(leading), -1) for array in arrays]
 
 
-def _nan_where(diverged: np.ndarray, found: dict[str, Any]) -> dict[str, Any]:
-    """`found` with NaN in what diverged, also in the row: it stays diverged."""
-
-    def broken(array: np.ndarray) -> np.ndarray:
-        mask = diverged.reshape(-1, *[1] * (array.ndim - 1))
-        return np.where(mask, np.nan, array)
-
-    return jax.tree.map(broken, found) if diverged.any() else found
-
-
-def _copied(found: dict[str, Any], leading: tuple[int, ...], dtype: np.dtype):
-    """The results in JAX's types, apart from the batch's memory."""
-
-    def copied(array: np.ndarray) -> np.ndarray:
-        kind = dtype if array.dtype == np.float64 else array.dtype
-        return np.array(array, kind).reshape((*leading, *array.shape[1:]))
-
-    return jax.tree.map(copied, found | {"hidden": found["hidden"].view(np.uint32)})
+def _shaped(seen: np.ndarray, rows: np.ndarray, leading: tuple[int, ...]):
+    """Both with the leading axes that vmap made; doubles travel as pairs of words."""
+    return seen.reshape(*leading, -1), rows.view(np.uint32).reshape(*leading, -1)

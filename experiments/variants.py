@@ -1,8 +1,8 @@
 """What the configs of the MuJoCo tasks share: the paper's settings and quick ones.
 
-Comes in: the name of a variant. Goes out: a config, to which a task's file adds what is
-its own. `paper` is what the paper's code runs, as far as its configs tell: there is no
-table of the paper's own to go by.
+Comes in: a task. Goes out: a config, to which the task's file adds what is its own.
+`paper` is what the paper's code runs, as far as its configs tell: there is no table of
+the paper's own to go by.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from experiments import flags
 from experiments.launch import CONFIGS
 
 
-def choose(
-    file: str, variant: str, makers: dict[str, Callable[[], Any]], default: str
-) -> Any:
-    """The config of a variant.
+def named(**makers: Callable[[], Any]) -> Callable[..., Any]:
+    """The `get_config` of a file with several variants.
 
     Args:
-      file: the config's file, for the message.
-      variant: what stands behind `--config=FILE:`; empty for the default.
-      makers: the variants by name, each a function that makes a config.
-      default: one of the names.
+      **makers: the variants by name, the default first, each a function that makes a
+        config.
 
     Returns:
-      A `ConfigDict`.
+      A function of what stands behind `--config=FILE:`, empty for the default.
 
     Raises:
-      ValueError: an unknown variant.
+      ValueError: at its call, an unknown variant.
     """
-    if (variant or default) not in makers:
-        raise ValueError(f"{file}: variant={variant!r}; accepted: {', '.join(makers)}")
-    return makers[variant or default]()
+
+    def get_config(variant: str = ""):
+        name = variant or next(iter(makers))
+        if name not in makers:
+            raise ValueError(f"variant={variant!r}; accepted: {', '.join(makers)}")
+        return makers[name]()
+
+    return get_config
 
 
 def paper(env: str) -> Any:

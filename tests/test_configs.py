@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 
 from experiments import flags, launch
 from vagram_jax import envs, runner
@@ -28,7 +29,8 @@ VARIANTS = [
 def load(name, variant):
     """The configs of the environment, the algorithm and the run."""
     file = f"experiments/configs/{name}.py" + (f":{variant}" if variant else "")
-    return flags.parse(["train", f"--config={file}"], *launch.CONFIGS)
+    with flagsaver.flagsaver():
+        return flags.parse(["train", f"--config={file}"], *launch.CONFIGS)
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)

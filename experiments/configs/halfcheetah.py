@@ -6,22 +6,6 @@ Only what differs from the shared settings is stated.
 from experiments import variants
 
 
-def get_config(variant: str = ""):
-    """The config of the task.
-
-    Args:
-      variant: `quick` if it is empty, or `paper`.
-
-    Returns:
-      A `ConfigDict`.
-
-    Raises:
-      ValueError: an unknown variant.
-    """
-    makers = {"quick": quick, "paper": paper}
-    return variants.choose("halfcheetah.py", variant, makers, default="quick")
-
-
 def paper():
     """The settings of the paper's code.
 
@@ -49,3 +33,6 @@ def quick():
     config = variants.quick("halfcheetah")
     config.sac.target_entropy = (-3.0,)
     return config
+
+
+get_config = variants.named(quick=quick, paper=paper)

@@ -6,22 +6,6 @@ Only what differs from the shared settings is stated.
 from experiments import variants
 
 
-def get_config(variant: str = ""):
-    """The config of the task.
-
-    Args:
-      variant: `quick` if it is empty, or `paper`.
-
-    Returns:
-      A `ConfigDict`.
-
-    Raises:
-      ValueError: an unknown variant.
-    """
-    makers = {"quick": quick, "paper": paper}
-    return variants.choose("humanoid.py", variant, makers, default="quick")
-
-
 def paper():
     """The settings of the paper's code, which has them for dm_control's humanoid.
 
@@ -52,3 +36,6 @@ def quick():
     config.observation = "truncated"
     config.sac.target_entropy = (-2.0,)
     return config
+
+
+get_config = variants.named(quick=quick, paper=paper)

@@ -220,22 +220,21 @@ def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
 def _envs(env_config) -> dict[str, float]:
     """Steps a second of a MuJoCo task, on each physics and in Gymnasium."""
     name = env_config.env if env_config.env in tasks.GYMNASIUM else "hopper"
+    # MJX is slow on a CPU, where its steps would take most of the time.
+    length = {"c": 200, "mjx": 200 if jax.default_backend() != "cpu" else 20}
     found = {}
     for count in (1, 4, 16, 64):
-        # MJX on a CPU takes up to seconds for a step.
-        lengths = {"c": 200, "mjx": 200 if jax.default_backend() != "cpu" else 2}
         sides = {
-            physics: _env_steps(envs.make(name, physics=physics), count, length)
-            for physics, length in lengths.items()
+            physics: _env_steps(envs.make(name, physics=physics), count, steps)
+            for physics, steps in length.items()
         }
-        sides["Gymnasium"] = _gymnasium_steps(name, count, 200)
-        lengths["Gymnasium"] = 200
+        sides["Gymnasium"] = _gymnasium_steps(name, count, length["c"])
+        steps = length | {"Gymnasium": length["c"]}
         took = measure.seconds(sides, rounds=5)
-        rates = {side: count * lengths[side] / took[side] for side in sides}
-        for side, rate in rates.items():
-            found[f"{name}, {count} side by side, {side}, steps/s"] = rate
-        ratio = rates["c"] / rates["Gymnasium"]
-        found[f"{name}, {count} side by side, c to Gymnasium, rate"] = ratio
+        rates = {side: count * steps[side] / took[side] for side in took}
+        where = f"{name}, {count} side by side"
+        found |= {f"{where}, {side}, steps/s": rate for side, rate in rates.items()}
+        found[f"{where}, c to Gymnasium, rate"] = rates["c"] / rates["Gymnasium"]
     return found
 
 

@@ -62,7 +62,7 @@ def test_step_stores_the_true_successor(lengths, ends_after):
         is_last = np.arange(25) % period == period - 1
         terminates = bool(ends_after) and ends_after <= limit
         np.testing.assert_array_equal(data.terminated[seed], is_last & terminates)
-        np.testing.assert_array_equal(data.truncated[seed], is_last & ~terminates)
+        np.testing.assert_array_equal(data.truncated[seed], is_last & (not terminates))
 
 
 def test_step_starts_each_episode_afresh():

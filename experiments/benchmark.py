@@ -92,7 +92,7 @@ def _updates() -> dict[str, float]:
     fits = {name: _fit_steps(name) for name in ("mse", "vagram")}
     sides = {"product": product, "sac": agent[0]}
     sides |= {name: found[0] for name, found in fits.items()}
-    took = measure.seconds(sides)
+    took = measure.seconds(sides, rounds=15)
     rate = product_flops / took["product"]
     return {
         "matrix product, Gflop/s": rate / 1e9,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import scipy.special
 
 from vagram_jax import networks
 
@@ -182,3 +183,15 @@ def test_dynamics_clamps_the_second_half_of_the_output():
     np.testing.assert_allclose(mean, raw[:3], rtol=EXACT)
     wanted = networks.soft_clamp(raw[3:], -10.0, 0.5)
     np.testing.assert_allclose(log_var, wanted, rtol=EXACT)
+
+
+def test_silu_is_x_times_its_sigmoid_with_both_derivatives():
+    x = np.concatenate([np.linspace(-30.0, 30.0, 121), [-1e4, -700.0, 700.0, 1e4]])
+    sigmoid = scipy.special.expit(x)
+    slope = sigmoid * (1.0 + x * (1.0 - sigmoid))
+    curvature = sigmoid * (1.0 - sigmoid) * (2.0 + x * (1.0 - 2.0 * sigmoid))
+    first = jax.grad(networks.silu)
+    near = {"rtol": 1e-12, "atol": 1e-14}
+    np.testing.assert_allclose(networks.silu(x), x * sigmoid, **near)
+    np.testing.assert_allclose(jax.vmap(first)(x), slope, **near)
+    np.testing.assert_allclose(jax.vmap(jax.grad(first))(x), curvature, **near)

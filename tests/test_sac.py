@@ -68,6 +68,11 @@ def normal(key, rows=ROWS):
     return np.asarray(jax.random.normal(key, (rows, ACTION_DIM)))
 
 
+def both_noises(key):
+    """What an update draws: for the next actions, and for the present ones."""
+    return np.asarray(jax.random.normal(key, (2, ROWS, ACTION_DIM)))
+
+
 target_of = jax.jit(sac.bellman_target)
 update = jax.jit(sac.update)
 
@@ -85,7 +90,7 @@ def slope_at(state, obs, config):
 def test_bellman_target_equals_the_oracle(x64):
     state, (rows, batch) = make_state(0), make_batch(0)
     assert 0 < rows["terminated"].sum() < ROWS
-    found = target_of(jax.random.key(1), state, batch, config=CONFIG)
+    found = target_of(normal(jax.random.key(1)), state, batch, config=CONFIG)
     wanted = oracles_sac.bellman_target(
         layers_of(state.actor),
         critics_of(state.target_critics),
@@ -101,22 +106,22 @@ def test_bellman_target_equals_the_oracle(x64):
 def test_bellman_target_of_a_termination_is_the_reward_whatever_follows(x64, value):
     next_obs = np.full((ROWS, OBS_DIM), value)
     rows, batch = make_batch(1, next_obs=next_obs, terminated=np.ones(ROWS, bool))
-    found = target_of(jax.random.key(2), make_state(1), batch, config=CONFIG)
+    found = target_of(normal(jax.random.key(2)), make_state(1), batch, config=CONFIG)
     np.testing.assert_array_equal(found, rows["reward"])
 
 
 def test_bellman_target_ignores_truncation(x64):
     _, cut = make_batch(2, truncated=np.ones(ROWS, bool))
     _, whole = make_batch(2, truncated=np.zeros(ROWS, bool))
-    state, key = make_state(2), jax.random.key(3)
-    found = target_of(key, state, cut, config=CONFIG)
-    np.testing.assert_array_equal(found, target_of(key, state, whole, config=CONFIG))
+    state, noise = make_state(2), normal(jax.random.key(3))
+    found = target_of(noise, state, cut, config=CONFIG)
+    np.testing.assert_array_equal(found, target_of(noise, state, whole, config=CONFIG))
 
 
 def test_bellman_target_without_discount_is_the_reward(x64):
     rows, batch = make_batch(3, terminated=np.zeros(ROWS, bool))
     config = CONFIG.replace(discount=0.0)
-    found = target_of(jax.random.key(4), make_state(3), batch, config=config)
+    found = target_of(normal(jax.random.key(4)), make_state(3), batch, config=config)
     np.testing.assert_array_equal(found, rows["reward"])
 
 
@@ -124,7 +129,7 @@ def test_bellman_target_at_temperature_zero_is_the_smaller_value(x64):
     state = make_state(4).replace(log_temperature=jnp.asarray(-np.inf))
     rows, batch = make_batch(4, terminated=np.zeros(ROWS, bool))
     key = jax.random.key(5)
-    found = target_of(key, state, batch, config=CONFIG)
+    found = target_of(normal(key), state, batch, config=CONFIG)
     actor, targets = layers_of(state.actor), critics_of(state.target_critics)
     for row, noise in enumerate(normal(key)):
         next_obs = rows["next_obs"][row]
@@ -136,15 +141,15 @@ def test_bellman_target_at_temperature_zero_is_the_smaller_value(x64):
 
 def test_update_reports_the_losses_of_the_oracle(x64):
     state, (rows, batch) = make_state(5), make_batch(5)
-    key_next, key_now = jax.random.split(jax.random.key(6))
+    noise_next, noise_now = both_noises(jax.random.key(6))
     new, metrics = update(jax.random.key(6), state, batch, config=CONFIG)
-    target = target_of(key_next, state, batch, config=CONFIG)
+    target = target_of(noise_next, state, batch, config=CONFIG)
     actor_loss, log_probs = oracles_sac.actor_loss(
         layers_of(state.actor),
         critics_of(new.critics),  # the actor follows the critics as they are now
         np.exp(-0.7),
         rows,
-        normal(key_now),
+        noise_now,
     )
     q = [
         oracles_sac.q_value(critic, *pair)
@@ -170,9 +175,9 @@ def test_update_lowers_both_losses_of_the_oracle(x64):
     # Steps so small that the losses are straight lines: going down is then certain.
     config = CONFIG.replace(actor_learning_rate=1e-6, critic_learning_rate=1e-6)
     state, (rows, batch) = make_state(6), make_batch(6)
-    key_next, key_now = jax.random.split(jax.random.key(7))
+    noise_next, noise_now = both_noises(jax.random.key(7))
     new, _ = update(jax.random.key(7), state, batch, config=config)
-    target = target_of(key_next, state, batch, config=config)
+    target = target_of(noise_next, state, batch, config=config)
     before, after = (
         oracles_sac.critic_loss(critics_of(agent.critics), rows, target)
         for agent in (state, new)
@@ -184,7 +189,7 @@ def test_update_lowers_both_losses_of_the_oracle(x64):
             critics_of(new.critics),
             np.exp(-0.7),
             rows,
-            normal(key_now),
+            noise_now,
         )[0]
         for agent in (state, new)
     )

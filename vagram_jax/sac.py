@@ -125,7 +125,9 @@ def act(key: jax.Array, actor: dict, obs: jax.Array, *, config: SACConfig) -> ja
     Returns:
       `[..., action_dim]`, each in (-1, 1).
     """
-    return _sample(key, *_apply_policy(actor, obs, config))[0]
+    mean, log_std = _apply_policy(actor, obs, config)
+    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    return _sample(noise, mean, log_std)[0]
 
 
 def act_mean(actor: dict, obs: jax.Array, *, config: SACConfig) -> jax.Array:
@@ -195,13 +197,14 @@ def update(
       `sac/entropy`, `sac/temperature`, `sac/q_mean` and `sac/q_max`, the largest
       magnitude of a critic's value in the batch.
     """
-    key_next, key_now = jax.random.split(key)
-    target = bellman_target(key_next, state, batch, config=config)
+    # Drawn at once: on a CPU a draw costs much whatever its size.
+    noise_next, noise_now = jax.random.normal(key, (2, *batch.action.shape))
+    target = bellman_target(noise_next, state, batch, config=config)
     critics, critic_opt, critic_loss, q = _update_critics(state, batch, target, config)
     temperature = jnp.exp(state.log_temperature)
     actor_grad = jax.value_and_grad(partial(_actor_loss, config=config), has_aux=True)
     (actor_loss, log_prob), gradient = actor_grad(
-        state.actor, key_now, critics, temperature, batch.obs
+        state.actor, noise_now, critics, temperature, batch.obs
     )
     actor, actor_opt = _descend(
         config.actor_learning_rate, gradient, state.actor_opt, state.actor
@@ -231,7 +234,7 @@ def update(
 
 
 def bellman_target(
-    key: jax.Array, state: SACState, batch: Transition, *, config: SACConfig
+    noise: jax.Array, state: SACState, batch: Transition, *, config: SACConfig
 ) -> jax.Array:
     """What the critics are trained towards.
 
@@ -240,7 +243,7 @@ def bellman_target(
     A truncated transition keeps its value: the episode was cut, the task goes on.
 
     Args:
-      key: used once.
+      noise: `[B, action_dim]`, standard normal, that the next actions are drawn with.
       state: the agent.
       batch: `[B, ...]` transitions.
       config: the agent's.
@@ -248,7 +251,9 @@ def bellman_target(
     Returns:
       `[B]`, in units of return.
     """
-    action, log_prob = _sample(key, *_apply_policy(state.actor, batch.next_obs, config))
+    action, log_prob = _sample(
+        noise, *_apply_policy(state.actor, batch.next_obs, config)
+    )
     values = _apply_critics(state.target_critics, batch.next_obs, action, config)
     soft = jnp.min(values, axis=0) - jnp.exp(state.log_temperature) * log_prob
     # Selected, not multiplied: a value that isn't finite must not leak past the end.
@@ -293,8 +298,8 @@ def _critic_loss(critics, batch, target, config):
     return jnp.mean(jnp.sum(jnp.square(q - target), axis=0)), q
 
 
-def _actor_loss(actor, key, critics, temperature, obs, *, config):
-    action, log_prob = _sample(key, *_apply_policy(actor, obs, config))
+def _actor_loss(actor, noise, critics, temperature, obs, *, config):
+    action, log_prob = _sample(noise, *_apply_policy(actor, obs, config))
     q = jnp.min(_apply_critics(critics, obs, action, config), axis=0)
     return jnp.mean(temperature * log_prob - q), log_prob
 
@@ -328,9 +333,9 @@ def _descend(learning_rate, gradient, opt_state, params):
     return optax.apply_updates(params, updates), opt_state
 
 
-def _sample(key, mean, log_std) -> tuple[jax.Array, jax.Array]:
+def _sample(noise, mean, log_std) -> tuple[jax.Array, jax.Array]:
     """An action and its log-density, differentiable in the Gaussian's parameters."""
-    raw = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+    raw = mean + jnp.exp(log_std) * noise
     return jnp.tanh(raw), tanh_gaussian_log_prob(raw, mean, log_std)
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from experiments import flags
-from vagram_jax import config, files, plots, results, stats
+from vagram_jax import config, files, plots, results, summary
 
 STUDIES = flags.DEFINE_list("studies", [], "Folders of studies.")
 X = flags.DEFINE_string("x", "distractors", "The config key on the horizontal axis.")
@@ -33,8 +33,8 @@ def main() -> int:
     rows, points = [], defaultdict(dict)
     for study in STUDIES.value:
         runs = results.read_runs(study)
-        floors = stats.floor_per_env(runs)
-        summary = stats.summarise(runs)
+        floors = summary.floor_per_env(runs)
+        summaries = summary.summarise(runs)
         for run in runs:
             x = results.flatten(run.config).get(X.value)
             if x is None:
@@ -43,16 +43,17 @@ def main() -> int:
                     f"{', '.join(results.flatten(run.config))}"
                 )
             x = x[-1] if isinstance(x, list | tuple) else x
-            finals = stats.final_returns(run.metrics, floor=floors[stats.env_of(run)])
+            floor = floors[summary.env_of(run)]
+            finals = summary.final_returns(run.metrics, floor=floor)
             points[run.name][x] = finals.values
-            rows.append({"loss": run.name, X.value: x} | _numbers(summary[run.name]))
+            rows.append({"loss": run.name, X.value: x} | _numbers(summaries[run.name]))
     _write(rows, points)
     return 0
 
 
-def _numbers(summary) -> dict[str, float]:
+def _numbers(row) -> dict[str, float]:
     kept = ("iqm", "low", "high", "seeds", "diverged", "env_steps")
-    return {name: summary[name] for name in kept}
+    return {name: row[name] for name in kept}
 
 
 def _write(rows, points) -> None:

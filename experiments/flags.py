@@ -155,6 +155,23 @@ def parse(
     return config.split(mapping, *config_types)
 
 
+def load(name: str, *config_types: type) -> tuple[Any, ...]:
+    """The configs of a file, as `--config=NAME` would give them.
+
+    Args:
+      name: FILE or FILE:VARIANT.
+      *config_types: config dataclasses without a field name in common.
+
+    Returns:
+      One config per type.
+
+    Raises:
+      UsageError: the file is missing or fails.
+      ConfigError: a key or a value that the configs refuse.
+    """
+    return config.split(_load(name), *config_types)
+
+
 def override(configs: Sequence[Any], values: Mapping[str, str]) -> tuple[Any, ...]:
     """The configs with some keys set, as `--config.KEY=VALUE` would set them.
 

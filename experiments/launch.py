@@ -16,7 +16,7 @@ from vagram_jax import (
     results,
     runner,
     session,
-    stats,
+    summary,
 )
 from vagram_jax.envs import EnvConfig
 from vagram_jax.mbpo import MBPOConfig
@@ -217,13 +217,13 @@ def finish(folder: Path) -> None:
       ResultsError: a file can't be read or written.
     """
     found = results.read_run(folder)
-    summary = stats.summarise([found])[folder.name]
-    summary["diverged_at"] = {
+    numbers = summary.summarise([found])[folder.name]
+    numbers["diverged_at"] = {
         f"seed {row['seed']}": int(row["diverged_at"])
         for row in found.metrics
         if row["diverged_at"] is not None
     }
-    files.write_json(folder / "summary.json", summary)
+    files.write_json(folder / "summary.json", numbers)
 
 
 def show(folder: Path, names: list[str]) -> int:
@@ -243,11 +243,11 @@ def show(folder: Path, names: list[str]) -> int:
         return 0
     page = report.write_report(folder)
     found = {run.name: run for run in results.read_runs(folder)}
-    summary = stats.summarise([found[name] for name in names])
-    print(f"\n{stats.table(summary)}")
-    print("\n".join(report.verdict(summary)))
+    summaries = summary.summarise([found[name] for name in names])
+    print(f"\n{summary.table(summaries)}")
+    print("\n".join(report.verdict(summaries)))
     print(f"report: {page}")
-    all_diverged = all(row["diverged"] == row["seeds"] for row in summary.values())
+    all_diverged = all(row["diverged"] == row["seeds"] for row in summaries.values())
     return flags.STATUS_DIVERGED if all_diverged else 0
 
 

@@ -11,30 +11,13 @@ that many as an array.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
 
-import jax
-
-from experiments import flags, launch
-from vagram_jax import (
-    checkpoint,
-    config,
-    devices,
-    envs,
-    files,
-    report,
-    results,
-    runner,
-    session,
-    stats,
-)
-from vagram_jax.mbpo import MBPOConfig
+from experiments import flags, grid, launch
+from vagram_jax import config, devices, files, report, results, summary
 
 GRID = flags.DEFINE_string(
     "grid", None, "KEY=VALUE,VALUE;KEY=...; a tuple is written (16,16)."
@@ -50,25 +33,6 @@ LAUNCHER_OPTIONS = flags.DEFINE_list(
 
 # A value, or several in parentheses.
 _VALUE = re.compile(r"\([^()]*\)|[^,()]+")
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One point of the grid.
-
-    Attributes:
-      name: of its run.
-      values: the grid's keys to text.
-      env_config: its task.
-      algorithm: its algorithm, checked.
-      run: how long, how many, how often.
-    """
-
-    name: str
-    values: dict[str, str]
-    env_config: envs.EnvConfig
-    algorithm: MBPOConfig
-    run: runner.RunConfig
 
 
 def main(env_config, algorithm, run) -> int:
@@ -88,34 +52,14 @@ def main(env_config, algorithm, run) -> int:
     if LAUNCHER.value != "here":
         return _submit()
     place = (launch.RESULTS.value, launch.study(_study(env_config)))
-    kept = dataclasses.replace(kept, resume=not launch.OVERWRITE.value)
     low, high = (len(found) * i // count for i in (number, number + 1))
-    failures = []
-    for group in unfinished(found[low:high], Path(*place)):
-        first = group[0]
-        env = made[_text(first.env_config)]
-        algorithms = {entry.name: entry.algorithm for entry in group}
-        try:
-            launch.train_together(
-                algorithms,
-                first.run,
-                env,
-                env_config=first.env_config,
-                place=place,
-                kept=kept,
-            )
-        except (session.RunError, devices.DeviceError) as fault:
-            status = getattr(fault, "status", flags.STATUS_MEMORY)
-            if status > 128:
-                raise
-            print(f"{', '.join(algorithms)}: {fault}", file=sys.stderr)
-            failures.append(status)
+    failures = grid.train(found[low:high], made, place=place, kept=kept)
     if devices.is_first():
         _write_table(Path(*place), found)
     return failures[0] if failures else 0
 
 
-def entries(configs) -> tuple[list[Entry], dict[str, object]]:
+def entries(configs) -> tuple[list[grid.Entry], dict[str, object]]:
     """All points of the grid, checked before anything runs.
 
     Args:
@@ -129,28 +73,23 @@ def entries(configs) -> tuple[list[Entry], dict[str, object]]:
       ConfigError: a grid that can't be read, or a value that is refused.
       EnvError: an environment can't be made or trained on.
     """
-    found, made = [], {}
-    for values in points(GRID.value or ""):
-        others = {key: text for key, text in values.items() if key != "loss"}
-        env_config, algorithm, run = flags.override(configs, others)
-        name = values.get("loss", algorithm.loss)
-        if (task := _text(env_config)) not in made:
-            made[task] = envs.from_config(env_config)
-        algorithm = launch.with_loss(algorithm, name)
-        run, algorithm = runner.check(run, algorithm, made[task])
-        named = {"loss": name} | others
-        found.append(Entry(run_name(named), values, env_config, algorithm, run))
+    maker = grid.Maker()
+    # The loss stands in every name, in front.
+    first = {"loss": configs[1].loss}
+    found = [
+        maker.entry(configs, values, first | values)
+        for values in points(GRID.value or "")
+    ]
     if len({entry.name for entry in found}) < len(found):
         raise config.ConfigError(f"--grid={GRID.value}: a value stands there twice")
-    kinds = list(dict.fromkeys(_kind(entry) for entry in found))
-    return sorted(found, key=lambda entry: kinds.index(_kind(entry))), made
+    return grid.by_program(found), maker.made
 
 
-def points(grid: str) -> list[dict[str, str]]:
+def points(text: str) -> list[dict[str, str]]:
     """The combinations of a grid.
 
     Args:
-      grid: as `--grid` takes it.
+      text: as `--grid` takes it.
 
     Returns:
       Keys to text, for each combination.
@@ -159,13 +98,13 @@ def points(grid: str) -> list[dict[str, str]]:
       ConfigError: it can't be read.
     """
     axes = {}
-    for part in grid.split(";"):
-        key, equals, text = (piece.strip() for piece in part.partition("="))
-        values = _VALUE.findall(text)
-        rest = _VALUE.sub("", text).replace(",", "").strip()
+    for part in text.split(";"):
+        key, equals, listed = (piece.strip() for piece in part.partition("="))
+        values = _VALUE.findall(listed)
+        rest = _VALUE.sub("", listed).replace(",", "").strip()
         if not key or not equals or not values or rest or key in axes:
             raise config.ConfigError(
-                f"--grid={grid}: {part!r}; accepted: KEY=VALUE,VALUE;KEY=..., each key "
+                f"--grid={text}: {part!r}; accepted: KEY=VALUE,VALUE;KEY=..., each key "
                 "once, a tuple as (16,16)"
             )
         axes[key] = [value.strip() for value in values]
@@ -175,60 +114,19 @@ def points(grid: str) -> list[dict[str, str]]:
     ]
 
 
-def run_name(values: dict[str, str]) -> str:
-    """The name of a run, from its loss and the grid's values.
-
-    Args:
-      values: keys to text, the loss first.
-
-    Returns:
-      A name for `results.check_name`.
-    """
-    loss, *rest = values.items()
-    parts = [loss[1], *(f"{key.rpartition('.')[2]}-{text}" for key, text in rest)]
-    name = re.sub(r"[^A-Za-z0-9_.-]+", ".", "_".join(parts)).replace("-.", "-")
-    name = name.strip(".-")
-    if len(name) <= 64:
-        return name
-    # A digest keeps long names apart.
-    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:8]
-    return f"{name[:55]}-{digest}"
-
-
-def unfinished(found: list[Entry], study: Path) -> list[list[Entry]]:
-    """The entries that aren't finished, each group in one program.
-
-    Args:
-      found: entries.
-      study: the folder of their runs.
-
-    Returns:
-      Entries that differ in traced numbers only and have come equally far.
-    """
-    together: dict[tuple, list[Entry]] = {}
-    for entry in found:
-        folder = study / entry.name
-        settings = launch.settings_of(entry.env_config, entry.algorithm, entry.run)
-        if not launch.OVERWRITE.value and results.is_finished(folder, settings):
-            continue
-        step = max(checkpoint.steps(folder), default=-1)
-        together.setdefault((_kind(entry), step), []).append(entry)
-    return list(together.values())
-
-
-def _write_table(study: Path, found: list[Entry]) -> None:
+def _write_table(study: Path, found: list[grid.Entry]) -> None:
     """A row for each seed of each finished entry, also of other shards; the report."""
     rows = []
     for entry in found:
         if not results.is_finished(study / entry.name):
             continue
         run = results.read_run(study / entry.name)
-        floors = stats.floor_per_env([run])
-        finals = stats.final_returns(run.metrics, floor=floors[stats.env_of(run)])
+        floors = summary.floor_per_env([run])
+        finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
         for seed, value in zip(finals.seeds, finals.values, strict=True):
             rows.append(
                 {"run": entry.name}
-                | {key: _cell(text) for key, text in entry.values.items()}
+                | {key: grid.cell(text) for key, text in entry.values.items()}
                 | {"seed": int(seed), "final_return": float(value)}
                 | {"diverged": int(seed in finals.diverged)}
             )
@@ -237,14 +135,6 @@ def _write_table(study: Path, found: list[Entry]) -> None:
     if rows:
         files.write_rows(study / "sweep.csv", rows)
         print(f"table: {study / 'sweep.csv'}\nreport: {report.write_report(study)}")
-
-
-def _cell(text: str) -> str | float:
-    """A value as a cell: a number where it is one."""
-    try:
-        return float(text) if "." in text or "e" in text else int(text)
-    except ValueError:
-        return text
 
 
 def _shard() -> tuple[int, int]:
@@ -265,7 +155,7 @@ def _submit() -> int:
             "vagram_jax[slurm]"
         ) from None
     options = dict(option.partition("=")[::2] for option in LAUNCHER_OPTIONS.value)
-    options = {key: _cell(text) for key, text in options.items()}
+    options = {key: grid.cell(text) for key, text in options.items()}
     study = launch.study("sweep")
     logs = Path(launch.RESULTS.value) / "logs"
     executor = submitit.AutoExecutor(folder=logs, cluster=LAUNCHER.value)
@@ -288,17 +178,6 @@ def _submit() -> int:
 
 def _study(env_config) -> str:
     return f"{launch.default_study(env_config)}-sweep"
-
-
-def _kind(entry: Entry) -> tuple:
-    """What entries of one program have in common: all but traced numbers."""
-    shapes = jax.tree.structure(entry.algorithm)
-    return _text(entry.env_config), _text(entry.run), shapes
-
-
-def _text(one) -> str:
-    """A config as text, to tell equal ones."""
-    return json.dumps(config.to_dict(one), sort_keys=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 from vagram_jax import dynamics, fit, losses
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Transition
+from vagram_jax.weights import WeightConfig
 
 CAPACITY, SIZE, MEMBERS = 80, 64, 3
 HELD = SIZE // 4
@@ -21,6 +22,8 @@ MODEL = dynamics.DynamicsConfig(hidden=(), num_members=MEMBERS, num_elites=2)
 CONFIG = fit.FitConfig(batch_size=16, holdout=0.25, max_epochs=6, patience=3)
 # No score is below zero, so none has improved: exactly `patience` epochs.
 THREE_EPOCHS = CONFIG.replace(min_improvement=1.0)
+# One loss, muzero, needs a discount, and the others don't read it.
+WEIGHTS = WeightConfig(discount=(0.9,))
 # The change of the state and, last, the reward, for `[obs, action]`.
 ANSWER = np.float32([[0.5, -0.3, 1.0], [-0.2, 0.1, 0.0], [0.3, 0.4, -1.0]])
 
@@ -72,7 +75,9 @@ def make_state(seed=0, model=MODEL):
 
 
 def run_fit(key, state, data, config, loss):
-    return fit.fit(key, state, data, two_values, loss=loss, config=config)
+    return fit.fit(
+        key, state, data, two_values, loss=loss, weight_config=WEIGHTS, config=config
+    )
 
 
 solo = jax.jit(run_fit, static_argnames="loss")

@@ -7,12 +7,17 @@ state `[obs_dim]` and returns a list or an array of K numbers.
 """
 
 import math
+import statistics
 
 import numpy as np
 from scipy import stats
 
 # The best step of a central difference is near the cube root of the precision.
 STEP = 6e-6
+# The best step of second derivatives by differences of fourth order.
+SECOND_STEP = 5e-4
+# A first derivative of fourth order: offsets in steps, and factors.
+STENCIL = {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}
 
 
 def random_batch(seed, leading=(6,), obs_dim=3, action_dim=2):
@@ -25,6 +30,15 @@ def random_batch(seed, leading=(6,), obs_dim=3, action_dim=2):
         "next_obs": rng.normal(size=(*leading, obs_dim)),
         "terminated": rng.uniform(size=leading) < 0.3,
         "truncated": rng.uniform(size=leading) < 0.3,
+    }
+
+
+def random_extras(seed, leading=(6,)):
+    """The fields of a batch that only some losses read."""
+    rng = np.random.default_rng([seed, 2])
+    return {
+        "weight": rng.uniform(0.5, 2.0, size=leading),
+        "next_value": rng.normal(size=leading),
     }
 
 
@@ -66,6 +80,28 @@ def value_gradients(value_fn, states):
             columns.append(change / width)
         rows.append(np.stack(columns, axis=-1))
     return np.stack(rows)
+
+
+def value_hessians(value_fn, states):
+    """Second derivatives by differences of values: `[B, K, obs_dim, obs_dim]`."""
+    hessians = []
+    for state in states:
+        dims = range(len(state))
+        rows = [[_second(value_fn, state, i, j) for j in dims] for i in dims]
+        hessians.append(np.moveaxis(np.array(rows), -1, 0))
+    return np.stack(hessians)
+
+
+def _second(value_fn, state, first, second):
+    """d^2 V_k / ds_first ds_second for each k, the stencil along both."""
+    total = 0.0
+    for steps, factor in STENCIL.items():
+        for other_steps, other_factor in STENCIL.items():
+            moved = np.array(state)
+            moved[first] += steps * SECOND_STEP
+            moved[second] += other_steps * SECOND_STEP
+            total = total + factor * other_factor * np.asarray(value_fn(moved))
+    return total / SECOND_STEP**2
 
 
 def value_gradient_weights(value_fn, states):
@@ -110,6 +146,84 @@ def vaml(prediction, batch, value_fn):
         return sum(squares) / len(squares)
 
     return _mean_over_samples(prediction, batch, sample_loss)
+
+
+def value_equivalence(prediction, batch, value_fn):
+    """The squared differences of values, summed over the value functions."""
+    return _of_value_errors(
+        prediction, batch, value_fn, lambda errors: sum(e**2 for e in errors)
+    )
+
+
+def value_l1(prediction, batch, value_fn):
+    """The absolute difference of values, its mean over the value functions."""
+    return _of_value_errors(
+        prediction, batch, value_fn, lambda errors: sum(map(abs, errors)) / len(errors)
+    )
+
+
+def muzero(prediction, batch, value_fn):
+    """The squared difference of predicted values and the batch's bootstrapped one."""
+
+    def sample_loss(error, row):
+        predicted = value_fn(row["next_obs"] + error)
+        squares = [(p - row["next_value"]) ** 2 for p in predicted]
+        return sum(squares) / len(squares)
+
+    return _mean_over_samples(prediction, batch, sample_loss)
+
+
+def calibrated_vaml(prediction, batch, value_fn, noise):
+    """VAML of sample means less their variance, with noise `[M, E, B, obs_dim]`."""
+    losses, noise = [], noise.reshape(len(noise), -1, _obs_dim(batch))
+    for place, (predicted, row) in enumerate(_samples(prediction, batch)):
+        std = np.exp(0.5 * predicted["log_var"][:-1])
+        states = [predicted["next_obs"] + std * eps for eps in noise[:, place]]
+        found = np.array([value_fn(state) for state in states])  # [M, K]
+        parts = []
+        for column, real in zip(found.T, value_fn(row["next_obs"]), strict=True):
+            square = (statistics.fmean(column) - real) ** 2
+            parts.append(square - statistics.variance(column) / len(column))
+        scale = math.exp(0.5 * predicted["log_var"][-1])
+        nll = -stats.norm.logpdf(row["reward"], predicted["reward"], scale)
+        losses.append(sum(parts) / len(parts) + nll)
+    return math.fsum(losses) / len(losses)
+
+
+def quadratic(prediction, batch, value_fn):
+    """Second-order Taylor terms, squared dimension by dimension."""
+    return _of_taylor_terms(prediction, batch, value_fn, lambda hessian: None)
+
+
+def quadratic_eigen(prediction, batch, value_fn):
+    """Second-order Taylor terms, squared along each eigenvector of the Hessian."""
+    return _of_taylor_terms(
+        prediction, batch, value_fn, lambda hessian: np.linalg.eigh(hessian)[1]
+    )
+
+
+def constant_weights(prediction, batch, value_fn):
+    """Squared errors weighted by the mean over the batch of VaGraM's weights."""
+    states = batch["next_obs"].reshape(-1, _obs_dim(batch))
+    rows = value_gradient_weights(value_fn, states)
+    weights = [math.fsum(column) / len(column) for column in rows.T]
+    return _mean_over_samples(
+        prediction,
+        batch,
+        lambda error, row: sum(w * e**2 for w, e in zip(weights, error, strict=True)),
+    )
+
+
+def sample_weighted(prediction, batch, value_fn=None):
+    """Squared errors of state and reward, each row's times its weight."""
+    del value_fn
+    losses = []
+    for predicted, row in _samples(prediction, batch):
+        square = (predicted["reward"] - row["reward"]) ** 2
+        for found, real in zip(predicted["next_obs"], row["next_obs"], strict=True):
+            square += (found - real) ** 2
+        losses.append(row["weight"] * square)
+    return math.fsum(losses) / len(losses)
 
 
 def mse(prediction, batch, value_fn=None):
@@ -218,6 +332,40 @@ def _mean_over_samples(prediction, batch, sample_loss, reward_weight=1.0):
         reward_error = predicted["reward"] - row["reward"]
         losses.append(sample_loss(error, row) + reward_weight * reward_error**2)
     return math.fsum(losses) / len(losses)
+
+
+def _of_value_errors(prediction, batch, value_fn, of_errors):
+    def sample_loss(error, row):
+        predicted = value_fn(row["next_obs"] + error)
+        real = value_fn(row["next_obs"])
+        return of_errors([p - r for p, r in zip(predicted, real, strict=True)])
+
+    return _mean_over_samples(prediction, batch, sample_loss)
+
+
+def _of_taylor_terms(prediction, batch, value_fn, basis_of):
+    """`basis_of` a Hessian has the directions in its columns; None are the axes."""
+
+    def sample_loss(error, row):
+        state = row["next_obs"][None]
+        gradients = value_gradients(value_fn, state)[0]
+        losses = []
+        for gradient, hessian in zip(
+            gradients, value_hessians(value_fn, state)[0], strict=True
+        ):
+            basis = basis_of(hessian)
+            basis = np.eye(len(error)) if basis is None else basis
+            loss = 0.0
+            for direction in basis.T:
+                step = float(direction @ error)
+                curvature = float(direction @ hessian @ direction)
+                loss += (
+                    float(direction @ gradient) * step + curvature / 2 * step**2
+                ) ** 2
+            losses.append(loss)
+        return sum(losses) / len(losses)
+
+    return _mean_over_samples(prediction, batch, sample_loss)
 
 
 def _weighted_nll(prediction, batch, weights_of):

@@ -176,7 +176,7 @@ def readme_commands():
 def test_a_code_block_of_the_readme_runs(line, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # What a block registers is gone with it.
-    monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
+    monkeypatch.setattr(losses.registry, "LOSSES", dict(losses.LOSSES))
     block = tmp_path / "readme.py"
     block.write_text("\n" * line + code)  # so that a traceback has the README's lines
     runpy.run_path(str(block))

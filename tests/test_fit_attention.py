@@ -31,6 +31,7 @@ def make_batch(seed=0):
         next_obs=obs + change,
         terminated=np.zeros(ROWS, bool),
         truncated=np.zeros(ROWS, bool),
+        weight=rng.uniform(0.5, 2.0, ROWS),
     )
 
 
@@ -63,7 +64,8 @@ def curved(state):
 @functools.partial(jax.jit, static_argnames=("name", "value_fn"))
 def attention_of(name, batch, value_fn=linear, params=None):
     loss = losses.get(name)
-    config, where = value_weights.WeightConfig(), jnp.ones(ROWS, bool)
+    config = value_weights.WeightConfig(discount=(0.9,))
+    where = jnp.ones(ROWS, bool)
     weights = None
     if loss.prepare is not None:
         weights = loss.prepare(batch, value_fn, where=where, config=config)
@@ -79,7 +81,11 @@ def assert_shares(found, wanted):
     np.testing.assert_allclose(found, wanted / np.sum(wanted), rtol=EXACT, atol=EXACT)
 
 
-@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_attention_is_zero_for_a_loss_without_curvature():
+    assert np.all(attention_of("value_l1", make_batch(), linear) == 0.0)
+
+
+@pytest.mark.parametrize("name", sorted({*losses.LOSSES} - {"value_l1"}))
 def test_attention_is_shares_of_one(name):
     found = attention_of(name, make_batch(), curved)
     assert np.all(found >= 0.0)

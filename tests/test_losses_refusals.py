@@ -10,7 +10,9 @@ from vagram_jax import losses
 from vagram_jax.types import Transition
 
 ALL = sorted(losses.LOSSES)
-WITH_VALUE = ["vagram", "vagram_nll", "vagram_unbounded", "value_weighted", "vaml"]
+# Only squared errors of their own weights, and the likelihood, ask for no value.
+WITHOUT_VALUE = {"mle", "mse", "mse_normalized", "sample_weighted"}
+WITH_VALUE = sorted({*ALL} - WITHOUT_VALUE)
 GAUSSIAN = [name for name in ALL if losses.get(name).gaussian]
 
 every_loss = pytest.mark.parametrize("name", ALL)
@@ -24,7 +26,7 @@ def table(params, obs, action):
 
 def make_batch(**changed):
     """Four rows of three dimensions; no two sizes are the same."""
-    fields = oracles.random_batch(0, leading=(4,))
+    fields = oracles.random_batch(0, leading=(4,)) | oracles.random_extras(0, (4,))
     return jax.tree.map(jnp.asarray, Transition(**(fields | changed)))
 
 
@@ -67,6 +69,8 @@ def test_losses_refuse_a_value_function_of_another_form(name, value_fn, named):
         ("reward", (4, 1)),
         ("terminated", (4, 1)),
         ("truncated", ()),
+        ("weight", (4, 1)),
+        ("next_value", (3,)),
     ],
 )
 @every_loss
@@ -77,7 +81,9 @@ def test_losses_refuse_a_field_whose_shape_disagrees(name, field, shape):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("field", ["obs", "action", "reward", "next_obs"])
+@pytest.mark.parametrize(
+    "field", ["obs", "action", "reward", "next_obs", "weight", "next_value"]
+)
 def test_losses_refuse_a_batch_that_is_not_finite(field, bad):
     with pytest.raises(ValueError, match=rf"vagram_loss: batch\.{field} holds NaN"):
         loss_of("vagram", poisoned(field, bad))
@@ -100,8 +106,63 @@ def test_losses_refuse_nan_in_a_batch_closed_over(name, transform):
 @every_loss
 def test_losses_of_a_traced_batch_with_nan_are_nan(name):
     run = jax.jit(lambda batch: loss_of(name, batch, perfect(make_batch())))
-    assert np.isnan(run(poisoned("next_obs")))
+    # What follows a transition stands for its successor in `muzero`.
+    assert np.isnan(run(poisoned("next_value" if name == "muzero" else "next_obs")))
     assert np.isfinite(run(make_batch()))
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("sample_weighted", "weight"), ("muzero", "next_value")]
+)
+def test_losses_name_the_field_that_a_batch_lacks(name, field):
+    with pytest.raises(
+        ValueError, match=rf"{name}_loss: batch\.{field} is missing; it"
+    ):
+        loss_of(name, make_batch(**{field: None}), perfect(make_batch()))
+
+
+@pytest.mark.parametrize("name", sorted({*ALL} - {"sample_weighted", "muzero"}))
+def test_losses_without_need_of_them_take_a_batch_without_extras(name):
+    batch = make_batch(weight=None, next_value=None)
+    assert np.isfinite(loss_of(name, batch))
+
+
+@pytest.mark.parametrize("num_samples", [1, 0, -2])
+def test_calibrated_vaml_refuses_fewer_than_two_samples(num_samples):
+    batch = make_batch()
+    with pytest.raises(ValueError, match=f"num_samples={num_samples}; at least 2"):
+        losses.calibrated_vaml_loss(
+            perfect(batch), batch, jnp.sum, predict=table, num_samples=num_samples
+        )
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (4, 2), ()])
+def test_muzero_refuses_targets_of_another_shape(shape):
+    batch, targets = make_batch(), jnp.zeros(shape)
+    with pytest.raises(ValueError, match=r"weights: shape .* \[4, 1\] is accepted"):
+        losses.muzero_loss(
+            perfect(batch), batch, jnp.sum, predict=table, targets=targets
+        )
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (3,), (4, 3), ()])
+def test_sample_weighted_refuses_weights_of_another_shape(shape):
+    batch, weights = make_batch(), jnp.ones(shape)
+    with pytest.raises(ValueError, match=r"weights: shape .* \[4\] is accepted"):
+        losses.sample_weighted_loss(
+            perfect(batch), batch, predict=table, weights=weights
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [("quadratic", r"\[4, 1, 2, 3\]"), ("quadratic_eigen", r"\[4, 1, 5, 3\]")],
+)
+def test_second_orders_refuse_terms_of_another_shape(name, accepted):
+    batch, loss = make_batch(), losses.get(name).fn
+    terms = jnp.ones((4, 1, 3, 3))
+    with pytest.raises(ValueError, match=f"weights: shape .* {accepted} is accepted"):
+        loss(perfect(batch), batch, jnp.sum, predict=table, weights=terms)
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)

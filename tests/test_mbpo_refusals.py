@@ -48,6 +48,10 @@ def with_part(part, **fields):
         ),
         (CONFIG.replace(loss="vagram_nll"), "loss='vagram_nll' needs a variance"),
         (
+            CONFIG.replace(loss="sample_weighted"),
+            r"loss='sample_weighted'; it reads batch\.weight, which training does",
+        ),
+        (
             CONFIG.replace(replay_capacity=9),
             "replay_capacity=9; at least warmup_steps=10",
         ),
@@ -85,7 +89,13 @@ def test_check_accepts_an_environment_without_termination_where_none_is_asked(
 
 @pytest.mark.parametrize(
     ("loss", "head"),
-    [("vagram", "deterministic"), ("mle", "gaussian"), ("vagram_nll", "gaussian")],
+    [
+        ("vagram", "deterministic"),
+        ("mle", "gaussian"),
+        ("vagram_nll", "gaussian"),
+        ("calibrated_vaml", "gaussian"),
+        ("muzero", "deterministic"),
+    ],
 )
 def test_check_resolves_the_head_that_a_loss_needs(loss, head):
     algorithm = with_part("model", head="auto").replace(loss=loss)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from vagram_jax import plots, stats
+from vagram_jax import drawing, maps, plots, stats, summary
 from vagram_jax.files import ResultsError
 from vagram_jax.results import Run
 
@@ -58,11 +58,11 @@ def test_learning_curves_draw_the_iqm_of_each_run(tmp_path):
     (axes,) = figure.axes
     assert axes.get_xlabel() == "environment steps"
     assert axes.get_ylabel() == "return"
-    floor = stats.floor_per_env(runs)["toy"]
+    floor = summary.floor_per_env(runs)["toy"]
     for run in runs:
         label = f"{run.name}: 4 seeds, {int(run.name == 'vagram')} diverged"
         (line,) = [line for line in axes.lines if line.get_label() == label]
-        curve = stats.curves(run.metrics, floor=floor)
+        curve = summary.curves(run.metrics, floor=floor)
         np.testing.assert_array_equal(line.get_xdata(), curve.env_steps)
         np.testing.assert_allclose(line.get_ydata(), curve.value)
     assert "4 seeds, 1 diverged" in texts(axes)
@@ -96,18 +96,18 @@ def test_learning_curves_tell_many_runs_apart():
 
 
 def test_attention_shows_shares_and_errors_of_the_last_quarter_of_fits(tmp_path):
-    figure = plots.attention([make_run("mle"), make_run("vagram")], tmp_path / "x.png")
-    maps = [axes for axes in figure.axes if axes.images]
-    share, error = [axes.images[0].get_array() for axes in maps]
+    figure = maps.attention([make_run("mle"), make_run("vagram")], tmp_path / "x.png")
+    shown = [axes for axes in figure.axes if axes.images]
+    share, error = [axes.images[0].get_array() for axes in shown]
     np.testing.assert_allclose(share, np.tile(np.arange(1, 6) / 15, (2, 1)))
     np.testing.assert_allclose(error, np.tile(0.1 * np.arange(1, 6), (2, 1)))
-    labels = [label.get_text() for label in maps[0].get_yticklabels()]
+    labels = [label.get_text() for label in shown[0].get_yticklabels()]
     assert labels == ["mle\n4/4 seeds", "vagram\n4/4 seeds"]
     assert is_picture(tmp_path / "x.png")
 
 
 def test_attention_says_what_the_maps_show():
-    figure = plots.attention([make_run("mle")])
+    figure = maps.attention([make_run("mle")])
     share, error = [axes for axes in figure.axes if axes.images]
     assert share.get_title(loc="left") == (
         "toy: share of the loss on each state dimension"
@@ -126,35 +126,35 @@ def test_attention_says_what_the_maps_show():
 def test_attention_takes_the_last_quarter_by_step_whatever_the_order():
     run = make_run("mle")
     turned = dataclasses.replace(run, model=run.model[::-1])
-    images = [plots.attention([r]).axes[0].images[0] for r in (run, turned)]
+    images = [maps.attention([r]).axes[0].images[0] for r in (run, turned)]
     np.testing.assert_array_equal(*[image.get_array() for image in images])
 
 
 def test_attention_of_fewer_than_four_fits_takes_the_last():
     run = make_run("mle")
     run.model[:] = [row for row in run.model if row["env_steps"] > 500]
-    share = plots.attention([run]).axes[0].images[0].get_array()
+    share = maps.attention([run]).axes[0].images[0].get_array()
     np.testing.assert_allclose(share, [np.arange(1, 6) / 15])
 
 
 def test_attention_leaves_runs_without_a_model_out():
     plain = dataclasses.replace(make_run("none"), model=())
-    figure = plots.attention([plain, make_run("mle")])
+    figure = maps.attention([plain, make_run("mle")])
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["mle\n4/4 seeds"]
 
 
 def test_num_dims_counts_state_dimensions():
-    assert plots.num_dims(make_run("mle", dims=5)) == 5
-    assert plots.num_dims(dataclasses.replace(make_run("none"), model=())) == 0
+    assert maps.num_dims(make_run("mle", dims=5)) == 5
+    assert maps.num_dims(dataclasses.replace(make_run("none"), model=())) == 0
 
 
 def test_attention_draws_the_line_before_the_first_distractor():
-    figure = plots.attention([make_run("mle", dims=5, distractors=2)])
+    figure = maps.attention([make_run("mle", dims=5, distractors=2)])
     axes = figure.axes[0]
     assert {line.get_xdata()[0] for line in axes.lines} == {2.5}
     assert "distractors" in axes.get_xlabel()
-    plain = plots.attention([make_run("mle", distractors=0)]).axes[0]
+    plain = maps.attention([make_run("mle", distractors=0)]).axes[0]
     assert not plain.lines
     assert "distractors" not in plain.get_xlabel()
 
@@ -162,7 +162,7 @@ def test_attention_draws_the_line_before_the_first_distractor():
 def test_attention_counts_seeds_without_finite_numbers():
     run = make_run("mle")
     run.model[-1]["attention_dim_0"] = math.nan
-    figure = plots.attention([run])
+    figure = maps.attention([run])
     assert figure.axes[0].get_yticklabels()[0].get_text() == "mle\n3/4 seeds"
     assert np.isfinite(figure.axes[0].images[0].get_array()).all()
 
@@ -172,7 +172,7 @@ def test_attention_leaves_what_was_not_recorded_empty():
     for row in run.model:
         for dim in range(5):
             del row[f"attention_dim_{dim}"]
-    figure = plots.attention([run, make_run("vagram")])
+    figure = maps.attention([run, make_run("vagram")])
     share = figure.axes[0].images[0].get_array()
     assert np.ma.getmaskarray(share).tolist() == [[True] * 5, [False] * 5]
     assert "none" in [text.get_text() for text in figure.axes[0].texts]
@@ -180,7 +180,7 @@ def test_attention_leaves_what_was_not_recorded_empty():
 
 def test_attention_gives_each_number_of_dimensions_its_own_maps():
     runs = [make_run("a", dims=3, distractors=0), make_run("b", dims=40)]
-    figure = plots.attention(runs)
+    figure = maps.attention(runs)
     widths = [
         axes.images[0].get_array().shape[1] for axes in figure.axes if axes.images
     ]
@@ -189,25 +189,25 @@ def test_attention_gives_each_number_of_dimensions_its_own_maps():
 
 def test_attention_names_the_dimensions():
     names = ["cos", "sin", "velocity", "d0", "$d1"]
-    figure = plots.attention([make_run("a")], dim_names=names)
-    plots.png(figure)
+    figure = maps.attention([make_run("a")], dim_names=names)
+    drawing.png(figure)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()][:3] == names[:3]
     with pytest.raises(ValueError, match="2 dim_names"):
-        plots.attention([make_run("a")], dim_names=["x", "y"])
+        maps.attention([make_run("a")], dim_names=["x", "y"])
 
 
 def test_pictures_have_room_for_long_names(recwarn):
     runs = [make_run("x" * 64), make_run("y" * 64)]
-    plots.png(plots.learning_curves(runs, resamples=20))
-    plots.png(
-        plots.attention(runs, dim_names=["angular_velocity_of_the_left_foot"] * 5)
+    drawing.png(plots.learning_curves(runs, resamples=20))
+    drawing.png(
+        maps.attention(runs, dim_names=["angular_velocity_of_the_left_foot"] * 5)
     )
     assert not recwarn.list  # matplotlib warns when a panel has no room left
 
 
 def test_attention_refuses_runs_without_the_columns():
     with pytest.raises(ValueError, match="attention_dim_0"):
-        plots.attention([Run(name="a", config={}, record={}, metrics=[])])
+        maps.attention([Run(name="a", config={}, record={}, metrics=[])])
 
 
 def test_sweep_draws_intervals_over_the_swept_number(tmp_path):
@@ -235,10 +235,58 @@ def test_sweep_refuses_two_seeds():
         plots.sweep({"a": {0: [1.0, 2.0]}}, x_label="x")
 
 
+PROFILED = {
+    "mle": {"a": [1.0, 2, 3, 4], "b": [2.0, 2, 5, 6]},
+    "vagram": {"b": [4.0, 5, 6, 7, 8], "a": [2.0, 3, 4]},
+}
+
+
+def test_performance_profiles_draw_steps_with_a_band_for_each_loss(tmp_path):
+    path, thresholds = tmp_path / "x.png", [0.0, 2.0, 4.0, 9.0]
+    figure = plots.performance_profiles(PROFILED, path, thresholds=thresholds)
+    (axes,) = figure.axes
+    for index, (name, by_task) in enumerate(PROFILED.items()):
+        seeds = ("4", "3 to 5")[index]
+        label = f"{name} ({seeds} seeds on each of 2 tasks)"
+        (line,) = [line for line in axes.lines if line.get_label() == label]
+        found = stats.performance_profile(by_task, thresholds=thresholds)
+        assert line.get_drawstyle() == "steps-post"
+        np.testing.assert_array_equal(line.get_xdata(), thresholds)
+        np.testing.assert_array_equal(line.get_ydata(), found.value)
+        # The band is a step too: from each threshold it is flat up to the next.
+        (band,) = axes.collections[index].get_paths()
+        corners = {tuple(corner) for corner in band.vertices}
+        for end in (found.low, found.high):
+            assert {(2.0, end[0]), (2.0, end[1]), (4.0, end[1])} <= corners
+    assert axes.get_ylabel() == "share of runs above"
+    assert "pointwise 95% interval" in texts(axes)
+    assert is_picture(path)
+
+
+def test_performance_profiles_take_any_name_as_it_is():
+    picture = {"a$b$_^{": {"task": [1.0, 2, 3]}}
+    options = {"x_label": "return / $max$", "title": "$x"}
+    drawing.png(plots.performance_profiles(picture, thresholds=[0, 2], **options))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "tasks \\[\\]"),
+        (PROFILED | {"mse": {"a": [1.0, 2, 3]}}, "tasks \\['a', 'a, b'\\]"),
+        ({"a": {"t": [1.0, 2.0]}}, "at least 3 seeds"),
+        ({"a": {}}, "no task"),
+    ],
+)
+def test_performance_profiles_refuse_what_can_not_be_compared(values, message):
+    with pytest.raises(ValueError, match=message):
+        plots.performance_profiles(values, thresholds=[0.0])
+
+
 def test_png_has_the_same_bytes_each_time_and_no_date():
     runs = [make_run("mle"), make_run("a$b$_^{")]
     first, second = (
-        plots.png(plots.learning_curves(runs, resamples=50)) for _ in range(2)
+        drawing.png(plots.learning_curves(runs, resamples=50)) for _ in range(2)
     )
     assert first == second
     assert first.startswith(b"\x89PNG")
@@ -248,5 +296,40 @@ def test_png_has_the_same_bytes_each_time_and_no_date():
 
 def test_a_picture_that_can_not_be_written_is_one_line(tmp_path):
     with pytest.raises(ResultsError, match="No such file") as error:
-        plots.attention([make_run("a")], tmp_path / "gone" / "x.png")
+        maps.attention([make_run("a")], tmp_path / "gone" / "x.png")
     assert "\n" not in str(error.value)
+
+
+def test_intervals_draw_a_row_for_each_rival_best_on_top(tmp_path):
+    values = {
+        "mle": [1.0, 2, 3, 4],
+        "vagram": [11.0, 12, 13, 14],
+        "mse": [5.0, 6, 7, 9],
+    }
+    figure = plots.intervals(values, tmp_path / "x.png", title="t", reference="vagram")
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["mle", "mse", "vagram"]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    for name, dot in zip(names, dots, strict=True):
+        assert dot.get_xdata()[0] == stats.iqm(np.array(values[name]))
+    spans = [line.get_xdata() for line in axes.lines if line.get_marker() == "None"]
+    wanted = stats.interval({"vagram": np.array(values["vagram"])})
+    np.testing.assert_allclose(spans[2], wanted[1:])
+    assert is_picture(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_panels_draw_a_sweep_each_on_the_same_axes(count, tmp_path):
+    by_x = {x: [x, x + 1, x + 2, x + 3] for x in (1.0, 2.0)}
+    points = {f"panel {i}": {"mle": by_x, "mse": by_x} for i in range(count)}
+    figure = plots.panels(
+        points, tmp_path / "x.png", x_label="x", y_label="y", log=True
+    )
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == list(points)
+    for axes in shown:
+        assert axes.get_yscale() == "log"
+        (line,) = (x for x in axes.lines if x.get_label() == "mle (4 seeds)")
+        np.testing.assert_allclose(line.get_ydata(), [2.5, 3.5])
+    assert is_picture(tmp_path / "x.png")

@@ -329,6 +329,15 @@ def test_value_fn_gives_critics_then_targets_at_the_mean_action(x64):
     np.testing.assert_allclose(found, wanted, rtol=EXACT)
 
 
+def test_value_fn_of_the_target_critics_leaves_the_others_out(x64):
+    state, (rows, _) = make_state(14), make_batch(14)
+    obs = rows["obs"][0]
+    found = values_at(state, obs, CONFIG.replace(value_critics="target"))
+    two = critics_of(state.target_critics)
+    wanted = oracles_sac.values(layers_of(state.actor), two, obs)
+    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+
+
 @pytest.mark.parametrize("through_policy", [True, False])
 def test_value_fn_differentiates_through_the_policy_if_asked(x64, through_policy):
     config = CONFIG.replace(value_through_policy=through_policy)

@@ -9,7 +9,7 @@ import pytest
 import test_commands as user
 import test_resume as resume
 
-from experiments import sweep
+from experiments import grid, sweep
 from vagram_jax import checkpoint, files, results
 from vagram_jax.config import ConfigError
 
@@ -45,7 +45,7 @@ def test_points_refuse_what_is_no_grid(grid):
     ],
 )
 def test_run_names_say_the_values(values, name):
-    assert sweep.run_name(values) == results.check_name(name, what="run")
+    assert grid.run_name(values) == results.check_name(name, what="run")
 
 
 def test_long_run_names_are_cut_and_stay_apart():
@@ -53,7 +53,7 @@ def test_long_run_names_are_cut_and_stay_apart():
         {"loss": "mle", **{f"key{i}": "12345" for i in range(9)}, "z": str(j)}
         for j in (1, 2)
     ]
-    names = [results.check_name(sweep.run_name(v), what="run") for v in values]
+    names = [results.check_name(grid.run_name(v), what="run") for v in values]
     assert len(set(names)) == 2
 
 

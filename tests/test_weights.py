@@ -8,13 +8,15 @@ import numpy as np
 import oracles
 import pytest
 
-from vagram_jax import weights
+from vagram_jax import config, weights
 from vagram_jax.types import Transition
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 # Central differences in float64: rounding and truncation are each near 1e-10.
 DIFFERENCES = 1e-8
+# Second differences of fourth order: rounding and truncation are each near 1e-8.
+SECOND_DIFFERENCES = 1e-6
 # float64 arithmetic in another order.
 EXACT = 1e-12
 
@@ -378,9 +380,267 @@ def test_check_value_fn_refuses_another_form_by_name(value_fn, named):
         lambda batch, value: weights.value_gradient_weights(value, batch.next_obs),
         weights.gradients_of,
         weights.from_gradients,
+        weights.from_mean_gradients,
         weights.from_values,
+        weights.taylor_terms,
+        weights.taylor_terms_of_eigenbasis,
+        lambda batch, value: weights.values_of(value, batch.next_obs),
+        lambda batch, value: weights.next_values(
+            batch, value, config=weights.WeightConfig(discount=(0.9,))
+        ),
     ],
 )
 def test_every_weight_refuses_a_value_with_a_batch_axis(ask):
     with pytest.raises(ValueError, match=r"shape \[2, 1\]"):
         ask(make_batch(34), lambda state: state[:2, None])
+
+
+def test_gradients_are_taken_at_the_difference_if_asked():
+    batch = make_batch(35)
+    found = jit_of(weights.from_gradients, batch, half_square, gradient_at="delta")
+    delta = batch.next_obs - batch.obs
+    np.testing.assert_array_equal(found, weights_of(half_square, delta))
+    signed = jit_of(weights.gradients_of, batch, half_square, gradient_at="delta")
+    np.testing.assert_array_equal(signed[:, 0], delta)
+
+
+def test_a_gradient_share_of_one_leaves_every_bit():
+    batch, where = make_batch(36), np.arange(6) < 5
+    options = {"gradient_share": 1.0, "mixed_with": "mse_normalized"}
+    found = jit_of(weights.from_gradients, batch, half_square, where, **options)
+    wanted = weights_of(half_square, batch.next_obs, where=where)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_gradient_share_of_none_is_the_squared_error():
+    where = np.arange(6) < 5
+    found = jit_of(
+        weights.from_gradients, make_batch(37), half_square, where, gradient_share=0.0
+    )
+    np.testing.assert_array_equal(found, np.where(where[:, None], np.ones((6, 3)), 0.0))
+
+
+def test_a_gradient_share_of_none_is_the_squared_error_of_standardised_targets():
+    batch, where = make_batch(38), np.arange(6) < 5
+    options = {"gradient_share": 0.0, "mixed_with": "mse_normalized"}
+    found = jit_of(weights.from_gradients, batch, half_square, where, **options)
+    _, std = oracles.moments(batch.next_obs - batch.obs, where)
+    wanted = std**-2 / np.mean(std**-2)
+    np.testing.assert_allclose(found[:5], np.broadcast_to(wanted, (5, 3)), rtol=EXACT)
+    np.testing.assert_array_equal(found[5], 0.0)
+
+
+@pytest.mark.parametrize("other", ["mse", "mse_normalized"])
+def test_a_gradient_share_mixes_in_proportion(other):
+    batch, where = make_batch(39), np.arange(6) < 5
+    found, squared, plain = [
+        jit_of(
+            weights.from_gradients,
+            batch,
+            half_square,
+            where,
+            normalize=True,
+            mixed_with=other,
+            gradient_share=share,
+        )
+        for share in (0.25, 0.0, 1.0)
+    ]
+    np.testing.assert_allclose(found, 0.25 * plain + 0.75 * squared, rtol=EXACT)
+    np.testing.assert_array_equal(found[5], 0.0)
+
+
+@pytest.mark.parametrize("leading", [(6,), (2, 6)])
+def test_from_mean_gradients_are_means_over_the_rows_that_count(leading):
+    where = np.broadcast_to(np.arange(6) < 4, leading)
+    batch = make_batch(40, leading=leading)
+    squares = batch.next_obs[where] ** 2
+    garbage = np.where(where[..., None], batch.next_obs, [np.nan, np.inf, 1e30])
+    batch = batch.replace(next_obs=garbage)
+    found = jit_of(weights.from_mean_gradients, batch, half_square, where)
+    wanted = np.broadcast_to(squares.mean(axis=0), (*leading, 3))
+    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+
+
+def test_values_of_are_those_of_each_function_at_each_state():
+    params, states = oracles.random_values(41), oracles.random_batch(41)["next_obs"]
+    run = functools.partial(weights.values_of, functools.partial(tanh_values, params))
+    found = jax.jit(run)(np.stack([states, states[::-1]]))
+    wanted = [oracles.values(params, state) for state in states]
+    np.testing.assert_allclose(found, [wanted, wanted[::-1]], rtol=EXACT)
+
+
+def hessians_of(value_fn, states):
+    return jax.jit(functools.partial(weights.value_hessians, value_fn))(states)
+
+
+def test_value_hessians_equal_second_differences():
+    params, states = oracles.random_values(42), oracles.random_batch(42)["next_obs"]
+    found = hessians_of(functools.partial(tanh_values, params), states)
+    wanted = oracles.value_hessians(functools.partial(oracles.values, params), states)
+    assert found.shape == (6, 2, 3, 3)
+    # Values and their second derivatives are of order one and ten.
+    np.testing.assert_allclose(found, wanted, atol=SECOND_DIFFERENCES)
+
+
+def test_value_hessians_in_parts_equal_those_at_once():
+    count = weights._STATES_AT_ONCE + 5  # the last part is not full
+    states = oracles.random_batch(43, leading=(count,))["next_obs"]
+    value = functools.partial(tanh_values, oracles.random_values(44))
+    found = hessians_of(value, states)
+    ends = hessians_of(value, np.concatenate([states[:9], states[-9:]]))
+    np.testing.assert_allclose(found[:9], ends[:9], rtol=EXACT, atol=EXACT)
+    np.testing.assert_allclose(found[-9:], ends[9:], rtol=EXACT, atol=EXACT)
+    assert found.shape == (count, 2, 3, 3)
+
+
+def two_quadratics(state):
+    """Hessians with the diagonals (1, 2, 3) and (-1, 0, 0), the second not diagonal."""
+    first = jnp.sum(state) + 0.5 * jnp.sum(jnp.array([1.0, 2.0, 3.0]) * state**2)
+    return jnp.stack([first, -0.5 * state[0] ** 2 + 5.0 * state[1] * state[2]])
+
+
+def test_taylor_terms_are_gradients_and_the_diagonals_of_hessians():
+    batch = make_batch(45)
+    found = jit_of(weights.taylor_terms, batch, two_quadratics)
+    s = batch.next_obs
+    first = 1.0 + np.array([1.0, 2.0, 3.0]) * s
+    second = np.stack([-s[:, 0], 5.0 * s[:, 2], 5.0 * s[:, 1]], axis=-1)
+    np.testing.assert_allclose(found[:, 0, 0], first, rtol=EXACT)
+    np.testing.assert_allclose(found[:, 1, 0], second, rtol=EXACT)
+    diagonals = np.array([[1.0, 2.0, 3.0], [-1.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(found[:, :, 1], np.broadcast_to(diagonals, (6, 2, 3)))
+
+
+def test_taylor_terms_of_eigenbasis_make_up_gradients_and_hessians():
+    batch, params = make_batch(46), oracles.random_values(46)
+    value = functools.partial(tanh_values, params)
+    found = np.asarray(jit_of(weights.taylor_terms_of_eigenbasis, batch, value))
+    slope, curvature, basis = found[..., 0, :], found[..., 1, :], found[..., 2:, :]
+    turned_back = np.swapaxes(basis, -1, -2)
+    eyes = np.broadcast_to(np.eye(3), (6, 2, 3, 3))
+    np.testing.assert_allclose(basis @ turned_back, eyes, atol=EXACT)
+    np.testing.assert_allclose(
+        (turned_back * curvature[..., None, :]) @ basis,
+        hessians_of(value, batch.next_obs),
+        atol=1e-11,  # of Hessians of order ten
+    )
+    np.testing.assert_allclose(
+        np.einsum("bkj,bkjd->bkd", slope, basis),
+        gradients_of_states(value, batch.next_obs),
+        atol=1e-11,
+    )
+
+
+def test_taylor_terms_of_eigenbasis_keep_the_axes_without_curvature():
+    batch = make_batch(47, obs_dim=2)
+    found = jit_of(weights.taylor_terms_of_eigenbasis, batch, linear)
+    wanted = np.stack([[row, [0.0, 0.0], [1.0, 0.0], [0.0, 1.0]] for row in ROWS])
+    np.testing.assert_array_equal(found, np.broadcast_to(wanted, (6, 4, 4, 2)))
+
+
+TERMS = [weights.taylor_terms, weights.taylor_terms_of_eigenbasis]
+
+
+@pytest.mark.parametrize("terms_of", TERMS)
+def test_taylor_terms_are_masked_with_their_gradients(terms_of):
+    batch = make_batch(48)
+    found = jit_of(terms_of, batch, two_quadratics, mask_terminated=True)
+    free = jit_of(terms_of, batch, two_quadratics)
+    assert 0 < batch.terminated.sum() < 6
+    kept = ~batch.terminated[:, None, None, None]
+    np.testing.assert_array_equal(
+        found[..., :2, :], np.where(kept, free[..., :2, :], 0.0)
+    )
+
+
+@pytest.mark.parametrize("terms_of", TERMS)
+def test_taylor_terms_are_all_taken_at_one_state(terms_of):
+    batch = make_batch(49)
+    value = functools.partial(tanh_values, oracles.random_values(49))
+    found = jit_of(terms_of, batch, value, gradient_at="delta")
+    there = batch.replace(next_obs=batch.next_obs - batch.obs)
+    np.testing.assert_allclose(found, jit_of(terms_of, there, value), rtol=1e-10)
+
+
+# The states before and after each row of a full ring, whose oldest row is the fourth.
+# One episode is cut after the fifth row, at 3, and one ends after the seventh, at 5.
+RING = np.array(
+    [[6, 7], [7, 2.5], [2.5, 1.5], [1, 2], [2, 3], [9, 4], [4, 5], [8, 6]], float
+)
+REWARDS = np.array([6.0, 7.0, 8.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+def make_ring(**changed):
+    fields = {
+        "obs": RING[:, :1],
+        "action": np.zeros((8, 1)),
+        "reward": REWARDS,
+        "next_obs": RING[:, 1:],
+        "terminated": np.arange(8) == 6,
+        "truncated": np.arange(8) == 4,
+    }
+    return Transition(**(fields | changed))
+
+
+def tenfold(state):
+    return jnp.stack([10.0 * state[0], -state[0]])
+
+
+def bootstrapped(batch, where=None):
+    return jit_of(weights.next_values, batch, tenfold, where, discount=(0.5,))
+
+
+def test_next_values_bootstrap_from_the_row_that_follows():
+    wanted = [
+        [7 + 0.5 * 25, 7 - 0.5 * 2.5],
+        [8 + 0.5 * 15, 8 - 0.5 * 1.5],
+        [15, -1.5],  # the newest row: the oldest follows, from another state
+        [2 + 0.5 * 30, 2 - 0.5 * 3],
+        [30, -3],  # cut: its value goes on
+        [4, 4],  # the next row terminates, and no value follows
+        [50, -5],  # terminated
+        [6 + 0.5 * 70, 6 - 0.5 * 7],  # around the end of the ring
+    ]
+    np.testing.assert_array_equal(bootstrapped(make_ring()), wanted)
+
+
+@pytest.mark.parametrize(("row", "value"), [(4, 30.0), (6, 50.0)])
+def test_next_values_do_not_go_on_after_an_end_in_the_first_state_of_the_next(
+    row, value
+):
+    obs = RING[:, :1].copy()
+    obs[row + 1] = RING[row, 1]
+    np.testing.assert_array_equal(bootstrapped(make_ring(obs=obs))[row, 0], value)
+
+
+def test_next_values_do_not_go_on_in_rows_that_do_not_count():
+    where = np.arange(8) < 4
+    found = bootstrapped(make_ring(), where)
+    # From the fourth row the fifth would go on.
+    np.testing.assert_array_equal(found[:4, 0], [19.5, 15.5, 15.0, 20.0])
+
+
+def test_next_values_never_read_garbage_in_rows_that_do_not_count():
+    where = np.arange(8) < 4
+    broken = [np.where(where[:, None], x, np.nan) for x in (RING[:, :1], RING[:, 1:])]
+    batch = make_ring(
+        obs=broken[0], next_obs=broken[1], reward=np.where(where, REWARDS, np.nan)
+    )
+    found = bootstrapped(batch, where)
+    np.testing.assert_array_equal(found[:4], bootstrapped(make_ring(), where)[:4])
+
+
+def test_next_values_pass_no_gradient_to_the_value_function():
+    @jax.grad
+    def gradient(scale):
+        options = weights.WeightConfig(discount=(0.5,))
+        batch = jax.tree.map(jnp.asarray, make_ring())
+        found = weights.next_values(batch, lambda s: scale * tenfold(s), config=options)
+        return jnp.sum(found)
+
+    assert float(gradient(1.0)) == 0.0
+
+
+def test_next_values_refuse_to_guess_a_discount():
+    with pytest.raises(config.ConfigError, match=r"weights\.discount=\(\); one number"):
+        weights.next_values(make_ring(), tenfold)

@@ -19,7 +19,9 @@ The flow of data, one file a stop, each importing only what stands above it:
     session, results        runs on disk while they train, and afterwards
     policies                the policy of a run, to act with
     offscreen, render       what it looks like
-    stats, plots, report    from files to tables, pictures and a page
+    stats, summary          statistics with intervals; what runs reached
+    drawing, plots, maps    pictures
+    report                  a page with all of it
 
 Importing this package needs jax, flax, optax and NumPy alone.
 """
@@ -31,13 +33,21 @@ from vagram_jax.fit import FitConfig
 from vagram_jax.imagine import ImagineConfig
 from vagram_jax.losses import (
     LOSSES,
+    calibrated_vaml_loss,
+    constant_weights_loss,
     mle_loss,
     mse_loss,
     mse_normalized_loss,
+    muzero_loss,
+    quadratic_eigen_loss,
+    quadratic_loss,
     register,
+    sample_weighted_loss,
     vagram_loss,
     vagram_nll_loss,
     vagram_unbounded_loss,
+    value_equivalence_loss,
+    value_l1_loss,
     value_weighted_loss,
     vaml_loss,
 )
@@ -61,7 +71,9 @@ __all__ = [
     "TerminationConfig",
     "Transition",
     "WeightConfig",
+    "calibrated_vaml_loss",
     "check_env",
+    "constant_weights_loss",
     "epoch",
     "from_mapping",
     "init_dynamics",
@@ -70,14 +82,20 @@ __all__ = [
     "mle_loss",
     "mse_loss",
     "mse_normalized_loss",
+    "muzero_loss",
     "predict",
+    "quadratic_eigen_loss",
+    "quadratic_loss",
     "register",
+    "sample_weighted_loss",
     "to_dict",
     "vagram_loss",
     "vagram_nll_loss",
     "vagram_unbounded_loss",
+    "value_equivalence_loss",
     "value_fn",
     "value_gradient_weights",
+    "value_l1_loss",
     "value_weighted_loss",
     "vaml_loss",
 ]

@@ -187,7 +187,7 @@ def fit(
         "model/train_loss": last.train_loss,
         "model/holdout_loss": last.best_score,
     }
-    metrics |= _weightless(weights, valid)
+    metrics |= _weightless(weights if loss.takes == "weights" else None, valid)
     return new_state, metrics | _diagnose(
         params, value_fn, loss, rows, new_state.elites[0]
     )
@@ -241,7 +241,8 @@ def attention(
 
     the curvature of the loss in each predicted dimension, times how much there is to
     predict: what a model that predicts no change loses by each dimension. It is defined
-    for every loss, also for those without weights.
+    for every loss, also for those without weights; one without curvature, as `value_l1`
+    is, has zeros.
 
     Args:
       params: a single model.
@@ -251,7 +252,7 @@ def attention(
       loss: the loss.
 
     Returns:
-      `[obs_dim]`, each dimension's share; they sum to one.
+      `[obs_dim]`, each dimension's share; they sum to one, or are all zero.
     """
 
     def sample_loss(next_obs, rest, transition, weights):
@@ -275,7 +276,7 @@ def attention(
 def _call(loss: ModelLoss, params, batch_and_weights, value_fn, predict) -> jax.Array:
     """The loss, with its prepared weights if it has any."""
     batch, weights = batch_and_weights
-    prepared = {} if weights is None else {"weights": weights}
+    prepared = {} if weights is None else {loss.takes: weights}
     value = loss.fn(params, batch, value_fn, predict=predict, **prepared)
     if jnp.shape(value) != ():
         raise ConfigError(

@@ -138,6 +138,11 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
         return config
     _check_termination(env, config)
     loss = losses.get(config.loss, also=(NO_MODEL,))
+    if loss.reads:
+        raise ConfigError(
+            f"config: loss={config.loss!r}; it reads batch.{loss.reads[0]}, which "
+            "training doesn't record; register a loss with a `prepare` that makes it"
+        )
     head = "gaussian" if loss.gaussian else "deterministic"
     if loss.gaussian and config.model.head == "deterministic":
         raise ConfigError(
@@ -269,7 +274,10 @@ def fit(
         state.replay,
         sac.value_fn(state.agent, config=config.sac),
         loss=losses.get(config.loss),
-        weight_config=weights.replace(mse_coef=jnp.where(mixes, weights.mse_coef, 0.0)),
+        weight_config=weights.replace(
+            mse_coef=jnp.where(mixes, weights.mse_coef, 0.0),
+            discount=weights.discount or (config.sac.discount,),
+        ),
         config=config.fit,
     )
     return state.replace(model=model, termination=head), metrics | head_metrics

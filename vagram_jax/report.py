@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vagram_jax import files, plots, results, stats
+from vagram_jax import files, maps, plots, results, summary
 from vagram_jax.files import ResultsError
 from vagram_jax.results import Run
 
@@ -64,23 +64,23 @@ def write_report(
     if not evaluated:
         raise ResultsError(f"{folder}: no run has an evaluation yet")
     try:
-        summary = stats.summarise(evaluated, resamples=resamples)
+        summaries = summary.summarise(evaluated, resamples=resamples)
         plots.learning_curves(evaluated, folder / "learning_curves.png")
-        if any(map(plots.num_dims, evaluated)):
-            plots.attention(evaluated, folder / "attention.png", dim_names=dim_names)
+        if any(map(maps.num_dims, evaluated)):
+            maps.attention(evaluated, folder / "attention.png", dim_names=dim_names)
     except ValueError as error:
         raise ResultsError(f"{folder}: {error}") from None
-    sentences = verdict(summary)
+    sentences = verdict(summaries)
     files.write_json(
         folder / "summary.json",
-        {"verdict": sentences, "resamples": resamples, "runs": summary},
+        {"verdict": sentences, "resamples": resamples, "runs": summaries},
     )
-    page = _page(folder, title or folder.name, runs, summary)
+    page = _page(folder, title or folder.name, runs, summaries)
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the numbers say, in sentences; by one rule for every loss.
 
     Two runs on one environment, with the same number of steps and at least 4 seeds
@@ -88,18 +88,18 @@ def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     told apart in 3 of 100 studies with 4 seeds, in 1 of 100 with 10 (measured).
 
     Args:
-      summary: from `stats.summarise`.
+      summaries: from `summary.summarise`.
 
     Returns:
       Sentences, in the order in which they should be read.
     """
     groups: dict[tuple[str, int], list[str]] = {}
-    for name, row in summary.items():
+    for name, row in summaries.items():
         groups.setdefault((row["env"], row["env_steps"]), []).append(name)
     sentences = []
     for (env, steps), names in sorted(groups.items()):
         where = f"{env}, {steps} steps: " if len(groups) > 1 else ""
-        said = [*_comparisons(names, summary), *_cautions(names, summary)]
+        said = [*_comparisons(names, summaries), *_cautions(names, summaries)]
         sentences += [where + sentence for sentence in said]
     envs = [env for env, _ in groups]
     sentences += [
@@ -109,13 +109,13 @@ def verdict(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _comparisons(names: list[str], summary: Mapping[str, Any]) -> list[str]:
-    judged = [name for name in names if _can_judge(summary[name])]
+def _comparisons(names: list[str], summaries: Mapping[str, Any]) -> list[str]:
+    judged = [name for name in names if _can_judge(summaries[name])]
     pairs = list(itertools.permutations(judged, 2))
     above = {
         (one, other)
         for one, other in pairs
-        if summary[one]["low"] > summary[other]["high"]
+        if summaries[one]["low"] > summaries[other]["high"]
     }
     sentences = []
     for one in judged:
@@ -133,19 +133,19 @@ def _comparisons(names: list[str], summary: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def _cautions(names: list[str], summary: Mapping[str, Any]) -> list[str]:
+def _cautions(names: list[str], summaries: Mapping[str, Any]) -> list[str]:
     sentences = [
-        f"Diverged seeds of {name}: {summary[name]['diverged']} of "
-        f"{summary[name]['seeds']}. They count with the lowest return of the study."
+        f"Diverged seeds of {name}: {summaries[name]['diverged']} of "
+        f"{summaries[name]['seeds']}. They count with the lowest return of the study."
         for name in names
-        if summary[name]["diverged"]
+        if summaries[name]["diverged"]
     ]
-    if unjudged := [name for name in names if not _can_judge(summary[name])]:
+    if unjudged := [name for name in names if not _can_judge(summaries[name])]:
         sentences.append(
             f"Not judged, as it takes {_MIN_SEEDS_TO_JUDGE} seeds with a return: "
             f"{_list(unjudged)}."
         )
-    if any(summary[name]["seeds"] < 10 for name in names):
+    if any(summaries[name]["seeds"] < 10 for name in names):
         sentences.append(
             "With fewer than 10 seeds a 95% interval is too short: one from 4 seeds "
             "holds the true value in about 87 of 100 studies."
@@ -162,12 +162,14 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _page(
-    folder: Path, title: str, runs: Sequence[Run], summary: Mapping[str, Any]
+    folder: Path, title: str, runs: Sequence[Run], summaries: Mapping[str, Any]
 ) -> str:
     # Only this very style is allowed by the page's policy, so none can be injected.
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
     sections = [
-        _section("What the numbers say", _items(verdict(summary)) + _result(summary)),
+        _section(
+            "What the numbers say", _items(verdict(summaries)) + _result(summaries)
+        ),
         *_pictures(folder),
         *_policies(folder, runs),
         _section("Every seed", _seeds(runs)),
@@ -215,10 +217,10 @@ def _table(
     )
 
 
-def _result(summary: Mapping[str, Mapping[str, Any]]) -> str:
+def _result(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
-    for name, row in summary.items():
-        *numbers, seconds = stats.cells(row)
+    for name, row in summaries.items():
+        *numbers, seconds = summary.cells(row)
         rows.append([name, row["env"], *numbers, row["env_steps"], seconds])
     columns = ["run", "environment", "IQM", "95% interval", "diverged"]
     columns += ["environment steps", "seconds"]
@@ -266,17 +268,17 @@ def _policies(folder: Path, runs: Sequence[Run]) -> list[str]:
 
 def _seeds(runs: Sequence[Run]) -> str:
     evaluated = [run for run in runs if run.metrics]
-    floors = stats.floor_per_env(evaluated)
+    floors = summary.floor_per_env(evaluated)
     rows = []
     for run in evaluated:
-        finals = stats.final_returns(run.metrics, floor=floors[stats.env_of(run)])
+        finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
         for seed, value in zip(finals.seeds, finals.values, strict=True):
             mine = [row for row in run.metrics if row["seed"] == seed]
             rows.append(
                 [
                     run.name,
                     seed,
-                    stats.format_number(value),
+                    summary.format_number(value),
                     finals.diverged.get(int(seed), "no"),
                     len(mine),
                     max(row["env_steps"] for row in mine),

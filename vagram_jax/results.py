@@ -189,7 +189,7 @@ def create_run(
         be resumed.
     """
     folder = check_run(root, study, run, overwrite=overwrite, resume=resume)
-    record = _record(config, on)
+    record = new_record(config, on)
     if resume and (folder / "config.json").exists():
         record = resumed(folder, record)
     with files.one_line(folder):
@@ -421,7 +421,19 @@ def _clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _record(config: Mapping[str, Any], on: Mapping[str, Any]) -> dict[str, Any]:
+def new_record(config: Mapping[str, Any], on: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside results: settings, versions, command, start and revision.
+
+    Args:
+      config: the settings.
+      on: where it runs, such as `device`.
+
+    Returns:
+      A mapping for a JSON file; no absolute path is in it.
+
+    Raises:
+      TypeError: as `files.as_json`.
+    """
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

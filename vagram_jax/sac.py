@@ -37,6 +37,8 @@ class SACConfig:
         minus the size of an action.
       discount: of the next step's value.
       target_rate: by how much the target critics move to the critics at each update.
+      value_critics: whose values `value_fn` gives, "all" four critics', or those of the
+        two "target" critics alone.
       value_through_policy: whether `value_fn` differentiates through the policy's
         action too, the gradient of V(s) = Q(s, pi(s)), or holds the action (the paper's
         code does).
@@ -52,6 +54,7 @@ class SACConfig:
     target_entropy: tuple[float, ...] = leaf(())
     discount: float = leaf(0.99, low=0.0, high=1.0)
     target_rate: float = leaf(0.005, above=0.0, high=1.0)
+    value_critics: str = static("all", choices=("all", "target"))
     value_through_policy: bool = static(True)
 
 
@@ -167,17 +170,20 @@ def value_fn(state: SACState, *, config: SACConfig) -> ValueFn:
 
     Args:
       state: the agent. No gradient flows into it.
-      config: the agent's; `value_through_policy` says whether the action moves with the
-        state when the result is differentiated.
+      config: the agent's; `value_critics` leaves out the critics, and
+        `value_through_policy` says whether the action moves with the state when the
+        result is differentiated.
 
     Returns:
-      One state `[obs_dim]` to `[4]`, in units of return; a pytree, so that `jit` and
-      `vmap` take it as data.
+      One state `[obs_dim]` to `[4]`, or `[2]`, in units of return; a pytree, so that
+      `jit` and `vmap` take it as data.
     """
-    both = jax.tree.map(
-        lambda *pair: jnp.concatenate(pair), state.critics, state.target_critics
-    )
-    frozen = jax.lax.stop_gradient((state.actor, both))
+    critics = state.target_critics
+    if config.value_critics == "all":
+        critics = jax.tree.map(
+            lambda *pair: jnp.concatenate(pair), state.critics, critics
+        )
+    frozen = jax.lax.stop_gradient((state.actor, critics))
     return jax.tree_util.Partial(_values, *frozen, config=config)
 
 

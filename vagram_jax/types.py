@@ -37,6 +37,9 @@ class Transition:
       next_obs: `[..., obs_dim]`, in the units of the data.
       terminated: `[...]` bool, the successor has no value.
       truncated: `[...]` bool, the episode was cut but its value goes on.
+      weight: `[...]`, how much it counts in `sample_weighted_loss`, else None.
+      next_value: `[...]`, the bootstrapped value of `next_obs` for `muzero_loss`, in
+        units of return, else None.
     """
 
     obs: jax.Array  # [..., obs_dim]
@@ -45,6 +48,8 @@ class Transition:
     next_obs: jax.Array  # [..., obs_dim]
     terminated: jax.Array  # [...]
     truncated: jax.Array  # [...]
+    weight: jax.Array | None = None  # [...]
+    next_value: jax.Array | None = None  # [...]
 
 
 class Prediction(NamedTuple):

@@ -1,0 +1,45 @@
+"""Return against the scale of the distracting dimensions: what units alone do.
+
+The distractors of the paper's code have ten to a hundred times the scale of a task's
+own dimensions, and its baselines raw targets. So its effect could be one of irrelevant
+dimensions or one of badly scaled targets; here each has its own axis. A loss that
+standardises its targets can't tell these scales apart.
+"""
+
+from __future__ import annotations
+
+from experiments.studies import loop, tasks
+
+STUDY = loop.Study(axis="scale")
+
+
+def run(plan) -> int:
+    """Trains and concludes.
+
+    Args:
+      plan: what was asked, a `study.Plan`.
+
+    Returns:
+      The exit status.
+    """
+    return loop.run(STUDY, cells(plan.preset), plan)
+
+
+def cells(preset: str) -> list[loop.Cell]:
+    """The trainings.
+
+    Args:
+      preset: "quick" or "full".
+
+    Returns:
+      A cell for each task, scale and loss.
+    """
+    names = ("pendulum",) if preset == "quick" else tasks.SMALL
+    scales = {str(s): {"distractor_scale": str(float(s))} for s in (1, 3, 10)}
+    return loop.product(
+        {
+            "task": {task: tasks.small(task, preset) for task in names},
+            "scale": scales,
+            "loss": loop.losses("vagram", "mle", "mse", "mse_normalized", "sac"),
+        }
+    )

@@ -1,0 +1,69 @@
+"""The settings that studies share: of the two small tasks and of MuJoCo's.
+
+Comes in: a task and a preset. Goes out: settings, as `loop.Axes` takes them.
+"""
+
+from __future__ import annotations
+
+SMALL = ("pendulum", "cartpole")
+"""The tasks that are small enough for a CPU."""
+
+_SMALL = {
+    "pendulum": {"config": "experiments/configs/pendulum.py", "eval_every": "2"},
+    "cartpole": {
+        "config": "experiments/configs/cartpole.py",
+        "distractors": "10",
+        "fit.batch_size": "64",
+        "fit.learning_rate": "3e-3",
+    },
+}
+# A few thousand steps with small networks: the course of a curve, not its end.
+_QUICK_MUJOCO = {
+    "num_seeds": "4",
+    "total_steps": "13000",
+    "replay_capacity": "13000",
+    "sac.hidden": "64,64",
+    "batch_size": "128",
+    "fit.batch_size": "128",
+    "fit.max_epochs": "20",
+}
+_PRESETS = {
+    "quick": {
+        "pendulum": {"num_seeds": "4"},
+        "cartpole": {"num_seeds": "4", "total_steps": "6000"},
+    },
+    "full": {
+        "pendulum": {"num_seeds": "10"},
+        "cartpole": {"num_seeds": "10", "total_steps": "20000"},
+    },
+}
+
+
+def small(task: str, preset: str) -> dict[str, str]:
+    """The settings of a small task: ten distracting dimensions of the task's own scale.
+
+    Args:
+      task: one of `SMALL`.
+      preset: "quick" or "full".
+
+    Returns:
+      Settings.
+    """
+    return _SMALL[task] | _PRESETS[preset][task]
+
+
+def mujoco(name: str, preset: str, variant: str = "") -> dict[str, str]:
+    """The settings of a MuJoCo task: the paper's, or what an hour on a CPU allows.
+
+    Args:
+      name: one of Gymnasium's tasks, with a config file.
+      preset: "quick" or "full".
+      variant: "small" or "distracted" for Hopper's, else empty.
+
+    Returns:
+      Settings.
+    """
+    kind = "paper" if preset == "full" else "quick"
+    variant = f"{kind}_{variant}" if variant else kind
+    settings = {"config": f"experiments/configs/{name}.py:{variant}"}
+    return settings if preset == "full" else settings | _QUICK_MUJOCO

@@ -1,0 +1,84 @@
+"""Runs one study of the paper's claims: trainings, table, pictures and a verdict.
+
+    python -m experiments.study capacity --preset=quick
+
+`quick` takes minutes on two cores (the ones with Hopper up to an hour), `full` an
+accelerator. Everything is written to `results/<study>-<preset>`; given again, the
+command goes on where it was interrupted. The studies:
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import time
+from typing import NamedTuple
+
+from experiments import flags, launch
+from experiments.studies import STUDIES
+from vagram_jax import config, session
+
+PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "How much of it.")
+SEEDS = flags.DEFINE_integer(
+    "num_seeds", 0, "How many seeds; 0: as many as the preset."
+)
+FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "Seeds are numbered from here.")
+
+__doc__ += "\n".join(f"  {name:20}{about}" for name, about in STUDIES.items())
+
+
+class Plan(NamedTuple):
+    """What a study is asked to do.
+
+    Attributes:
+      preset: "quick" or "full".
+      place: the results folder and the name of the study in it.
+      kept: where runs train and how they are kept.
+      seeds: how many, 0 for the preset's own number.
+      first_seed: they are numbered from here.
+      began: when it was started, by `time.monotonic`, in s.
+    """
+
+    preset: str
+    place: tuple[str, str]
+    kept: session.Keeping
+    seeds: int
+    first_seed: int
+    began: float
+
+
+def main(names: list[str]) -> int:
+    """Runs a study.
+
+    Args:
+      names: of the study, one.
+
+    Returns:
+      The exit status.
+
+    Raises:
+      ConfigError: no study of that name, or a number out of range.
+    """
+    if len(names) != 1 or names[0] not in STUDIES:
+        near = difflib.get_close_matches(" ".join(names), STUDIES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise config.ConfigError(
+            f"study {' '.join(names) or '(none)'}: one is accepted of "
+            f"{', '.join(STUDIES)}{hint}"
+        )
+    for flag in (SEEDS, FIRST_SEED):
+        if flag.value < 0:
+            raise config.ConfigError(f"--{flag.name}={flag.value}; at least 0")
+    plan = Plan(
+        preset=PRESET.value,
+        place=(launch.RESULTS.value, launch.study(f"{names[0]}-{PRESET.value}")),
+        kept=launch.keeping(SEEDS.value or 4),
+        seeds=SEEDS.value,
+        first_seed=FIRST_SEED.value,
+        began=time.monotonic(),
+    )
+    return importlib.import_module(f"experiments.studies.{names[0]}").run(plan)
+
+
+if __name__ == "__main__":
+    flags.run(main, takes_names=True)

@@ -153,7 +153,7 @@ def test_a_study_trains_its_cells_and_leaves_tables_pictures_and_a_verdict(
     assert len(finals) == 5 * 3
     table = files.read_rows(folder / "table.csv")
     assert len(table) == 2 * 3  # plain SAC stands at both widths
-    assert all((row["p_method"] is None) == (row["loss"] == "vagram") for row in table)
+    assert all((row["p_vagram"] is None) == (row["loss"] == "vagram") for row in table)
     for picture in ("spring.png", "profiles.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     record = json.loads((folder / "study.json").read_text())
@@ -176,7 +176,8 @@ def test_without_an_axis_a_study_draws_a_line_for_each_rival(tmp_path):
         for row in files.read_rows(tmp_path / "table.csv")
         if row["variant"] == "mse"
     ]
-    assert row["p_method"] == 1
+    assert row["p_vagram"] == 1
+    assert row["p_vagram_mixed"] is None
 
 
 @pytest.mark.parametrize(

@@ -406,7 +406,7 @@ def test_gradients_are_taken_at_the_difference_if_asked():
 
 def test_a_gradient_share_of_one_leaves_every_bit():
     batch, where = make_batch(36), np.arange(6) < 5
-    options = {"gradient_share": 1.0, "mixed_with": "mse_normalized"}
+    options = {"gradient_share": (1.0,), "mixed_with": "mse_normalized"}
     found = jit_of(weights.from_gradients, batch, half_square, where, **options)
     wanted = weights_of(half_square, batch.next_obs, where=where)
     np.testing.assert_array_equal(found, wanted)
@@ -415,14 +415,18 @@ def test_a_gradient_share_of_one_leaves_every_bit():
 def test_a_gradient_share_of_none_is_the_squared_error():
     where = np.arange(6) < 5
     found = jit_of(
-        weights.from_gradients, make_batch(37), half_square, where, gradient_share=0.0
+        weights.from_gradients,
+        make_batch(37),
+        half_square,
+        where,
+        gradient_share=(0.0,),
     )
     np.testing.assert_array_equal(found, np.where(where[:, None], np.ones((6, 3)), 0.0))
 
 
 def test_a_gradient_share_of_none_is_the_squared_error_of_standardised_targets():
     batch, where = make_batch(38), np.arange(6) < 5
-    options = {"gradient_share": 0.0, "mixed_with": "mse_normalized"}
+    options = {"gradient_share": (0.0,), "mixed_with": "mse_normalized"}
     found = jit_of(weights.from_gradients, batch, half_square, where, **options)
     _, std = oracles.moments(batch.next_obs - batch.obs, where)
     wanted = std**-2 / np.mean(std**-2)
@@ -441,7 +445,7 @@ def test_a_gradient_share_mixes_in_proportion(other):
             where,
             normalize=True,
             mixed_with=other,
-            gradient_share=share,
+            gradient_share=(share,),
         )
         for share in (0.25, 0.0, 1.0)
     ]

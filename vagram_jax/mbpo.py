@@ -118,19 +118,15 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
     """
     dynamics.check(config.model)
     imagine.check(config.imagine)
-    imagine.check_schedule("real_fraction", config.real_fraction)
-    values = config.real_fraction[:2]
-    if outside := [value for value in values if not 0.0 <= value <= 1.0]:
-        raise ConfigError(
-            f"config: real_fraction={outside[0]}; accepted: at least 0 and at most 1"
-        )
+    _check_share("real_fraction", config.real_fraction)
+    _check_share("weights.gradient_share", config.weights.gradient_share)
     if config.warmup_steps > config.replay_capacity:
         raise ConfigError(
             f"config: replay_capacity={config.replay_capacity}; at least warmup_steps="
             f"{config.warmup_steps}"
         )
     if config.loss == NO_MODEL:
-        if min(values) < 1.0:
+        if min(config.real_fraction[:2]) < 1.0:
             raise ConfigError(
                 f"config: real_fraction={config.real_fraction}; without a model "
                 "(loss=none) only 1 is possible; set real_fraction=1"
@@ -276,6 +272,9 @@ def fit(
         loss=losses.get(config.loss),
         weight_config=weights.replace(
             mse_coef=jnp.where(mixes, weights.mse_coef, 0.0),
+            gradient_share=(
+                imagine.scheduled(weights.gradient_share, state.env_steps),
+            ),
             discount=weights.discount or (config.sac.discount,),
         ),
         config=config.fit,
@@ -454,6 +453,14 @@ def freeze_if_diverged(
             old.alive & ~healthy, new.env_steps, old.diverged_at
         ).astype(jnp.int32),
     )
+
+
+def _check_share(key: str, schedule: tuple[float, ...]) -> None:
+    imagine.check_schedule(key, schedule)
+    if outside := [value for value in schedule[:2] if not 0.0 <= value <= 1.0]:
+        raise ConfigError(
+            f"config: {key}={outside[0]}; accepted: at least 0 and at most 1"
+        )
 
 
 def _check_termination(env: base.Env, config: MBPOConfig) -> None:

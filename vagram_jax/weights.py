@@ -36,7 +36,9 @@ class WeightConfig:
       mse_coef: add this much to each weight, that is, add so much plain squared error.
       mse_steps: do so only until this environment step (the paper's code: 1,000).
       gradient_share: m of a mixture, 1 - m times the squared error of `mixed_with` and
-        m times VaGraM; with `normalize` both have weights of a like size.
+        m times VaGraM; with `normalize` both have weights of a like size. One number,
+        or in training a schedule (see `imagine.scheduled`): until the critics know what
+        the value depends on, their gradients are noise.
       mixed_with: "mse", the plain squared error, or "mse_normalized", that on
         standardised targets, scaled to a mean weight of one.
       discount: of the targets of `muzero`; nothing stands for the agent's.
@@ -49,7 +51,7 @@ class WeightConfig:
     scale_by_dim: bool = static(False)
     mse_coef: float = leaf(0.0, low=0.0)
     mse_steps: float = leaf(0.0, low=0.0)
-    gradient_share: float = leaf(1.0, low=0.0, high=1.0)
+    gradient_share: tuple[float, ...] = leaf((1.0,), low=0.0)
     mixed_with: str = static("mse", choices=("mse", "mse_normalized"))
     discount: tuple[float, ...] = leaf((), low=0.0, high=1.0)
 
@@ -438,7 +440,7 @@ def _mixed(weights, batch: Transition, where, config: WeightConfig) -> jax.Array
         other = other / jnp.mean(other, axis=-1, keepdims=True)
     if where is not None:
         other = jnp.where(where[..., None], other, 0.0)
-    share = config.gradient_share
+    share = config.gradient_share[0]
     return share * weights + (1.0 - share) * other
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from experiments import flags, launch
 from experiments.studies import STUDIES
-from vagram_jax import config, session
+from vagram_jax import config, files, results, session
 
 PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "How much of it.")
 SEEDS = flags.DEFINE_integer(
@@ -58,6 +59,7 @@ def main(names: list[str]) -> int:
 
     Raises:
       ConfigError: no study of that name, or a number out of range.
+      ResultsError: the folder can't be made.
     """
     if len(names) != 1 or names[0] not in STUDIES:
         near = difflib.get_close_matches(" ".join(names), STUDIES, n=1)
@@ -77,6 +79,9 @@ def main(names: list[str]) -> int:
         first_seed=FIRST_SEED.value,
         began=time.monotonic(),
     )
+    folder = Path(plan.place[0]) / results.check_name(plan.place[1], what="study")
+    with files.one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     return importlib.import_module(f"experiments.studies.{names[0]}").run(plan)
 
 

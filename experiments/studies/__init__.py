@@ -12,6 +12,7 @@ STUDIES = {
     "distractor_scale": "return against the scale of the distracting dimensions",
     "ablation": "VaGraM against its parts",
     "baselines": "which baseline is the strongest",
+    "confirmation": "where VaGraM does best, on fresh seeds",
     "hopper_capacity": "Hopper with a small and a large model",
     "hopper_distraction": "Hopper with distracting dimensions",
     "mujoco_suite": "Gymnasium's MuJoCo tasks",

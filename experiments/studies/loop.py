@@ -38,7 +38,7 @@ A setting is a dotted key of a config, or `config`, which names the file.
 
 _MIXED = {
     "loss": "vagram",
-    "weights.gradient_share": "0.9",
+    "weights.gradient_share": "0.8",
     "weights.mixed_with": "mse_normalized",
 }
 
@@ -110,7 +110,7 @@ def product(axes: Axes) -> list[Cell]:
 def losses(*names: str) -> dict[str, dict[str, str]]:
     """A column of losses.
 
-    `vagram_mixed` is VaGraM with a tenth of squared error on normalised targets: in
+    `vagram_mixed` is VaGraM with a fifth of squared error on normalised targets: in
     rollouts of several steps a dimension without any weight drifts away.
 
     Args:

@@ -16,7 +16,7 @@ _SHARED = {
     "imagine.horizon": "5",
     "real_fraction": "0.4",
     "model.hidden": "16,16",
-    "distractors": "10",
+    "distractors": "15",
     "weights.normalize": "true",
     "weights.mixed_with": "mse_normalized",
     "first_seed": "100",
@@ -25,7 +25,7 @@ _SMALL = {
     "pendulum": {
         "config": "experiments/configs/pendulum.py",
         "steps_per_epoch": "125",
-        "total_steps": "1750",
+        "total_steps": "2000",
         "eval_every": "2",
     },
     "cartpole": {
@@ -57,7 +57,7 @@ _PRESETS = {
 
 
 def small(task: str, preset: str) -> dict[str, str]:
-    """The settings of a small task: ten distractors of its own scale, a small model.
+    """The settings of a small task: fifteen distractors of its own scale, a small model.
 
     Seeds start at 100: the settings were chosen on lower ones.
 

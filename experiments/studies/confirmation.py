@@ -1,0 +1,40 @@
+"""The setting in which VaGraM does best, on seeds that played no part in finding it.
+
+Pendulum swing-up with fifteen chaotic distractors and a model of two layers of 16, many
+updates of the agent and rollouts of five steps, after 2,000 steps. Number of distractors,
+width, horizon, real fraction, steps and the share of squared error in `vagram_mixed` were
+chosen on seeds 0 to 7. `ablation` says which part of the loss it is.
+"""
+
+from __future__ import annotations
+
+from experiments.studies import loop, tasks
+
+STUDY = loop.Study()
+_SEEDS = {"quick": "12", "full": "30"}
+
+
+def run(plan) -> int:
+    """Trains and concludes.
+
+    Args:
+      plan: what was asked, a `study.Plan`.
+
+    Returns:
+      The exit status.
+    """
+    return loop.run(STUDY, cells(plan.preset), plan)
+
+
+def cells(preset: str) -> list[loop.Cell]:
+    """The trainings.
+
+    Args:
+      preset: "quick" or "full".
+
+    Returns:
+      A cell for each loss.
+    """
+    pendulum = tasks.small("pendulum", preset) | {"num_seeds": _SEEDS[preset]}
+    rivals = ("vagram", "vagram_mixed", "mle", "mse", "mse_normalized", "sac")
+    return loop.product({"task": {"pendulum": pendulum}, "loss": loop.losses(*rivals)})

@@ -3,7 +3,7 @@
 Each variant differs from `vagram_mixed`, VaGraM with a fifth of squared error on
 normalised targets, in what its name says. The oracle is squared error on normalised
 targets that counts a distracting dimension a twentieth as much: what VaGraM would have
-to find out. Without any weight on them imagined distractors drift until critics diverge.
+to find out. Without any weight on them imagined distractors drift, and critics diverge.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The setting in which VaGraM does best, on seeds that played no part in finding it.
 
 Pendulum swing-up with fifteen chaotic distractors and a model of two layers of 16, many
-updates of the agent and rollouts of five steps, after 2,000 steps. Number of distractors,
-width, horizon, real fraction, steps and the share of squared error in `vagram_mixed` were
+updates of the agent and rollouts of five steps, after 2,000 steps. Distractors, width,
+horizon, real fraction, steps and the share of squared error in `vagram_mixed` were
 chosen on seeds 0 to 7. `ablation` says which part of the loss it is.
 """
 

@@ -57,7 +57,7 @@ _PRESETS = {
 
 
 def small(task: str, preset: str) -> dict[str, str]:
-    """The settings of a small task: fifteen distractors of its own scale, a small model.
+    """The settings of a small task: fifteen distractors of its own scale.
 
     Seeds start at 100: the settings were chosen on lower ones.
 

@@ -117,7 +117,7 @@ def test_sac_is_trained_once_for_all_widths_and_anew_for_each_number_of_distract
     at_widths = [c for c in capacity.cells("full") if c.values["loss"] == "sac"]
     assert len(at_widths) == len(tasks.SMALL)
     counts = [c for c in distraction.cells("full") if c.values["loss"] == "sac"]
-    assert len(counts) == len(tasks.SMALL) * 5
+    assert len(counts) == len(tasks.SMALL) * 6
 
 
 @pytest.fixture

@@ -41,12 +41,12 @@ def cells(preset: str) -> list[loop.Cell]:
       preset: "quick" or "full".
 
     Returns:
-      A cell for each task and baseline, and one for VaGraM.
+      A cell for each task and baseline, and for VaGraM.
     """
     names = ("pendulum",) if preset == "quick" else tasks.SMALL
     return loop.product(
         {
             "task": {task: tasks.small(task, preset) for task in names},
-            "model": {"vagram": {"loss": "vagram"}} | _BASELINES,
+            "model": loop.losses("vagram", "vagram_mixed") | _BASELINES,
         }
     )

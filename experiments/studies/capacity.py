@@ -10,7 +10,7 @@ from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="hidden")
 _WIDTHS = {
-    "quick": {"pendulum": (4, 8, 16, 64), "cartpole": (8, 64)},
+    "quick": {"pendulum": (8, 16, 32, 64)},
     "full": dict.fromkeys(tasks.SMALL, (4, 8, 16, 32, 64)),
 }
 
@@ -40,7 +40,7 @@ def cells(preset: str) -> list[loop.Cell]:
     for task, widths in _WIDTHS[preset].items():
         at = {"task": {task: tasks.small(task, preset)}}
         width = {str(w): {"model.hidden": f"{w},{w}"} for w in widths}
-        rivals = loop.losses("vagram", "mle", "mse_normalized")
+        rivals = loop.losses("vagram", "vagram_mixed", "mle", "mse_normalized")
         found += loop.product(at | {"hidden": width, "loss": rivals})
         none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
         found += loop.product(at | none)

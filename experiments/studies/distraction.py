@@ -10,8 +10,8 @@ from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="distractors")
 _COUNTS = {
-    "quick": {"pendulum": (0, 5, 10, 20), "cartpole": (0, 10)},
-    "full": dict.fromkeys(tasks.SMALL, (0, 5, 10, 20, 30)),
+    "quick": {"pendulum": (0, 10, 15, 20)},
+    "full": dict.fromkeys(tasks.SMALL, (0, 5, 10, 15, 20, 30)),
 }
 
 
@@ -42,7 +42,9 @@ def cells(preset: str) -> list[loop.Cell]:
             {
                 "task": {task: tasks.small(task, preset)},
                 "distractors": {str(n): {"distractors": str(n)} for n in counts},
-                "loss": loop.losses("vagram", "mle", "mse_normalized", "sac"),
+                "loss": loop.losses(
+                    "vagram", "vagram_mixed", "mle", "mse_normalized", "sac"
+                ),
             }
         )
     return found

@@ -40,6 +40,8 @@ def cells(preset: str) -> list[loop.Cell]:
         {
             "task": {task: tasks.small(task, preset) for task in names},
             "scale": scales,
-            "loss": loop.losses("vagram", "mle", "mse", "mse_normalized", "sac"),
+            "loss": loop.losses(
+                "vagram", "vagram_mixed", "mle", "mse", "mse_normalized", "sac"
+            ),
         }
     )

@@ -169,7 +169,7 @@ def test_without_an_axis_a_study_draws_a_line_for_each_rival(tmp_path):
         for name, returns in {"vagram": HIGH, "mse": LOW}.items()
     ]
     sentences = loop.conclude(loop.Study(contrast="variant"), found, tmp_path)
-    assert sentences[-1].startswith("In 1 settings vagram is 1 times above")
+    assert sentences[-1].startswith("In 1 setting vagram is 1 times above")
     assert (tmp_path / "t.png").exists()
     (row,) = [
         row

@@ -113,7 +113,8 @@ def overall(comparisons: Sequence[Comparison]) -> str:
     }
     said = ", ".join(f"{count} times {outcome}" for outcome, count in counts.items())
     method, total = comparisons[0].method, len(comparisons)
-    return f"In {total} settings {method} is {said} the strongest baseline."
+    settings = "1 setting" if total == 1 else f"{total} settings"
+    return f"In {settings} {method} is {said} the strongest baseline."
 
 
 def span(interval: Interval) -> str:

@@ -13,11 +13,10 @@ import difflib
 import importlib
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from experiments import flags, launch
-from experiments.studies import STUDIES
-from vagram_jax import config, files, results, session
+from experiments.studies import STUDIES, Plan
+from vagram_jax import config, files, results
 
 PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "How much of it.")
 SEEDS = flags.DEFINE_integer(
@@ -26,26 +25,6 @@ SEEDS = flags.DEFINE_integer(
 FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "Seeds are numbered from here.")
 
 __doc__ += "\n".join(f"  {name:20}{about}" for name, about in STUDIES.items())
-
-
-class Plan(NamedTuple):
-    """What a study is asked to do.
-
-    Attributes:
-      preset: "quick" or "full".
-      place: the results folder and the name of the study in it.
-      kept: where runs train and how they are kept.
-      seeds: how many, 0 for the preset's own number.
-      first_seed: they are numbered from here.
-      began: when it was started, by `time.monotonic`, in s.
-    """
-
-    preset: str
-    place: tuple[str, str]
-    kept: session.Keeping
-    seeds: int
-    first_seed: int
-    began: float
 
 
 def main(names: list[str]) -> int:

@@ -9,7 +9,15 @@ import test_commands as user
 from absl.testing import flagsaver
 
 from experiments import flags, grid, launch, study
-from experiments.studies import STUDIES, capacity, distraction, loop, tasks, verdicts
+from experiments.studies import (
+    STUDIES,
+    Plan,
+    capacity,
+    distraction,
+    loop,
+    tasks,
+    verdicts,
+)
 from vagram_jax import files, summary
 
 LOOPS = sorted(set(STUDIES) - {"loss_surface", "changing_values"})
@@ -23,7 +31,7 @@ def module(name):
 def make_plan(place, preset="quick", seeds=0, first_seed=0):
     with flagsaver.flagsaver():
         flags.parse(["study"])
-        return study.Plan(preset, place, launch.keeping(2), seeds, first_seed, 0.0)
+        return Plan(preset, place, launch.keeping(2), seeds, first_seed, 0.0)
 
 
 def result(values, returns):

@@ -4,6 +4,12 @@
 which rule. A study of your own: a file here with a `run(plan)`, and a row below.
 """
 
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from vagram_jax import session
+
 STUDIES = {
     "loss_surface": "each loss as a function of the predicted next state",
     "changing_values": "value errors while the value function moves",
@@ -18,3 +24,23 @@ STUDIES = {
     "mujoco_suite": "Gymnasium's MuJoCo tasks",
 }
 """What there is, each with what it shows."""
+
+
+class Plan(NamedTuple):
+    """What a study is asked to do.
+
+    Attributes:
+      preset: "quick" or "full".
+      place: the results folder and the name of the study in it.
+      kept: where runs train and how they are kept.
+      seeds: how many, 0 for the preset's own number.
+      first_seed: they are numbered from here.
+      began: when it was started, by `time.monotonic`, in s.
+    """
+
+    preset: str
+    place: tuple[str, str]
+    kept: session.Keeping
+    seeds: int
+    first_seed: int
+    began: float

@@ -8,7 +8,7 @@ to find out. Without any weight on them imagined distractors drift, and critics 
 
 from __future__ import annotations
 
-from experiments.studies import loop, tasks
+from experiments.studies import Plan, loop, tasks
 from vagram_jax import losses, weights
 
 _DISTRACTORS = 15  # of both tasks in `tasks`
@@ -34,11 +34,11 @@ _VARIANTS = {
 STUDY = loop.Study(contrast="variant")
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.

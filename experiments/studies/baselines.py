@@ -6,7 +6,7 @@ with. Normalised targets and learned bounds are what a careful user would take.
 
 from __future__ import annotations
 
-from experiments.studies import loop, tasks
+from experiments.studies import Plan, loop, tasks
 
 _RAW, _NORMALIZED = ({"model.normalize_targets": text} for text in ("false", "true"))
 _FIXED, _LEARNED = ({"model.log_var_bounds": text} for text in ("fixed", "learned"))
@@ -22,11 +22,11 @@ _BASELINES = {
 STUDY = loop.Study(contrast="model", baselines=tuple(_BASELINES))
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.

@@ -6,7 +6,7 @@ of 64 need no choice of what to predict: there the losses should make no differe
 
 from __future__ import annotations
 
-from experiments.studies import loop, tasks
+from experiments.studies import Plan, loop, tasks
 
 STUDY = loop.Study(axis="hidden")
 _WIDTHS = {
@@ -15,11 +15,11 @@ _WIDTHS = {
 }
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import flags, launch
-from experiments.studies import loop, verdicts
+from experiments.studies import Plan, loop, verdicts
 from vagram_jax import (
     devices,
     dynamics,
@@ -72,11 +72,11 @@ class _Past(NamedTuple):
     config: sac.SACConfig
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains agents, then models on their data, and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.
@@ -100,13 +100,13 @@ def run(plan) -> int:
     return 0
 
 
-def train_agents(distractors: int, size: _Size, plan) -> _Past:
+def train_agents(distractors: int, size: _Size, plan: Plan) -> _Past:
     """Plain SAC on the pendulum: its data and snapshots of it.
 
     Args:
       distractors: how many distracting dimensions.
       size: of the preset.
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       What is left of it.
@@ -134,7 +134,7 @@ def train_agents(distractors: int, size: _Size, plan) -> _Past:
 
 
 def errors_of(
-    loss: str, hidden: tuple[int, ...], past: _Past, size: _Size, plan
+    loss: str, hidden: tuple[int, ...], past: _Past, size: _Size, plan: Plan
 ) -> dict[str, np.ndarray]:
     """The value errors of a loss, with values that move and with the last ones.
 
@@ -143,7 +143,7 @@ def errors_of(
       hidden: widths of the model's hidden layers.
       past: data and agents.
       size: of the preset.
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       "moving" and "frozen" to `[S, T, 2]`: stale and fitted.

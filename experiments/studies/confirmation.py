@@ -8,17 +8,17 @@ chosen on seeds 0 to 7. `ablation` says which part of the loss it is.
 
 from __future__ import annotations
 
-from experiments.studies import loop, tasks
+from experiments.studies import Plan, loop, tasks
 
 STUDY = loop.Study()
 _SEEDS = {"quick": "12", "full": "30"}
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.

@@ -6,7 +6,7 @@ stays stable. The quick preset has small networks throughout and few steps.
 
 from __future__ import annotations
 
-from experiments.studies import loop, tasks
+from experiments.studies import Plan, loop, tasks
 
 STUDY = loop.Study(contrast="loss")
 _HIDDEN = {
@@ -20,11 +20,11 @@ _HIDDEN = {
 }
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.

@@ -6,17 +6,17 @@ forward and MLE is at the level of a random policy.
 
 from __future__ import annotations
 
-from experiments.studies import loop, tasks
+from experiments.studies import Plan, loop, tasks
 
 STUDY = loop.Study(axis="distractors")
 _COUNTS = {"quick": (0, 15), "full": (0, 5, 10, 15)}
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.

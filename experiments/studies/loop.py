@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import flags, grid, launch
-from experiments.studies import verdicts
+from experiments.studies import Plan, verdicts
 from vagram_jax import devices, files, plots, results, stats, summary
 
 ANY = "any"
@@ -124,13 +124,13 @@ def losses(*names: str) -> dict[str, dict[str, str]]:
     }
 
 
-def run(study: Study, cells: Sequence[Cell], plan) -> int:
+def run(study: Study, cells: Sequence[Cell], plan: Plan) -> int:
     """Trains what isn't finished, then writes tables, pictures and verdict.
 
     Args:
       study: how cells are read.
       cells: the trainings.
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status: of the first training that failed, if any did.
@@ -149,13 +149,13 @@ def run(study: Study, cells: Sequence[Cell], plan) -> int:
     return 0
 
 
-def entry_of(maker: grid.Maker, cell: Cell, plan) -> grid.Entry:
+def entry_of(maker: grid.Maker, cell: Cell, plan: Plan) -> grid.Entry:
     """A cell as a checked run.
 
     Args:
       maker: of entries.
       cell: the training.
-      plan: what was asked, a `study.Plan`; it may say how many seeds, from where on.
+      plan: what was asked; it may say how many seeds, from where on.
 
     Returns:
       The entry.
@@ -260,11 +260,13 @@ def grouped(study: Study, found: Sequence[Result]) -> dict[tuple, dict[str, Resu
     return groups
 
 
-def write_record(plan, sentences: Sequence[str], losses: Sequence[str] = ()) -> None:
+def write_record(
+    plan: Plan, sentences: Sequence[str], losses: Sequence[str] = ()
+) -> None:
     """Writes `study.json` and prints the verdict.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
       sentences: the verdict.
       losses: what was trained, if anything was.
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from experiments import flags, launch
-from experiments.studies import loop
+from experiments.studies import Plan, loop
 from vagram_jax import (
     devices,
     drawing,
@@ -61,11 +61,11 @@ class Surface(NamedTuple):
     gradient_weights: np.ndarray
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains an agent, evaluates the losses, and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.
@@ -81,14 +81,14 @@ def run(plan) -> int:
     return 0
 
 
-def train_agent(total_steps: int, plan) -> tuple[Transition, ValueFn]:
+def train_agent(total_steps: int, plan: Plan) -> tuple[Transition, ValueFn]:
     """Plain SAC on the pendulum's two-dimensional state.
 
     Its critics are smooth, so that their second derivatives mean something.
 
     Args:
       total_steps: of the environment.
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       What it saw, and its value function.

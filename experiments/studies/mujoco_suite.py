@@ -5,7 +5,7 @@ The paper's claim: VaGraM is on par with MLE on all of them, and better on Ant.
 
 from __future__ import annotations
 
-from experiments.studies import loop, tasks
+from experiments.studies import Plan, loop, tasks
 
 STUDY = loop.Study()
 _TASKS = {
@@ -14,11 +14,11 @@ _TASKS = {
 }
 
 
-def run(plan) -> int:
+def run(plan: Plan) -> int:
     """Trains and concludes.
 
     Args:
-      plan: what was asked, a `study.Plan`.
+      plan: what was asked.
 
     Returns:
       The exit status.

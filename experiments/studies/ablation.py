@@ -29,7 +29,7 @@ _VARIANTS = {
     "unbounded": {"loss": "vagram_unbounded"},
     "value_weighted": {"loss": "value_weighted"},
     "oracle": {"loss": "oracle"},
-    **loop.losses("mle", "mse", "mse_normalized", "sac"),
+    **loop.losses(*loop.BASELINES),
 }
 STUDY = loop.Study(contrast="variant")
 

@@ -40,7 +40,9 @@ def cells(preset: str) -> list[loop.Cell]:
     for task, widths in _WIDTHS[preset].items():
         at = {"task": {task: tasks.small(task, preset)}}
         width = {str(w): {"model.hidden": f"{w},{w}"} for w in widths}
-        rivals = loop.losses("vagram", "vagram_mixed", "mle", "mse_normalized")
+        rivals = loop.losses(
+            "vagram", "vagram_mixed", "mle", "mle_raw", "mse_normalized"
+        )
         found += loop.product(at | {"hidden": width, "loss": rivals})
         none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
         found += loop.product(at | none)

@@ -36,5 +36,5 @@ def cells(preset: str) -> list[loop.Cell]:
       A cell for each loss.
     """
     pendulum = tasks.small("pendulum", preset) | {"num_seeds": _SEEDS[preset]}
-    rivals = ("vagram", "vagram_mixed", "mle", "mse", "mse_normalized", "sac")
-    return loop.product({"task": {"pendulum": pendulum}, "loss": loop.losses(*rivals)})
+    rivals = loop.losses("vagram", "vagram_mixed", *loop.BASELINES)
+    return loop.product({"task": {"pendulum": pendulum}, "loss": rivals})

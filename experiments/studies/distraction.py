@@ -43,7 +43,7 @@ def cells(preset: str) -> list[loop.Cell]:
                 "task": {task: tasks.small(task, preset)},
                 "distractors": {str(n): {"distractors": str(n)} for n in counts},
                 "loss": loop.losses(
-                    "vagram", "vagram_mixed", "mle", "mse_normalized", "sac"
+                    "vagram", "vagram_mixed", "mle", "mle_raw", "mse_normalized", "sac"
                 ),
             }
         )

@@ -40,8 +40,6 @@ def cells(preset: str) -> list[loop.Cell]:
         {
             "task": {task: tasks.small(task, preset) for task in names},
             "scale": scales,
-            "loss": loop.losses(
-                "vagram", "vagram_mixed", "mle", "mse", "mse_normalized", "sac"
-            ),
+            "loss": loop.losses("vagram", "vagram_mixed", *loop.BASELINES),
         }
     )

@@ -36,14 +36,20 @@ Axes = Mapping[str, Mapping[str, Mapping[str, str]]]
 A setting is a dotted key of a config, or `config`, which names the file.
 """
 
-_MIXED = {
-    "loss": "vagram",
-    "weights.gradient_share": "0.8",
-    "weights.mixed_with": "mse_normalized",
+_VARIANTS = {
+    "vagram_mixed": {
+        "loss": "vagram",
+        "weights.gradient_share": "0.8",
+        "weights.mixed_with": "mse_normalized",
+    },
+    "mle_raw": {"loss": "mle", "model.normalize_targets": "false"},
 }
 
-BASELINES = ("mle", "mse", "mse_normalized", "sac")
-"""Whom VaGraM is held against, as far as a study trains them."""
+BASELINES = ("mle", "mle_raw", "mse", "mse_normalized", "sac")
+"""Whom VaGraM is held against, as far as a study trains them.
+
+`baselines` compares more forms of them; the strongest there must be among these.
+"""
 
 
 class Study(NamedTuple):
@@ -111,17 +117,16 @@ def losses(*names: str) -> dict[str, dict[str, str]]:
     """A column of losses.
 
     `vagram_mixed` is VaGraM with a fifth of squared error on normalised targets: in
-    rollouts of several steps a dimension without any weight drifts away.
+    rollouts of several steps a dimension without any weight drifts away. `mle_raw` is
+    MLE without normalised targets.
 
     Args:
-      *names: registered losses, "sac", or "vagram_mixed".
+      *names: registered losses, "sac", "vagram_mixed" or "mle_raw".
 
     Returns:
       Names to settings.
     """
-    return {
-        name: _MIXED if name == "vagram_mixed" else {"loss": name} for name in names
-    }
+    return {name: _VARIANTS.get(name, {"loss": name}) for name in names}
 
 
 def run(study: Study, cells: Sequence[Cell], plan: Plan) -> int:

@@ -20,7 +20,7 @@ from vagram_jax import config, files, results
 
 PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "How much of it.")
 SEEDS = flags.DEFINE_integer(
-    "num_seeds", 0, "How many seeds; 0: as many as the preset."
+    "study_seeds", 0, "How many seeds; 0: as many as the preset."
 )
 FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "Seeds are numbered from here.")
 

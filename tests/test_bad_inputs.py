@@ -211,7 +211,7 @@ def test_a_cluster_that_nobody_describes_is_answered_with_how_to(refused):
 def test_an_unknown_loss_is_answered_with_the_known_ones(refused):
     status, said = refused("--config.loss=vagrm")
     assert status == 2
-    assert "loss='vagrm'; known: mle, mse, " in said
+    assert "loss='vagrm'; known: calibrated_vaml, constant_weights, mle, mse, " in said
     assert said.endswith("did you mean vagram?")
 
 

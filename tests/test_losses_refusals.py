@@ -162,7 +162,7 @@ def test_second_orders_refuse_terms_of_another_shape(name, accepted):
     batch, loss = make_batch(), losses.get(name).fn
     terms = jnp.ones((4, 1, 3, 3))
     with pytest.raises(ValueError, match=f"weights: shape .* {accepted} is accepted"):
-        loss(perfect(batch), batch, jnp.sum, predict=table, weights=terms)
+        loss(perfect(batch), batch, jnp.sum, predict=table, terms=terms)
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)

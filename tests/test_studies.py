@@ -194,7 +194,7 @@ def test_without_an_axis_a_study_draws_a_line_for_each_rival(tmp_path):
         ([], "study (none): one is accepted of loss_surface"),
         (["capacit"], "did you mean capacity?"),
         (["capacity", "ablation"], "one is accepted of"),
-        (["capacity", "--num_seeds=-1"], "--num_seeds=-1; at least 0"),
+        (["capacity", "--study_seeds=-1"], "--study_seeds=-1; at least 0"),
         (["capacity", "--preset=fast"], "preset"),
     ],
 )

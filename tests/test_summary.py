@@ -188,7 +188,7 @@ def test_cells_say_why_there_is_no_interval():
     ("value", "text"),
     [
         *[(None, "-"), (math.nan, "-"), (12345.6, "12346"), (-123.45, "-123.5")],
-        *[(1.234, "1.23"), (0.01234, "0.012"), (0, "0.000")],
+        *[(1.234, "1.23"), (0.01234, "0.012"), (0, "0.000"), (-0.00123, "-0.0012")],
     ],
 )
 def test_format_number_keeps_about_four_digits(value, text):

@@ -270,7 +270,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def format_number(value: float | None) -> str:
-    """A number for a table, with about four digits.
+    """A number for a table, with about four digits, two where it is small.
 
     Args:
       value: any number, or None.
@@ -280,6 +280,8 @@ def format_number(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return "-"
+    if 0.0 < abs(value) < 0.01:
+        return f"{value:.2g}"
     decimals = next((d for d, top in enumerate((1000, 100, 1)) if abs(value) >= top), 3)
     return f"{value:.{decimals}f}"
 

@@ -96,7 +96,8 @@ def run(plan: Plan) -> int:
     folder = Path(*plan.place)
     files.write_rows(folder / "errors.csv", _rows(found))
     _draw(found, folder / "errors.png")
-    loop.write_record(plan, conclude(found), _LOSSES)
+    last = {key: stats.interval({"": x[:, -1, 1]}) for key, x in found.items()}
+    loop.write_record(plan, conclude(last), _LOSSES)
     return 0
 
 
@@ -233,37 +234,32 @@ def value_error(params, batch, value_fn) -> jax.Array:
     return jnp.mean(jnp.square(error)) / jnp.mean(jnp.var(real, axis=0))
 
 
-def conclude(found: Mapping[tuple[str, str, str], np.ndarray]) -> list[str]:
+def conclude(last: Mapping[tuple[str, str, str], stats.Interval]) -> list[str]:
     """What the errors say.
 
     Args:
-      found: condition, loss and "moving" or "frozen" to `[S, T, 2]`.
+      last: condition, loss and "moving" or "frozen" to the error after the last fit.
 
     Returns:
       Sentences.
     """
     sentences = []
     for condition in _CONDITIONS:
-        last = {
-            (loss, move): stats.interval({"": found[condition, loss, move][:, -1, 1]})
-            for loss in _LOSSES
-            for move in _MOVES
-        }
-        best = min(
-            (loss for loss in _LOSSES if loss != "vagram"),
-            key=lambda loss: last[loss, "moving"].value,
+        moving, frozen = (
+            {loss: last[condition, loss, move] for loss in _LOSSES} for move in _MOVES
         )
+        others = [loss for loss in _LOSSES if loss != "vagram"]
+        best = min(others, key=lambda loss: moving[loss].value)
         sentences.append(
             f"{condition}: after the last fit the value error of vagram is "
-            f"{verdicts.span(last['vagram', 'moving'])}, "
-            f"{_relation(last['vagram', 'moving'], last[best, 'moving'])} "
-            f"that of the best other loss, {best}, "
-            f"{verdicts.span(last[best, 'moving'])}."
+            f"{verdicts.span(moving['vagram'])}, "
+            f"{_relation(moving['vagram'], moving[best])} that of the best other loss, "
+            f"{best}, {verdicts.span(moving[best])}."
         )
         sentences += [
-            f"{condition}: {loss} has {verdicts.span(last[loss, 'moving'])} where the "
-            f"value moved, {_relation(last[loss, 'moving'], last[loss, 'frozen'])} the "
-            f"{verdicts.span(last[loss, 'frozen'])} where it stood still."
+            f"{condition}: {loss} has {verdicts.span(moving[loss])} where the value "
+            f"moved, {_relation(moving[loss], frozen[loss])} the "
+            f"{verdicts.span(frozen[loss])} where it stood still."
             for loss in ("vaml", "vagram")
         ]
     return sentences

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments import flags, launch
 from experiments.studies import STUDIES, Plan
-from vagram_jax import config, files, results
+from vagram_jax import config, files, results, stats
 
 PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "How much of it.")
 SEEDS = flags.DEFINE_integer(
@@ -50,6 +50,11 @@ def main(names: list[str]) -> int:
     for flag in (SEEDS, FIRST_SEED):
         if flag.value < 0:
             raise config.ConfigError(f"--{flag.name}={flag.value}; at least 0")
+    if 0 < SEEDS.value < stats.MIN_SEEDS:
+        raise config.ConfigError(
+            f"--study_seeds={SEEDS.value}; at least {stats.MIN_SEEDS}, for with fewer "
+            "there is no interval; 0 takes the preset's number"
+        )
     plan = Plan(
         preset=PRESET.value,
         place=(launch.RESULTS.value, launch.study(f"{names[0]}-{PRESET.value}")),

@@ -195,6 +195,7 @@ def test_without_an_axis_a_study_draws_a_line_for_each_rival(tmp_path):
         (["capacit"], "did you mean capacity?"),
         (["capacity", "ablation"], "one is accepted of"),
         (["capacity", "--study_seeds=-1"], "--study_seeds=-1; at least 0"),
+        (["capacity", "--study_seeds=2"], "--study_seeds=2; at least 3"),
         (["capacity", "--preset=fast"], "preset"),
     ],
 )

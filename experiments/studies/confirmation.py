@@ -3,7 +3,8 @@
 Pendulum swing-up with fifteen chaotic distractors and a model of two layers of 16, many
 updates of the agent and rollouts of five steps, after 2,000 steps. Distractors, width,
 horizon, real fraction, steps and the share of squared error in `vagram_mixed` were
-chosen on seeds 0 to 7. `ablation` says which part of the loss it is.
+chosen on seeds 0 to 7. VaGraM's weights are scaled to a mean of one. `ablation` says
+which part of the loss it is.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ STUDIES = {
     "changing_values": "value errors while the value function moves",
     "capacity": "return against the width of the model",
     "distraction": "return against the number of distracting dimensions",
+    "cartpole_capacity": "cartpole: return against the width of the model",
+    "cartpole_distraction": "cartpole: return against distracting dimensions",
     "distractor_scale": "return against the scale of the distracting dimensions",
     "ablation": "VaGraM against its parts",
     "baselines": "which baseline is the strongest",

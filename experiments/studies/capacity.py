@@ -10,8 +10,10 @@ from experiments.studies import Plan, loop, tasks
 
 STUDY = loop.Study(axis="hidden")
 _WIDTHS = {
-    "quick": {"pendulum": (8, 16, 32, 64)},
-    "full": dict.fromkeys(tasks.SMALL, (4, 8, 16, 32, 64)),
+    ("pendulum", "quick"): (8, 16, 32, 64),
+    ("cartpole", "quick"): (16, 64),
+    ("pendulum", "full"): (4, 8, 16, 32, 64),
+    ("cartpole", "full"): (4, 8, 16, 32, 64),
 }
 
 
@@ -27,23 +29,18 @@ def run(plan: Plan) -> int:
     return loop.run(STUDY, cells(plan.preset), plan)
 
 
-def cells(preset: str) -> list[loop.Cell]:
+def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
     """The trainings.
 
     Args:
       preset: "quick" or "full".
+      task: one of `tasks.SMALL`.
 
     Returns:
-      A cell for each task, width and loss; plain SAC once for each task.
+      A cell for each width and loss; plain SAC once.
     """
-    found = []
-    for task, widths in _WIDTHS[preset].items():
-        at = {"task": {task: tasks.small(task, preset)}}
-        width = {str(w): {"model.hidden": f"{w},{w}"} for w in widths}
-        rivals = loop.losses(
-            "vagram", "vagram_mixed", "mle", "mle_raw", "mse_normalized"
-        )
-        found += loop.product(at | {"hidden": width, "loss": rivals})
-        none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
-        found += loop.product(at | none)
-    return found
+    at = {"task": {task: tasks.small(task, preset)}}
+    widths = {str(w): {"model.hidden": f"{w},{w}"} for w in _WIDTHS[task, preset]}
+    none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
+    rivals = {"hidden": widths, "loss": loop.losses(*tasks.RIVALS)}
+    return loop.product(at | rivals) + loop.product(at | none)

@@ -10,8 +10,10 @@ from experiments.studies import Plan, loop, tasks
 
 STUDY = loop.Study(axis="distractors")
 _COUNTS = {
-    "quick": {"pendulum": (0, 10, 15, 20)},
-    "full": dict.fromkeys(tasks.SMALL, (0, 5, 10, 15, 20, 30)),
+    ("pendulum", "quick"): (0, 15, 20),
+    ("cartpole", "quick"): (0, 5),
+    ("pendulum", "full"): (0, 5, 10, 15, 20, 30),
+    ("cartpole", "full"): (0, 5, 10, 15, 20, 30),
 }
 
 
@@ -27,24 +29,21 @@ def run(plan: Plan) -> int:
     return loop.run(STUDY, cells(plan.preset), plan)
 
 
-def cells(preset: str) -> list[loop.Cell]:
+def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
     """The trainings.
 
     Args:
       preset: "quick" or "full".
+      task: one of `tasks.SMALL`.
 
     Returns:
-      A cell for each task, number of dimensions and loss.
+      A cell for each number of dimensions and loss.
     """
-    found = []
-    for task, counts in _COUNTS[preset].items():
-        found += loop.product(
-            {
-                "task": {task: tasks.small(task, preset)},
-                "distractors": {str(n): {"distractors": str(n)} for n in counts},
-                "loss": loop.losses(
-                    "vagram", "vagram_mixed", "mle", "mle_raw", "mse_normalized", "sac"
-                ),
-            }
-        )
-    return found
+    counts = {str(n): {"distractors": str(n)} for n in _COUNTS[task, preset]}
+    return loop.product(
+        {
+            "task": {task: tasks.small(task, preset)},
+            "distractors": counts,
+            "loss": loop.losses(*tasks.RIVALS, "sac"),
+        }
+    )

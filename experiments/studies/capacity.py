@@ -42,5 +42,5 @@ def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
     at = {"task": {task: tasks.small(task, preset)}}
     widths = {str(w): {"model.hidden": f"{w},{w}"} for w in _WIDTHS[task, preset]}
     none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
-    rivals = {"hidden": widths, "loss": loop.losses(*tasks.RIVALS)}
+    rivals = {"hidden": widths, "loss": loop.losses(*tasks.rivals(task, preset))}
     return loop.product(at | rivals) + loop.product(at | none)

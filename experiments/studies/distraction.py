@@ -44,6 +44,6 @@ def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
         {
             "task": {task: tasks.small(task, preset)},
             "distractors": counts,
-            "loss": loop.losses(*tasks.RIVALS, "sac"),
+            "loss": loop.losses(*tasks.rivals(task, preset), "sac"),
         }
     )

@@ -136,6 +136,24 @@ def label(axes: Axes, title: str, x_label: str, y_label: str, note: str = "") ->
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legend(axes: Axes, title: str) -> None:
+    """The names of the lines, below the picture, where they hide nothing.
+
+    Args:
+      axes: whose lines have labels.
+      title: what a line and its band are.
+    """
+    longest = max(map(len, axes.get_legend_handles_labels()[1]), default=0)
+    axes.legend(
+        title=title,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.12),
+        ncols=3 if longest < 26 else 2 if longest < 48 else 1,
+        frameon=False,
+        alignment="left",
+    )
+
+
 def plain(text: str) -> str:
     """Text as it stands: a pair of dollar signs would be typeset as mathematics.
 

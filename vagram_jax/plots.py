@@ -51,14 +51,7 @@ def learning_curves(
             _draw_curve(axes, run, floor, drawing.style(index), resamples)
         drawing.label(axes, env, "environment steps", "return")
         axes.xaxis.set_major_formatter(drawing.engineering())
-        axes.legend(
-            title=_curve_legend(members, floor),
-            loc="upper left",
-            bbox_to_anchor=(0, -0.12),
-            ncols=2 if max(len(run.name) for run in members) < 30 else 1,
-            frameon=False,
-            alignment="left",
-        )
+        drawing.legend(axes, _curve_legend(members, floor))
     return drawing.finish(figure, path)
 
 
@@ -87,14 +80,14 @@ def sweep(
       ValueError: fewer than 3 seeds at a point.
       ResultsError: `path` can't be written.
     """
-    figure = drawing.new_figure(height=5.0)
+    figure = drawing.new_figure(height=5.6)
     axes = figure.subplots()
     _draw_sweep(axes, points)
     every_x = [x for by_x in points.values() for x in by_x]
     if every_x and min(every_x) > 0 and max(every_x) > drawing.LOG_SPAN * min(every_x):
         axes.set_xscale("log")
     drawing.label(axes, title, x_label, y_label)
-    axes.legend(title="line: IQM, band: 95% interval", frameon=False, alignment="left")
+    drawing.legend(axes, "line: IQM, band: 95% interval")
     return drawing.finish(figure, path)
 
 
@@ -219,7 +212,7 @@ def performance_profiles(
             f"performance_profiles: tasks {tasks}; every loss on the same ones is "
             "accepted, as a profile depends on its tasks"
         )
-    figure = drawing.new_figure(height=5.0)
+    figure = drawing.new_figure(height=5.6)
     axes = figure.subplots()
     for index, (name, by_task) in enumerate(values.items()):
         found = stats.performance_profile(
@@ -231,8 +224,7 @@ def performance_profiles(
         drawing.line(axes, found.thresholds, shares, label, style, marks=8, steps=True)
     axes.set_ylim(-0.03, 1.03)
     drawing.label(axes, title, x_label, "share of runs above")
-    legend = "line: mean over tasks, band: pointwise 95% interval"
-    axes.legend(title=legend, frameon=False, alignment="left")
+    drawing.legend(axes, "line: mean over tasks, band: pointwise 95% interval")
     return drawing.finish(figure, path)
 
 

@@ -24,7 +24,7 @@ SEEDS = flags.DEFINE_integer(
 )
 FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "Seeds are numbered from here.")
 
-__doc__ += "\n".join(f"  {name:20}{about}" for name, about in STUDIES.items())
+__doc__ += "\n".join(f"  {name:22}{about}" for name, about in STUDIES.items())
 
 
 def main(names: list[str]) -> int:

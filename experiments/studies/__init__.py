@@ -1,7 +1,7 @@
 """The studies of the paper's claims: one file each, all with a function `run`.
 
 `loop` trains the cells of a study and concludes from their returns; `verdicts` says by
-which rule. A study of your own: a file here with a `run(plan)`, and a row below.
+which rule. A study of your own: a file here with a `run`, and a row below.
 """
 
 from __future__ import annotations

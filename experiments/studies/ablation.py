@@ -8,7 +8,7 @@ to find out. Without any weight on them imagined distractors drift, and critics 
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 from vagram_jax import losses, weights
 
 _DISTRACTORS = 15  # of both tasks in `tasks`
@@ -32,18 +32,6 @@ _VARIANTS = {
     **loop.losses(*loop.BASELINES),
 }
 STUDY = loop.Study(contrast="variant")
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -88,3 +76,6 @@ def oracle_loss(params, batch, value_fn=None, *, weights=None, **options):
     """
     weights = _real_dimensions(batch) if weights is None else weights
     return losses.mse_normalized_loss(params, batch, weights=weights, **options)
+
+
+run = loop.command(STUDY, cells)

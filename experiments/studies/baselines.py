@@ -6,7 +6,7 @@ with. Normalised targets and learned bounds are what a careful user would take.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 _RAW, _NORMALIZED = ({"model.normalize_targets": text} for text in ("false", "true"))
 _FIXED, _LEARNED = ({"model.log_var_bounds": text} for text in ("fixed", "learned"))
@@ -20,18 +20,6 @@ _BASELINES = {
     "sac": {"loss": "sac"},
 }
 STUDY = loop.Study(contrast="model", baselines=tuple(_BASELINES))
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -50,3 +38,6 @@ def cells(preset: str) -> list[loop.Cell]:
             "model": loop.losses("vagram", "vagram_mixed") | _BASELINES,
         }
     )
+
+
+run = loop.command(STUDY, cells)

@@ -6,7 +6,7 @@ of 64 need no choice of what to predict: there the losses should make no differe
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="hidden")
 _WIDTHS = {
@@ -15,18 +15,6 @@ _WIDTHS = {
     ("pendulum", "full"): (4, 8, 16, 32, 64),
     ("cartpole", "full"): (4, 8, 16, 32, 64),
 }
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
@@ -44,3 +32,6 @@ def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
     none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
     rivals = {"hidden": widths, "loss": loop.losses(*tasks.rivals(task, preset))}
     return loop.product(at | rivals) + loop.product(at | none)
+
+
+run = loop.command(STUDY, cells)

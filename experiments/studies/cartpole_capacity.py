@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.studies import Plan, capacity, loop
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(capacity.STUDY, cells(plan.preset), plan)
+from experiments.studies import capacity, loop
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -27,3 +15,6 @@ def cells(preset: str) -> list[loop.Cell]:
       As `capacity.cells`.
     """
     return capacity.cells(preset, "cartpole")
+
+
+run = loop.command(capacity.STUDY, cells)

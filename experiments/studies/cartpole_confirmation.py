@@ -6,21 +6,9 @@ on 100 to 103 in `cartpole_distraction`; these are others.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, confirmation, loop, tasks
+from experiments.studies import confirmation, loop, tasks
 
 _SEEDS = {"quick": "10", "full": "30"}
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(confirmation.STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -36,3 +24,6 @@ def cells(preset: str) -> list[loop.Cell]:
     cartpole = tasks.small("cartpole", preset) | seeds
     rivals = loop.losses(*tasks.rivals("cartpole", preset), "sac")
     return loop.product({"task": {"cartpole": cartpole}, "loss": rivals})
+
+
+run = loop.command(confirmation.STUDY, cells)

@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.studies import Plan, distraction, loop
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(distraction.STUDY, cells(plan.preset), plan)
+from experiments.studies import distraction, loop
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -27,3 +15,6 @@ def cells(preset: str) -> list[loop.Cell]:
       As `distraction.cells`.
     """
     return distraction.cells(preset, "cartpole")
+
+
+run = loop.command(distraction.STUDY, cells)

@@ -9,22 +9,10 @@ which part of the loss it is.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 STUDY = loop.Study()
 _SEEDS = {"quick": "12", "full": "30"}
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -39,3 +27,6 @@ def cells(preset: str) -> list[loop.Cell]:
     pendulum = tasks.small("pendulum", preset) | {"num_seeds": _SEEDS[preset]}
     rivals = loop.losses("vagram", "vagram_mixed", *loop.BASELINES)
     return loop.product({"task": {"pendulum": pendulum}, "loss": rivals})
+
+
+run = loop.command(STUDY, cells)

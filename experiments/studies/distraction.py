@@ -6,7 +6,7 @@ should be no difference.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="distractors")
 _COUNTS = {
@@ -15,18 +15,6 @@ _COUNTS = {
     ("pendulum", "full"): (0, 5, 10, 15, 20, 30),
     ("cartpole", "full"): (0, 5, 10, 15, 20, 30),
 }
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
@@ -47,3 +35,6 @@ def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
             "loss": loop.losses(*tasks.rivals(task, preset), "sac"),
         }
     )
+
+
+run = loop.command(STUDY, cells)

@@ -8,23 +8,11 @@ standardises its targets can't tell these scales apart.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="scale")
 # Squared error and likelihood with raw targets, and one loss that can't tell scales.
 _RIVALS = ("vagram", "vagram_mixed", "mle_raw", "mse", "mse_normalized", "sac")
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -45,3 +33,6 @@ def cells(preset: str) -> list[loop.Cell]:
             "loss": loop.losses(*_RIVALS),
         }
     )
+
+
+run = loop.command(STUDY, cells)

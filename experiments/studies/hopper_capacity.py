@@ -6,7 +6,7 @@ stays stable. The quick preset has small networks throughout and few steps.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 STUDY = loop.Study(contrast="loss")
 _HIDDEN = {
@@ -18,18 +18,6 @@ _HIDDEN = {
         "4x200": "200,200,200,200",
     },
 }
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -47,3 +35,6 @@ def cells(preset: str) -> list[loop.Cell]:
     found = loop.product(task | {"hidden": hidden, "loss": rivals})
     none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
     return found + loop.product(task | none)
+
+
+run = loop.command(STUDY, cells)

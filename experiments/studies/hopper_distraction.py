@@ -6,22 +6,10 @@ forward and MLE is at the level of a random policy.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="distractors")
 _COUNTS = {"quick": (0, 15), "full": (0, 5, 10, 15)}
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -42,3 +30,6 @@ def cells(preset: str) -> list[loop.Cell]:
             "loss": loop.losses(*rivals),
         }
     )
+
+
+run = loop.command(STUDY, cells)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,6 +127,21 @@ def losses(*names: str) -> dict[str, dict[str, str]]:
       Names to settings.
     """
     return {name: _VARIANTS.get(name, {"loss": name}) for name in names}
+
+
+def command(
+    study: Study, cells: Callable[[str], Sequence[Cell]]
+) -> Callable[[Plan], int]:
+    """The function `run` of a study's file.
+
+    Args:
+      study: how its cells are read.
+      cells: its cells, of a preset.
+
+    Returns:
+      `run` with the cells of the preset that is asked for.
+    """
+    return lambda plan: run(study, cells(plan.preset), plan)
 
 
 def run(study: Study, cells: Sequence[Cell], plan: Plan) -> int:

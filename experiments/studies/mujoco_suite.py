@@ -5,25 +5,13 @@ The paper's claim: VaGraM is on par with MLE on all of them, and better on Ant.
 
 from __future__ import annotations
 
-from experiments.studies import Plan, loop, tasks
+from experiments.studies import loop, tasks
 
 STUDY = loop.Study()
 _TASKS = {
     "quick": ("hopper", "walker2d", "halfcheetah", "ant"),
     "full": ("hopper", "walker2d", "halfcheetah", "ant", "humanoid"),
 }
-
-
-def run(plan: Plan) -> int:
-    """Trains and concludes.
-
-    Args:
-      plan: what was asked.
-
-    Returns:
-      The exit status.
-    """
-    return loop.run(STUDY, cells(plan.preset), plan)
 
 
 def cells(preset: str) -> list[loop.Cell]:
@@ -44,3 +32,6 @@ def cells(preset: str) -> list[loop.Cell]:
             "loss": loop.losses(*rivals),
         }
     )
+
+
+run = loop.command(STUDY, cells)

@@ -31,7 +31,7 @@ def cells(preset: str) -> list[loop.Cell]:
     """
     task = {"task": {"hopper": tasks.mujoco("hopper", preset)}}
     hidden = {name: {"model.hidden": text} for name, text in _HIDDEN[preset].items()}
-    rivals = loop.losses("vagram", "mle", "mse_normalized")
+    rivals = loop.losses("vagram", "vagram_mixed", "mle", "mse_normalized")
     found = loop.product(task | {"hidden": hidden, "loss": rivals})
     none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
     return found + loop.product(task | none)

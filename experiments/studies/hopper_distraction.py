@@ -22,7 +22,7 @@ def cells(preset: str) -> list[loop.Cell]:
       A cell for each number of dimensions and loss.
     """
     counts = {str(n): {"distractors": str(n)} for n in _COUNTS[preset]}
-    rivals = ("vagram", "mle", "mse_normalized", "sac")
+    rivals = ("vagram", "vagram_mixed", "mle", "mse_normalized", "sac")
     return loop.product(
         {
             "task": {"hopper": tasks.mujoco("hopper", preset, "distracted")},

@@ -41,6 +41,7 @@ _VARIANTS = {
         "loss": "vagram",
         "weights.gradient_share": "0.8",
         "weights.mixed_with": "mse_normalized",
+        "weights.normalize": "true",
     },
     "mle_raw": {"loss": "mle", "model.normalize_targets": "false"},
 }
@@ -116,9 +117,9 @@ def product(axes: Axes) -> list[Cell]:
 def losses(*names: str) -> dict[str, dict[str, str]]:
     """A column of losses.
 
-    `vagram_mixed` is VaGraM with a fifth of squared error on normalised targets: in
-    rollouts of several steps a dimension without any weight drifts away. `mle_raw` is
-    MLE without normalised targets.
+    `vagram_mixed` is VaGraM, its weights scaled to a mean of one, with a fifth of
+    squared error on normalised targets: a dimension without any weight drifts away, and
+    takes the critics along. `mle_raw` is MLE without normalised targets.
 
     Args:
       *names: registered losses, "sac", "vagram_mixed" or "mle_raw".

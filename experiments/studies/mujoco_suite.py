@@ -23,13 +23,14 @@ def cells(preset: str) -> list[loop.Cell]:
     Returns:
       A cell for each task and loss.
     """
-    rivals = (
-        ("vagram", "mle", "mse_normalized") if preset == "full" else ("vagram", "mle")
-    )
+    rivals = {
+        "quick": ("vagram", "mle", "sac"),
+        "full": ("vagram", "vagram_mixed", "mle", "mse_normalized", "sac"),
+    }
     return loop.product(
         {
             "task": {name: tasks.mujoco(name, preset) for name in _TASKS[preset]},
-            "loss": loop.losses(*rivals),
+            "loss": loop.losses(*rivals[preset]),
         }
     )
 

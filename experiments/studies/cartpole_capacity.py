@@ -1,20 +1,8 @@
 """As `capacity`, on cartpole swing-up: a longer task, with fewer distractors."""
 
-from __future__ import annotations
+import functools
 
 from experiments.studies import capacity, loop
 
-
-def cells(preset: str) -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-
-    Returns:
-      As `capacity.cells`.
-    """
-    return capacity.cells(preset, "cartpole")
-
-
+cells = functools.partial(capacity.cells, task="cartpole")
 run = loop.command(capacity.STUDY, cells)

@@ -1,20 +1,8 @@
 """As `distraction`, on cartpole swing-up: a longer task, with fewer distractors."""
 
-from __future__ import annotations
+import functools
 
 from experiments.studies import distraction, loop
 
-
-def cells(preset: str) -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-
-    Returns:
-      As `distraction.cells`.
-    """
-    return distraction.cells(preset, "cartpole")
-
-
+cells = functools.partial(distraction.cells, task="cartpole")
 run = loop.command(distraction.STUDY, cells)

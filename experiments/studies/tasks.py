@@ -29,7 +29,7 @@ _SMALL = {
         "eval_every": "2",
     },
     # An action lasts 0.08 s: shorter ones, drawn at random, hardly move the pole. With
-    # fifteen distractors nobody learns it in as many steps, plain SAC included.
+    # fifteen distractors no loss has learned it after 3,000 steps, nor has plain SAC.
     "cartpole": {
         "config": "experiments/configs/cartpole.py",
         "action_repeat": "4",

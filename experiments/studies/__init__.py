@@ -24,6 +24,7 @@ STUDIES = {
     "cartpole_confirmation": "cartpole: where VaGraM does best, on fresh seeds",
     "hopper_capacity": "Hopper with a small and a large model",
     "hopper_distraction": "Hopper with distracting dimensions",
+    "distractor_kind": "Hopper with distracting dimensions of two kinds",
     "mujoco_suite": "Gymnasium's MuJoCo tasks",
 }
 """What there is, each with what it shows."""

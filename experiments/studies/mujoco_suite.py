@@ -1,6 +1,7 @@
 """Gymnasium's MuJoCo tasks without distractors and with a large model.
 
-The paper's claim: VaGraM is on par with MLE on all of them, and better on Ant.
+The paper's claim: VaGraM is on par with MLE on all of them, and better on Ant. The
+quick preset leaves Hopper to `hopper_capacity`, whose large model is the one used here.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from experiments.studies import loop, tasks
 
 STUDY = loop.Study()
 _TASKS = {
-    "quick": ("hopper", "walker2d", "halfcheetah", "ant"),
+    "quick": ("walker2d", "halfcheetah", "ant"),
     "full": ("hopper", "walker2d", "halfcheetah", "ant", "humanoid"),
 }
 
@@ -24,7 +25,7 @@ def cells(preset: str) -> list[loop.Cell]:
       A cell for each task and loss.
     """
     rivals = {
-        "quick": ("vagram", "mle", "sac"),
+        "quick": ("vagram", "mle", "mse_normalized", "sac"),
         "full": ("vagram", "vagram_mixed", "mle", "mse_normalized", "sac"),
     }
     return loop.product(

@@ -1,8 +1,8 @@
 """Hopper with distracting dimensions of two kinds: the paper's code's, and smooth ones.
 
-Those of the paper's code jump, and have ten to a hundred times the scale of Hopper's
-own dimensions. Chaotic ones are as hard to learn, smooth, and of the scale of the
-state: what is lost with the former and not with the latter is not due to irrelevance.
+Those of the paper's code jump, and have a standard deviation of about 8. Chaotic ones
+are smooth, of the scale of the state, and take capacity to learn: what is lost with the
+former and not with the latter is not due to irrelevance.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.studies import changing_values, loss_surface
-from vagram_jax import dynamics, losses, replay, sac, stats
+from vagram_jax import dynamics, losses, replay, sac
 from vagram_jax.types import Transition
 
 SAC = sac.SACConfig(hidden=(4,))
@@ -96,23 +96,62 @@ def test_held_out_rows_are_a_fifth_and_none_that_a_model_saw():
     assert where == sorted(where)
 
 
-def test_the_verdict_names_the_best_other_loss_and_what_a_moving_value_does():
+@pytest.fixture
+def last_errors():
+    """Eight seeds: vagram below all, vaml worse by far where its value moved."""
     level = {"vagram": 0.1, "vaml": 2.0, "mse_normalized": 0.5}
+    spread = np.linspace(0.99, 1.01, 8)
     found = {}
     for condition in changing_values._CONDITIONS:
         for loss in changing_values._LOSSES:
-            for move in ("moving", "frozen"):
-                mean = level.get(loss, 3.0)
-                if (loss, move) == ("vaml", "frozen"):
-                    mean = 0.05
-                found[condition, loss, move] = stats.Interval(
-                    mean, 0.99 * mean, 1.01 * mean
-                )
-    said = changing_values.conclude(found)
+            found[condition, loss, "moving"] = level.get(loss, 3.0) * spread
+            found[condition, loss, "frozen"] = found[condition, loss, "moving"]
+        found[condition, "vaml", "frozen"] = 0.05 * spread
+    return found
+
+
+def test_the_verdict_names_the_best_other_loss_and_what_a_moving_value_does(
+    last_errors,
+):
+    said = changing_values.conclude(last_errors)
     assert len(said) == 3 * len(changing_values._CONDITIONS)
     assert "below that of the best other loss, mse_normalized, 0.500" in said[0]
-    assert "vaml has" in said[1]
-    assert "where the value moved, above the" in said[1]
+    assert said[0].endswith("the lower error with probability 1.00 [1.00, 1.00].")
+    assert "where the value moved vaml has 2.00" in said[1]
+    assert ", above its own where it stood still, 0.050" in said[1]
+    assert said[1].endswith("the lower error with probability 0.000 [0.000, 0.000].")
+    assert "not told apart from its own" in said[2]
+    assert "probability 0.500 [" in said[2]
+
+
+def test_the_table_has_the_chance_that_a_seed_of_vagram_has_the_lower_error(
+    last_errors,
+):
+    # Of 64 pairs the last two seeds of vagram are above the last two of mle: 4 lost.
+    ours = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 5.0, 5.0])
+    theirs = np.array([9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 2.0, 2.0])
+    last_errors["small", "vagram", "moving"] = ours
+    last_errors["small", "mle", "moving"] = theirs
+    last_errors["small", "vaml", "moving"] = np.array([1e6] + [1.0] * 7)
+    rows = changing_values._table_rows(last_errors)
+    by_place = {(r["condition"], r["loss"], r["values"]): r for r in rows}
+    assert len(by_place) == len(rows) == len(last_errors)
+    assert by_place["small", "vagram", "moving"]["p_vagram"] is None
+    mle = by_place["small", "mle", "moving"]
+    assert mle["p_vagram"] == pytest.approx(1 - 4 / 64)
+    assert mle["p_vagram_low"] <= mle["p_vagram"] <= mle["p_vagram_high"] == 1.0
+    assert mle["iqm"] == pytest.approx(9.0)
+    assert by_place["small", "vaml", "moving"]["failed"] == 1
+
+
+def test_final_errors_stand_beside_the_seeds_that_they_come_from(last_errors):
+    rows = changing_values._finals_rows(last_errors, first_seed=7)
+    place = [r for r in rows if (r["loss"], r["values"]) == ("vagram", "moving")]
+    place = [r for r in place if r["condition"] == "full"]
+    assert [r["seed"] for r in place] == list(range(7, 15))
+    np.testing.assert_array_equal(
+        [r["error"] for r in place], last_errors["full", "vagram", "moving"]
+    )
 
 
 def bowl(state):

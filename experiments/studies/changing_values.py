@@ -9,7 +9,11 @@ it changes; VaGraM does not.
     error = mean_k [ mean_b (V_k(s_hat_b) - V_k(s'_b))^2 ] / mean_k Var_b V_k(s'_b)
 
 on rows that no model saw: 0 is perfect, 1 as bad as the mean value. It is `stale` when
-the value has just moved, and `fitted` after the next fit.
+the value has just moved, and `fitted` after the next fit. In the study's folder:
+
+    errors.csv, errors.png   interquartile means before and after each fit
+    finals.csv               a row per seed: its error after the last fit
+    table.csv                their intervals, and the chance that vagram's is lower
 """
 
 from __future__ import annotations
@@ -96,7 +100,9 @@ def run(plan: Plan) -> int:
     folder = Path(*plan.place)
     files.write_rows(folder / "errors.csv", _rows(found))
     _draw(found, folder / "errors.png")
-    last = {key: stats.interval({"": x[:, -1, 1]}) for key, x in found.items()}
+    last = {key: errors[:, -1, 1] for key, errors in found.items()}
+    files.write_rows(folder / "finals.csv", _finals_rows(last, plan.first_seed))
+    files.write_rows(folder / "table.csv", _table_rows(last))
     loop.write_record(plan, conclude(last), _LOSSES)
     return 0
 
@@ -234,11 +240,11 @@ def value_error(params, batch, value_fn) -> jax.Array:
     return jnp.mean(jnp.square(error)) / jnp.mean(jnp.var(real, axis=0))
 
 
-def conclude(last: Mapping[tuple[str, str, str], stats.Interval]) -> list[str]:
+def conclude(last: Mapping[tuple[str, str, str], np.ndarray]) -> list[str]:
     """What the errors say.
 
     Args:
-      last: condition, loss and "moving" or "frozen" to the error after the last fit.
+      last: condition, loss and "moving" or "frozen" to `[S]` errors after the last fit.
 
     Returns:
       Sentences.
@@ -249,26 +255,38 @@ def conclude(last: Mapping[tuple[str, str, str], stats.Interval]) -> list[str]:
             {loss: last[condition, loss, move] for loss in _LOSSES} for move in _MOVES
         )
         others = [loss for loss in _LOSSES if loss != "vagram"]
-        best = min(others, key=lambda loss: moving[loss].value)
+        best = min(others, key=lambda loss: stats.iqm(moving[loss]))
+        bar = f"that of the best other loss, {best}"
         sentences.append(
             f"{condition}: after the last fit the value error of vagram is "
-            f"{verdicts.span(moving['vagram'])}, "
-            f"{_relation(moving['vagram'], moving[best])} that of the best other loss, "
-            f"{best}, {verdicts.span(moving[best])}."
+            f"{_beside(moving['vagram'], bar, moving[best])}"
         )
         sentences += [
-            f"{condition}: {loss} has {verdicts.span(moving[loss])} where the value "
-            f"moved, {_relation(moving[loss], frozen[loss])} the "
-            f"{verdicts.span(frozen[loss])} where it stood still."
+            f"{condition}: where the value moved {loss} has "
+            f"{_beside(moving[loss], 'its own where it stood still', frozen[loss])}"
             for loss in ("vaml", "vagram")
         ]
     return sentences
 
 
-def _relation(one: stats.Interval, other: stats.Interval) -> str:
+def _beside(errors: np.ndarray, name: str, others: np.ndarray) -> str:
+    """The end of a sentence that holds some errors against others."""
+    one, other = (stats.interval({"": x}) for x in (errors, others))
+    relation = "not told apart from"
     if one.high < other.low:
-        return "below"
-    return "above" if one.low > other.high else "not told apart from"
+        relation = "below"
+    elif one.low > other.high:
+        relation = "above"
+    return (
+        f"{verdicts.span(one)}, {relation} {name}, {verdicts.span(other)}; a seed of "
+        f"the former has the lower error with probability "
+        f"{verdicts.span(_chance(errors, others))}."
+    )
+
+
+def _chance(errors: np.ndarray, others: np.ndarray) -> stats.Interval:
+    """How likely a seed of `errors` is below one of `others`."""
+    return stats.probability_of_improvement({"": others}, {"": errors})
 
 
 def _new_model(key, loss: losses.ModelLoss, hidden, data, config: fit.FitConfig):
@@ -304,14 +322,44 @@ def _rows(found) -> list[dict[str, Any]]:
     rows = []
     for (condition, loss, move), errors in found.items():
         for step, kind in np.ndindex(errors.shape[1:]):
-            interval = stats.interval({"": errors[:, step, kind]})
             rows.append(
                 {"condition": condition, "loss": loss, "values": move}
                 | {"fit": step + 1, "when": ("stale", "fitted")[kind]}
-                | dict(zip(("iqm", "low", "high"), interval, strict=True))
-                | {"seeds": len(errors)}
-                | {"failed": int(np.sum(errors[:, step, kind] >= _FAILED))}
+                | _summary(errors[:, step, kind])
             )
+    return rows
+
+
+def _summary(errors: np.ndarray) -> dict[str, Any]:
+    interval = stats.interval({"": errors})
+    return dict(zip(("iqm", "low", "high"), interval, strict=True)) | {
+        "seeds": len(errors),
+        "failed": int(np.sum(errors >= _FAILED)),
+    }
+
+
+def _finals_rows(last, first_seed: int) -> list[dict[str, Any]]:
+    return [
+        {"condition": condition, "loss": loss, "values": move}
+        | {"seed": seed, "error": float(error)}
+        for (condition, loss, move), errors in last.items()
+        for seed, error in enumerate(errors, first_seed)
+    ]
+
+
+def _table_rows(last) -> list[dict[str, Any]]:
+    """A row per condition, loss and kind of value, as studies of returns have it."""
+    rows = []
+    for (condition, loss, move), errors in last.items():
+        chance: tuple[float | None, ...] = (None, None, None)
+        if loss != "vagram":
+            chance = _chance(last[condition, "vagram", move], errors)
+        columns = ("p_vagram", "p_vagram_low", "p_vagram_high")
+        rows.append(
+            {"condition": condition, "values": move, "loss": loss}
+            | _summary(errors)
+            | dict(zip(columns, chance, strict=True))
+        )
     return rows
 
 

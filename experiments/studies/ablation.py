@@ -30,7 +30,6 @@ _VARIANTS = {
     "vaml": {"loss": "vaml"},
     "value_weighted": {"loss": "value_weighted"},
     "oracle": {"loss": "oracle"},
-    **loop.losses(*loop.BASELINES),
 }
 STUDY = loop.Study(contrast="variant")
 
@@ -45,7 +44,8 @@ def cells(preset: str) -> list[loop.Cell]:
       A cell for each variant, on the task for which the oracle knows the distractors.
     """
     pendulum = {"pendulum": tasks.small("pendulum", preset)}
-    return loop.product({"task": pendulum, "variant": _VARIANTS})
+    variants = _VARIANTS | loop.losses(*loop.baselines(preset))
+    return loop.product({"task": pendulum, "variant": variants})
 
 
 def _real_dimensions(batch, value_fn=None, *, where=None, config=None):

@@ -130,6 +130,18 @@ def losses(*names: str) -> dict[str, dict[str, str]]:
     return {name: _VARIANTS.get(name, {"loss": name}) for name in names}
 
 
+def baselines(preset: str) -> tuple[str, ...]:
+    """Whom a study of one setting holds VaGraM against.
+
+    Args:
+      preset: "quick" has time for one of each kind, "full" for all of `BASELINES`.
+
+    Returns:
+      Names for `losses`.
+    """
+    return ("mle_raw", "mse_normalized", "sac") if preset == "quick" else BASELINES
+
+
 def command(
     study: Study, cells: Callable[[str], Sequence[Cell]]
 ) -> Callable[[Plan], int]:

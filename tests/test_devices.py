@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def each_device_has_lanes_of_its_own():
     assert [layout.padded(n) for n in (1, 4, 5, 8, 9)] == [4, 4, 8, 8, 12]
     assert devices.own_lanes(layout, 8) == range(8)
     assert devices.agree(-3) == -3
-    assert devices.describe() == "4 x cpu (cpu)"
+    assert devices.describe() == f"4 x cpu ({devices._processor()})"
     places = devices.put(np.arange(8), layout, 8).addressable_shards
     assert [s.data.tolist() for s in places] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
@@ -290,6 +291,25 @@ def test_a_device_can_give_no_more_than_the_machine_has(monkeypatch):
     assert devices.memory_limit() is None
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "wanted"),
+    [
+        (
+            "model name\t: A\nflags\t\t: sse avx2 avx512f\n\nmodel name\t: B\n",
+            "A, avx512f",
+        ),
+        ("model name\t: A 7\nflags\t\t: sse avx avx2", "A 7, avx2"),
+        ("model name\t: A\nflags\t\t: sse", "A"),
+        ("CPU part\t: 0xd40\n", platform.machine()),
+        (None, platform.machine()),
+    ],
+)
+def test_a_cpu_is_told_by_its_model_and_its_widest_vectors(tmp_path, cpuinfo, wanted):
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert devices._processor(tmp_path / "cpuinfo") == wanted
+
+
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="seed_mode='pmap'; accepted: vmap, serial"):
         devices.Layout("pmap")
@@ -382,7 +402,8 @@ def test_two_processes_share_lanes_and_agree(place):
     found = json.loads((place / "found.json").read_text())
     (four,), two = found["four"], found["two"]
     assert [one["is_first"] for one in two] == [True, False]
-    assert {one["describe"] for one in two} == {"4 x cpu (cpu) in 2 processes"}
+    text = f"4 x cpu ({devices._processor()}) in 2 processes"
+    assert {one["describe"] for one in two} == {text}
     assert [one["least"] for one in (four, *two)] == [5, 4, 4]
     assert [one["own"] for one in two] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [one["fetched"] for one in two] == [[0, 10, 20, 30], [40, 50, 60, 70]]

@@ -61,7 +61,7 @@ def main(names: list[str]) -> int:
         kept=launch.keeping(SEEDS.value or 4),
         seeds=SEEDS.value,
         first_seed=FIRST_SEED.value,
-        began=time.monotonic(),
+        began=time.time(),
     )
     folder = Path(plan.place[0]) / results.check_name(plan.place[1], what="study")
     with files.one_line(folder):

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import time
 
 import numpy as np
 import pytest
@@ -170,6 +171,9 @@ def test_a_study_trains_its_cells_and_leaves_tables_pictures_and_a_verdict(
     assert record["verdict"][0].startswith("task spring, hidden 1: vagram, ")
     assert record["versions"]["jax"]
     assert {"command", "device", "seconds", "revision"} <= set(record)
+    # `make_plan` says that it began with the epoch of Unix.
+    assert record["started"] == "1970-01-01T00:00:00+00:00"
+    assert record["seconds"] == pytest.approx(time.time(), abs=600)
 
 
 def test_without_an_axis_a_study_draws_a_line_for_each_rival(tmp_path):

@@ -39,7 +39,7 @@ class Plan(NamedTuple):
       kept: where runs train and how they are kept.
       seeds: how many, 0 for the preset's own number.
       first_seed: they are numbered from here.
-      began: when it was started, by `time.monotonic`, in s.
+      began: when it was started, by `time.time`, in s.
     """
 
     preset: str

@@ -12,6 +12,7 @@ Comes in: cells, each a config file with some settings. Goes out, in the study's
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -309,7 +310,9 @@ def write_record(
     folder = Path(*plan.place)
     asked = {"preset": plan.preset, "losses": sorted(set(losses))}
     record = results.new_record(asked, {"device": devices.describe()})
-    record["seconds"] = round(time.monotonic() - plan.began)
+    began = datetime.datetime.fromtimestamp(plan.began, datetime.UTC)
+    record["started"] = began.isoformat(timespec="seconds")
+    record["seconds"] = round(time.time() - plan.began)
     files.write_json(folder / "study.json", {"verdict": list(sentences)} | record)
     print("\n".join(["", *sentences, f"written: {folder}"]))
 

@@ -177,11 +177,9 @@ def test_compare_records_the_config_of_each_run(compared):
     assert (vagram["loss"], vagram["real_fraction"]) == ("vagram", [0.5])
     assert vagram["model"]["head"] == "deterministic"
     assert (sac["loss"], sac["real_fraction"]) == ("none", [1.0])
-    device = jax.devices()[0]
     for name in ("vagram", "sac"):
         record = files.read_json(folder / name / "config.json")
-        count, kind = jax.device_count(), device.device_kind
-        assert record["device"].startswith(f"{count} x {kind} (")
+        assert record["device"] == devices.describe()
         assert record["layout"] == {"seed_mode": "vmap", "seed_chunk": 0}
     # The losses differ in nothing else.
     different = {key for key in vagram if vagram[key] != sac[key]}

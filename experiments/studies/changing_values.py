@@ -272,15 +272,10 @@ def conclude(last: Mapping[tuple[str, str, str], np.ndarray]) -> list[str]:
 def _beside(errors: np.ndarray, name: str, others: np.ndarray) -> str:
     """The end of a sentence that holds some errors against others."""
     one, other = (stats.interval({"": x}) for x in (errors, others))
-    relation = "not told apart from"
-    if one.high < other.low:
-        relation = "below"
-    elif one.low > other.high:
-        relation = "above"
     return (
-        f"{verdicts.span(one)}, {relation} {name}, {verdicts.span(other)}; a seed of "
-        f"the former has the lower error with probability "
-        f"{verdicts.span(_chance(errors, others))}."
+        f"{verdicts.span(one)}, {verdicts.outcome(one, other)} {name}, "
+        f"{verdicts.span(other)}; a seed of the former has the lower error with "
+        f"probability {verdicts.span(_chance(errors, others))}."
     )
 
 

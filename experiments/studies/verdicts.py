@@ -67,7 +67,6 @@ def against_strongest(
         raise ValueError(f"against_strongest: {where}: none of {list(baselines)}")
     strongest = max(present, key=lambda name: stats.iqm(finals[name]))
     result, bar = (stats.interval({where: finals[n]}) for n in (method, strongest))
-    above, below = result.low > bar.high, result.high < bar.low
     return Comparison(
         where=where,
         method=method,
@@ -77,8 +76,22 @@ def against_strongest(
         probability=stats.probability_of_improvement(
             {where: finals[method]}, {where: finals[strongest]}
         ),
-        outcome=OUTCOMES[0 if above else 2 if below else 1],
+        outcome=outcome(result, bar),
     )
+
+
+def outcome(one: Interval, other: Interval) -> str:
+    """How two estimates lie to each other.
+
+    Args:
+      one: an estimate.
+      other: another.
+
+    Returns:
+      One of `OUTCOMES`: told apart are intervals that don't overlap.
+    """
+    above, below = one.low > other.high, one.high < other.low
+    return OUTCOMES[0 if above else 2 if below else 1]
 
 
 def sentence(comparison: Comparison) -> str:

@@ -14,12 +14,12 @@ A command, whose own flags are made by `DEFINE_string` and the like as in absl:
         ...OVERWRITE.value...
 
     if __name__ == "__main__":
-        flags.run(main, mbpo.MBPOConfig, runner.RunConfig)
+        flags.run(main, training.MBPOConfig, runner.RunConfig)
 
 A config file, which states only the differences:
 
     def get_config(variant=""):
-        config = flags.defaults(mbpo.MBPOConfig, runner.RunConfig)
+        config = flags.defaults(training.MBPOConfig, runner.RunConfig)
         config.sac.discount = 0.98
         return config
 """

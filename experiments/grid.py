@@ -20,7 +20,7 @@ import jax
 
 from experiments import flags, launch
 from vagram_jax import checkpoint, config, devices, envs, results, runner, session
-from vagram_jax.mbpo import MBPOConfig
+from vagram_jax.training import MBPOConfig
 
 
 @dataclasses.dataclass(frozen=True)

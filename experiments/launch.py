@@ -11,16 +11,16 @@ from vagram_jax import (
     devices,
     envs,
     files,
-    mbpo,
     report,
     results,
     runner,
     session,
     summary,
+    training,
 )
 from vagram_jax.envs import EnvConfig
-from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.runner import RunConfig
+from vagram_jax.training import MBPOConfig
 
 CONFIGS = (EnvConfig, MBPOConfig, RunConfig)
 """The configs of a training command, in one flat namespace of keys."""
@@ -85,6 +85,8 @@ def keeping(num_lanes: int) -> session.Keeping:
         devices.use_cpu(CPU_DEVICES.value, num_lanes=SEED_CHUNK.value or num_lanes)
     if DISTRIBUTED.value:
         devices.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    else:
+        devices.share_compiled()
     return session.Keeping(
         layout=devices.Layout(SEED_MODE.value),
         seed_chunk=SEED_CHUNK.value,
@@ -310,6 +312,6 @@ def with_loss(algorithm: MBPOConfig, name: str) -> MBPOConfig:
     Returns:
       The algorithm.
     """
-    if name in ("sac", mbpo.NO_MODEL):
-        return algorithm.replace(loss=mbpo.NO_MODEL, real_fraction=(1.0,))
+    if name in ("sac", training.NO_MODEL):
+        return algorithm.replace(loss=training.NO_MODEL, real_fraction=(1.0,))
     return algorithm.replace(loss=name)

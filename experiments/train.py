@@ -9,7 +9,7 @@ Files are written as they come, into `results/<study>/<loss>/`.
 from __future__ import annotations
 
 from experiments import flags, launch
-from vagram_jax import mbpo
+from vagram_jax import training
 
 
 def main(env_config, algorithm, run) -> int:
@@ -23,7 +23,7 @@ def main(env_config, algorithm, run) -> int:
     Returns:
       The exit status.
     """
-    name = "sac" if algorithm.loss == mbpo.NO_MODEL else algorithm.loss
+    name = "sac" if algorithm.loss == training.NO_MODEL else algorithm.loss
     kept = launch.keeping(run.num_seeds)
     env, algorithms = launch.prepare(env_config, algorithm, run, [name])
     folder = launch.run_all(env, algorithms, run, env_config, kept)

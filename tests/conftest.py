@@ -1,13 +1,14 @@
 """What all tests share: the precision of matrix products, and two ways to run JAX.
 
 No seeds, no data and no environment variables are set here. JAX's compilation cache
-stays off: what a test compiles is compiled by the code under test, on this machine.
+is off: what a test compiles is compiled by the code under test, on this machine.
 """
 
 import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.fixture

@@ -10,12 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vagram_jax import devices, dynamics, envs, fit, imagine, mbpo, programs, sac
+from vagram_jax import (
+    devices,
+    dynamics,
+    envs,
+    fit,
+    imagine,
+    mbpo,
+    programs,
+    sac,
+    training,
+)
 
 NUM_SEEDS, EPISODE_LENGTH, EVAL_EPISODES = 8, 4, 2
 WARMUP, STEPS, UPDATES, ROLLOUTS = 10, 5, 2, 2
 
-CONFIG = mbpo.MBPOConfig(
+CONFIG = training.MBPOConfig(
     loss="vagram",
     model=dynamics.DynamicsConfig(
         hidden=(4,), num_members=2, num_elites=1, head="deterministic"
@@ -30,7 +40,7 @@ CONFIG = mbpo.MBPOConfig(
     real_fraction=(0.5,),
     replay_capacity=50,
 )
-PLAIN_SAC = CONFIG.replace(loss=mbpo.NO_MODEL, real_fraction=(1.0,))
+PLAIN_SAC = CONFIG.replace(loss=training.NO_MODEL, real_fraction=(1.0,))
 
 
 class Walk:
@@ -108,7 +118,7 @@ def _around(nan_at):
 
 @jax.jit
 def _start(key, nan_at, config):
-    state = mbpo.init(key, env=Walk(nan_at), config=config)
+    state = training.init(key, env=Walk(nan_at), config=config)
     return mbpo.warm_up(state, config=config, **_around(nan_at))
 
 
@@ -159,7 +169,7 @@ def epoch_seeds(states, config=CONFIG, epochs=1):
     # An epoch has its keys from the states, so the numbers of the seeds don't matter.
     own = lanes(range(len(states.alive)), config)
     for _ in range(epochs):
-        states, metrics = PROGRAMS.epoch(fresh(states), own)
+        states, metrics = programs.epoch(PROGRAMS, fresh(states), own)
     return states, metrics
 
 

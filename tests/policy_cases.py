@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 from experiments import launch
-from vagram_jax import checkpoint, devices, envs, mbpo, results, runner, sac
+from vagram_jax import checkpoint, devices, envs, results, runner, sac, training
 
 ENV = envs.EnvConfig(env="pendulum", episode_length=12)
 # Plain SAC without hidden layers compiles fastest.
-CONFIG = mbpo.MBPOConfig(
-    loss=mbpo.NO_MODEL,
+CONFIG = training.MBPOConfig(
+    loss=training.NO_MODEL,
     sac=sac.SACConfig(hidden=()),
     batch_size=4,
     updates_per_step=1,
@@ -40,7 +40,9 @@ def save(folder, arrays, step, run=RUN):
 def _shapes(env, run):
     def init():
         keys = jax.random.split(jax.random.key(0), run.num_seeds)
-        make = functools.partial(mbpo.init, env=envs.from_config(env), config=CONFIG)
+        make = functools.partial(
+            training.init, env=envs.from_config(env), config=CONFIG
+        )
         return jax.tree.map(devices.without_keys, jax.vmap(make)(keys))
 
     return checkpoint.named(jax.eval_shape(init))

@@ -14,10 +14,10 @@ from vagram_jax import (
     envs,
     files,
     lock,
-    mbpo,
     runner,
     sac,
     session,
+    training,
 )
 
 FIRST, EPOCH, LAST = 8, 3, 20
@@ -25,8 +25,8 @@ STEPS = list(range(FIRST, LAST + 1, EPOCH))
 SEEDS = 4
 RUN = runner.RunConfig(num_seeds=SEEDS, total_steps=LAST, eval_episodes=1)
 # Plain SAC without hidden layers compiles fastest; what is tested is around it.
-CONFIG = mbpo.MBPOConfig(
-    loss=mbpo.NO_MODEL,
+CONFIG = training.MBPOConfig(
+    loss=training.NO_MODEL,
     sac=sac.SACConfig(hidden=()),
     batch_size=4,
     updates_per_step=1,

@@ -351,6 +351,64 @@ def test_a_cpu_that_computes_already_is_not_split(monkeypatch):
     assert jax.device_count() == 1
 
 
+# What a process compiles is kept while it lives.
+
+SHARING = """
+import json, os, pathlib, stat
+import jax, jax.numpy as jnp
+from vagram_jax import devices
+
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
+devices._WORTH_KEEPING = 0.0
+for _ in range(2):
+    devices.share_compiled()
+place = jax.config.jax_compilation_cache_dir
+x = jnp.arange(8.0)
+layout = devices.Layout()
+
+def found(scale):
+    def lane(x):
+        return {"result": jnp.sin(x), "unused": scale}["result"]
+
+    program = devices.over_lanes(lane, layout, in_axes=(0,))
+    devices.check_memory(program, x, num_lanes=8, layout=layout)
+    return program(x).tolist()
+
+same = found(1.0) == found(2.0)
+count = hits.count("/jax/compilation_cache/cache_hits")
+mode = place and stat.S_IMODE(os.stat(place).st_mode)
+print(json.dumps([place, mode, same, count]))
+"""
+
+
+def shared(begin=""):
+    """What a process says of two programs that are alike."""
+    return finish(python("-c", begin + SHARING, num_devices=2))
+
+
+def test_programs_that_are_alike_are_compiled_once():
+    place, mode, same, hits = shared()
+    assert mode == 0o700
+    assert same
+    assert hits > 0
+    assert not Path(place).exists()
+
+
+def test_a_users_own_cache_stays_and_a_user_can_have_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    assert shared()[0] == str(tmp_path)
+    assert tmp_path.exists()
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    assert shared() == [None, None, True, 0]
+
+
+def test_where_no_folder_can_be_made_nothing_is_kept():
+    begin = "import tempfile; tempfile.tempdir = '/nowhere'"
+    assert shared(begin) == [None, None, True, 0]
+
+
 # Runs that several processes share.
 
 

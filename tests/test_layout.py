@@ -22,7 +22,7 @@ FLOW = [
     "replay", "networks", "dynamics", "weights",
     "losses.registry", "losses.errors", "losses.weighted", "losses.likelihood",
     "losses.taylor", "losses.values", "losses", "fit",
-    "termination", "imagine", "sac", "mbpo", "evaluate",
+    "termination", "imagine", "sac", "training", "mbpo", "evaluate",
     "devices", "files", "checkpoint", "lock", "programs", "progress", "runner",
     "session", "results", "policies", "offscreen", "render",
     "stats", "summary", "drawing", "plots", "maps", "report",
@@ -224,8 +224,9 @@ def test_nothing_banned_is_used(file):
     assert banned(TREES[file]) == []
     text = (ROOT / file).read_text()
     assert not {"TODO", "FIXME"} & set(text.replace(":", " ").split())
-    # JAX runs what it finds in its cache: a user who wants one says where.
-    assert "compilation_cache" not in text
+    # JAX runs what it finds in its cache: a user who wants one says where. The one that
+    # a process makes is new and private, see `devices.share_compiled` and its tests.
+    assert ("compilation_cache" in text) == (file == "vagram_jax/devices.py")
 
 
 @pytest.mark.parametrize(

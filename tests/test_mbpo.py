@@ -11,7 +11,7 @@ import mbpo_cases as cases
 import numpy as np
 import pytest
 
-from vagram_jax import dynamics, mbpo, replay, sac
+from vagram_jax import dynamics, mbpo, replay, sac, training
 from vagram_jax.fit import ModelState
 from vagram_jax.types import Transition
 
@@ -39,8 +39,8 @@ def buffer_of(ids, capacity=10):
 
 def state_with(**fields):
     """A state of which only some fields are ever looked at."""
-    names = mbpo.MBPOState.__dataclass_fields__
-    return mbpo.MBPOState(**(dict.fromkeys(names) | fields))
+    names = training.MBPOState.__dataclass_fields__
+    return training.MBPOState(**(dict.fromkeys(names) | fields))
 
 
 # --- The whole loop -------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_add_imagined_keeps_each_row_for_keep_epochs(keep_epochs):
 def test_init_has_room_for_the_imagined_rows_of_keep_epochs():
     options = {"horizon": (1, 4, 0, 10), "keep_epochs": 3, "rollouts_per_step": 7}
     algorithm = CONFIG.replace(imagine=CONFIG.imagine.replace(**options))
-    init = functools.partial(mbpo.init, env=cases.WALK, config=algorithm)
+    init = functools.partial(training.init, env=cases.WALK, config=algorithm)
     state = jax.eval_shape(init, jax.random.key(0))
     assert state.imagined.capacity == 7 * cases.STEPS * 4 * 3
 
@@ -332,7 +332,7 @@ def test_mixed_batches_are_real_while_nothing_is_imagined():
 
 
 def test_mixed_batches_are_real_without_a_model():
-    assert np.all(mixed((0.0,), loss=mbpo.NO_MODEL).reward < 100)
+    assert np.all(mixed((0.0,), loss=training.NO_MODEL).reward < 100)
 
 
 # --- Divergence -----------------------------------------------------------------------

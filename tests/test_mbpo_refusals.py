@@ -4,7 +4,7 @@ import mbpo_cases as cases
 import probe_envs
 import pytest
 
-from vagram_jax import config, imagine, mbpo
+from vagram_jax import config, imagine, training
 
 CONFIG, PLAIN_SAC = cases.CONFIG, cases.PLAIN_SAC
 
@@ -59,13 +59,13 @@ def with_part(part, **fields):
 )
 def test_check_refuses_in_one_line(algorithm, message):
     with pytest.raises(config.ConfigError, match=message) as caught:
-        mbpo.check(algorithm, cases.WALK)
+        training.check(algorithm, cases.WALK)
     assert "\n" not in str(caught.value)
 
 
 def test_check_refuses_imagination_without_a_termination_function():
     with pytest.raises(config.ConfigError) as caught:
-        mbpo.check(CONFIG, probe_envs.Salary())
+        training.check(CONFIG, probe_envs.Salary())
     assert str(caught.value) == (
         "config: imagine.termination='env'; Salary has no method termination(obs, "
         "action, next_obs); add one, or set imagine.termination to learned, or to none "
@@ -84,7 +84,7 @@ def test_check_refuses_imagination_without_a_termination_function():
 def test_check_accepts_an_environment_without_termination_where_none_is_asked(
     algorithm,
 ):
-    assert mbpo.check(algorithm, probe_envs.Salary()) == algorithm
+    assert training.check(algorithm, probe_envs.Salary()) == algorithm
 
 
 @pytest.mark.parametrize(
@@ -99,16 +99,16 @@ def test_check_accepts_an_environment_without_termination_where_none_is_asked(
 )
 def test_check_resolves_the_head_that_a_loss_needs(loss, head):
     algorithm = with_part("model", head="auto").replace(loss=loss)
-    assert mbpo.check(algorithm, cases.WALK).model.head == head
+    assert training.check(algorithm, cases.WALK).model.head == head
 
 
 def test_check_keeps_a_gaussian_head_that_the_loss_can_do_without():
     algorithm = with_part("model", head="gaussian")
-    assert mbpo.check(algorithm, cases.WALK) == algorithm
+    assert training.check(algorithm, cases.WALK) == algorithm
 
 
 def test_check_accepts_schedules_at_their_limits():
     algorithm = with_part("imagine", horizon=(5, 1, 0, 1))
     algorithm = algorithm.replace(real_fraction=(0.0, 1.0, 0.0, 1.0))
-    assert mbpo.check(algorithm, cases.WALK) == algorithm
+    assert training.check(algorithm, cases.WALK) == algorithm
     assert imagine.max_horizon(algorithm.imagine) == 5

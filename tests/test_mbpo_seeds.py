@@ -182,11 +182,31 @@ def test_epoch_takes_other_numbers_of_the_config_without_tracing_again():
         assert not any(np.array_equal(*pair) for pair in pairs)
 
 
+def test_losses_differ_in_the_program_of_the_fit_alone():
+    def text(loss, **weights):
+        weights = cases.CONFIG.weights.replace(**weights)
+        lanes = cases.lanes(config=cases.CONFIG.replace(loss=loss, weights=weights))
+        states = jax.eval_shape(cases.PROGRAMS.start, lanes)
+        fitted, _ = jax.eval_shape(cases.PROGRAMS.learn_model, states, lanes)
+        lowered = (
+            cases.PROGRAMS.start.lower(lanes),
+            cases.PROGRAMS.evaluate.lower(states, lanes, np.uint32(0)),
+            cases.PROGRAMS.learn_policy.lower(states, fitted, lanes),
+            cases.PROGRAMS.learn_model.lower(states, lanes),
+        )
+        return [program.as_text() for program in lowered]
+
+    vagram = text("vagram", gradient_share=(0.0, 1.0, 5.0, 10.0))
+    mse = text("mse_normalized")
+    assert [a == b for a, b in zip(vagram, mse, strict=True)] == [True] * 3 + [False]
+
+
 def test_epoch_is_traced_again_for_another_shape():
     states = cases.start_seeds()
     traces = cases.Walk.traces
     lanes = cases.lanes(config=cases.CONFIG.replace(batch_size=9))
-    cases.PROGRAMS.epoch.trace(states, lanes)
+    fitted, _ = jax.eval_shape(cases.PROGRAMS.learn_model, states, lanes)
+    cases.PROGRAMS.learn_policy.trace(states, fitted, lanes)
     assert cases.Walk.traces > traces
 
 
@@ -201,7 +221,7 @@ def test_epoch_gives_each_lane_the_numbers_of_its_own_config():
     configs = [other if seed in (1, 6) else cases.CONFIG for seed in seeds]
     lanes = cases.placed(programs.lanes(seeds, configs))
     traces = cases.Walk.traces
-    found, _ = cases.PROGRAMS.epoch(cases.fresh(states), lanes)
+    found, _ = programs.epoch(cases.PROGRAMS, cases.fresh(states), lanes)
     assert cases.Walk.traces == traces
     for config in (cases.CONFIG, other):
         wanted, _ = cases.epoch_seeds(states, config)

@@ -16,11 +16,11 @@ from vagram_jax import (
     config,
     devices,
     files,
-    mbpo,
     programs,
     progress,
     runner,
     session,
+    training,
 )
 from vagram_jax.envs import EnvError
 
@@ -379,7 +379,7 @@ def test_timing_csv_has_the_clock_of_each_turn_at_the_first_seed(told):
 
 
 def test_model_csv_is_not_there_without_a_model(told):
-    folder, _ = told(CONFIG.replace(loss=mbpo.NO_MODEL))
+    folder, _ = told(CONFIG.replace(loss=training.NO_MODEL))
     names = {path.name for path in folder.iterdir()}
     assert names == {"metrics.csv", "timing.csv", "checkpoints"}
 
@@ -391,6 +391,11 @@ def test_programs_run_at_the_precision_that_is_asked_for(precision):
     lanes = cases.lanes((0,))
     for _ in range(2):  # tracing again must not lose it
         states = jax.eval_shape(made.start, lanes)
-        text = str(made.epoch.trace(states, lanes).jaxpr)
-        assert "dot_general" in text
-        assert ("Precision.HIGHEST" in text) == (precision == "highest")
+        fitted, _ = jax.eval_shape(made.learn_model, states, lanes)
+        for program, args in (
+            (made.learn_model, (states, lanes)),
+            (made.learn_policy, (states, fitted, lanes)),
+        ):
+            text = str(program.trace(*args).jaxpr)
+            assert "dot_general" in text
+            assert ("Precision.HIGHEST" in text) == (precision == "highest")

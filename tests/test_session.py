@@ -242,12 +242,13 @@ def test_where_all_seeds_have_diverged_nothing_is_computed_any_more(
     strict = CONFIG.replace(divergence_slack=1e-9)
     programs = session_cases.compiled_once(RUN, ENV, devices.Layout())
 
-    def epoch(*args):
+    def learn_policy(*args):
         calls.append(args)
-        return programs.epoch(*args)
+        return programs.learn_policy(*args)
 
-    calls, epoch.lower = [], programs.epoch.lower
-    monkeypatch.setattr(runner, "compiled", lambda *_: programs._replace(epoch=epoch))
+    calls, learn_policy.lower = [], programs.learn_policy.lower
+    counted = programs._replace(learn_policy=learn_policy)
+    monkeypatch.setattr(runner, "compiled", lambda *_: counted)
     told = train(job(tmp_path / "whole", strict))
     assert len(calls) == 1
     assert f"{SEEDS} diverged" in told[-1]

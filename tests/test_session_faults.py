@@ -89,15 +89,16 @@ def test_an_epoch_that_wants_more_memory_is_told_with_a_remedy(
 ):
     programs = runner.compiled(RUN, ENV, devices.Layout())
 
-    def epoch(*args):
+    def learn_policy(*args):
         calls.append(args)
         if len(calls) == 3:
             raise error
-        return programs.epoch(*args)
+        return programs.learn_policy(*args)
 
-    calls, epoch.lower = [], programs.epoch.lower
+    calls, learn_policy.lower = [], programs.learn_policy.lower
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "compiled", lambda *_: programs._replace(epoch=epoch))
+        faulty_one = programs._replace(learn_policy=learn_policy)
+        patch.setattr(runner, "compiled", lambda *_: faulty_one)
         reason = "3.2G" if str(error) else "MemoryError"
         fault = faulty(tmp_path, f"out of memory.*{reason}.*saved at step 14; ")
     assert fault.status == 6

@@ -25,6 +25,7 @@ from vagram_jax import (
     mbpo,
     replay,
     termination,
+    training,
 )
 from vagram_jax.types import Transition
 
@@ -390,7 +391,7 @@ LEARNED = cases.CONFIG.replace(
 
 @jax.jit
 def _start(key):
-    state = mbpo.init(key, env=ENV, config=LEARNED)
+    state = training.init(key, env=ENV, config=LEARNED)
     return mbpo.warm_up(state, env=ENV, episode_length=10, config=LEARNED)
 
 
@@ -444,7 +445,7 @@ def assert_all_differ(keys, count):
 def test_init_gives_each_part_a_key_of_its_own(monkeypatch):
     parts = ("envs.episodes.reset", "fit.init", "termination.init", "sac.init")
     seen = keys_given(monkeypatch, *parts)
-    state = mbpo.init(jax.random.key(0), env=ENV, config=LEARNED)
+    state = training.init(jax.random.key(0), env=ENV, config=LEARNED)
     assert_all_differ([*seen, state.key], 5)
 
 
@@ -478,12 +479,12 @@ def test_epoch_takes_a_network_that_is_not_finite_for_divergence():
     [
         cases.CONFIG,
         LEARNED.replace(imagine=LEARNED.imagine.replace(termination="none")),
-        LEARNED.replace(loss=mbpo.NO_MODEL, real_fraction=(1.0,)),
+        LEARNED.replace(loss=training.NO_MODEL, real_fraction=(1.0,)),
     ],
     ids=["env", "none", "no model"],
 )
 def test_init_has_no_head_where_none_is_learned(algorithm):
-    make = functools.partial(mbpo.init, env=ENV, config=algorithm)
+    make = functools.partial(training.init, env=ENV, config=algorithm)
     assert jax.eval_shape(make, jax.random.key(0)).termination is None
 
 
@@ -519,4 +520,4 @@ def test_a_state_with_a_head_survives_its_checkpoint(tmp_path):
 )
 def test_config_refuses_a_value_out_of_range(key, value, accepted):
     with pytest.raises(config.ConfigError, match=rf"termination\.{key}=.*{accepted}"):
-        config.from_mapping(mbpo.MBPOConfig, {"termination": {key: value}})
+        config.from_mapping(training.MBPOConfig, {"termination": {key: value}})

@@ -11,7 +11,7 @@ The flow of data, one file a stop, each importing only what stands above it:
     termination             which steps end, where that is learned
     imagine                 short rollouts in the model                 -> imagine
     sac                     the agent, and the value function           -> update
-    mbpo                    one epoch of all that, a pure function
+    training, mbpo          one state with all of it; one epoch, a pure function
     evaluate                returns of a policy
     devices, programs       lanes, each a seed of a config, in one program
     files, checkpoint, lock what is written whole, saved and owned
@@ -51,10 +51,11 @@ from vagram_jax.losses import (
     value_weighted_loss,
     vaml_loss,
 )
-from vagram_jax.mbpo import MBPOConfig, MBPOState, epoch
+from vagram_jax.mbpo import epoch
 from vagram_jax.policies import load_policy
 from vagram_jax.sac import SACConfig, value_fn
 from vagram_jax.termination import TerminationConfig
+from vagram_jax.training import MBPOConfig, MBPOState
 from vagram_jax.types import Prediction, Transition
 from vagram_jax.weights import WeightConfig, value_gradient_weights
 

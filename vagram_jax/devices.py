@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,12 @@ AXIS = "lanes"
 
 MODES = ("vmap", "serial")
 """How the lanes of one device run: side by side, or one after the other."""
+
+# Seconds that a program takes to compile; reading a smaller one saves nothing.
+_WORTH_KEEPING = 0.3
+
+# What this process has compiled; the folder goes when the process ends.
+_compiled: tempfile.TemporaryDirectory | None = None
 
 
 class DeviceError(RuntimeError):
@@ -129,6 +136,25 @@ def use_cpu(num_devices: int | None, *, num_lanes: int) -> None:
                 f"--cpu_devices={num_devices}: JAX runs already; set "
                 "JAX_NUM_CPU_DEVICES before it does"
             ) from None
+
+
+def share_compiled() -> None:
+    """Lets the programs of this process share what was compiled, as long as it lives.
+
+    Runs that differ in the loss have most of their programs in common. They are kept in
+    a new folder that this user alone can open, for JAX runs what it finds there. A
+    user's own `jax_compilation_cache_dir` stays as it is. Must come before anything is
+    compiled; `JAX_ENABLE_COMPILATION_CACHE=false` keeps it off.
+    """
+    global _compiled
+    is_asked = jax.config.jax_enable_compilation_cache and _compiled is None
+    if not is_asked or jax.config.jax_compilation_cache_dir:
+        return
+    with contextlib.suppress(OSError):  # without a folder it is slower, no more
+        _compiled = tempfile.TemporaryDirectory(prefix="vagram_jax-")
+        jax.config.update("jax_compilation_cache_dir", _compiled.name)
+        least = "jax_persistent_cache_min_compile_time_secs"
+        jax.config.update(least, _WORTH_KEEPING)
 
 
 def is_first() -> bool:

@@ -1,4 +1,4 @@
-"""The training loop: everything that training is, in one state and one pure function.
+"""The training loop: from one training state to the next, in one pure function.
 
 Comes in: a state, an environment, a config. Goes out: the state one epoch later. An
 epoch fits the model with the value function frozen, imagines, and then steps the
@@ -14,174 +14,32 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from vagram_jax import dynamics, imagine, losses, replay, sac, termination
 from vagram_jax import fit as model_fit
-from vagram_jax.config import ConfigError, leaf, nested, static
-from vagram_jax.dynamics import DynamicsConfig
+from vagram_jax import imagine, losses, replay, sac, termination, training
 from vagram_jax.envs import base, episodes
-from vagram_jax.fit import FitConfig, ModelState
-from vagram_jax.imagine import ImagineConfig
-from vagram_jax.replay import ReplayState
-from vagram_jax.sac import SACConfig, SACState
-from vagram_jax.termination import TerminationConfig, TerminationState
+from vagram_jax.fit import ModelState
+from vagram_jax.termination import TerminationState
+from vagram_jax.training import NO_MODEL, MBPOConfig, MBPOState
 from vagram_jax.types import Metrics, TerminationFn, Transition
-from vagram_jax.weights import WeightConfig
-
-NO_MODEL = "none"
-"""The loss name that stands for no model at all: plain SAC on real data."""
 
 
 @struct.dataclass(kw_only=True)
-class MBPOConfig:
-    """The algorithm.
+class Fitted:
+    """What the first half of an epoch leaves for the second.
 
     Attributes:
-      loss: a name in `losses.LOSSES`, or "none" for plain SAC without a model.
-      model: size and kind of the ensemble.
-      weights: how the loss prepares its weights.
-      fit: how the model is fitted.
-      termination: how termination is learned, if `imagine.termination` is "learned".
-      imagine: how much is imagined.
-      sac: the agent.
-      batch_size: rows of an agent's batch.
-      updates_per_step: updates of the agent after each environment step.
-      steps_per_epoch: environment steps between two fits of the model.
-      warmup_steps: uniformly random steps before the first fit.
-      real_fraction: share of real rows in the agent's batches: one number, or a
-        schedule, see `imagine.scheduled`.
-      replay_capacity: real transitions that are kept.
-      divergence_slack: a seed counts as diverged when a critic's value is so many times
-        beyond what rewards, initial temperature and discount allow.
-    """
-
-    loss: str = static("vagram")
-    model: DynamicsConfig = nested(DynamicsConfig)
-    weights: WeightConfig = nested(WeightConfig)
-    fit: FitConfig = nested(FitConfig)
-    termination: TerminationConfig = nested(TerminationConfig)
-    imagine: ImagineConfig = nested(ImagineConfig)
-    sac: SACConfig = nested(SACConfig)
-    batch_size: int = static(256, low=1)
-    updates_per_step: int = static(20, low=1)
-    steps_per_epoch: int = static(250, low=1)
-    warmup_steps: int = static(1000, low=2)
-    real_fraction: tuple[float, ...] = leaf((0.05,), low=0.0)
-    replay_capacity: int = static(100_000, low=2)
-    divergence_slack: float = leaf(10.0, above=0.0)
-
-
-@struct.dataclass(kw_only=True)
-class MBPOState:
-    """All that training needs to go on, of one seed.
-
-    Attributes:
-      key: of everything that is still to be drawn.
-      env_steps: int32 scalar, environment steps so far.
-      episode: the environment's state.
-      replay: real transitions.
-      imagined: imagined transitions.
+      key: of what is to be drawn after the epoch.
+      key_imagine: used once, to imagine.
+      key_interact: used once, for the environment's steps and the agent's updates.
       model: the ensemble.
       termination: which steps end, if that is learned, else None.
-      agent: the agent.
-      alive: bool scalar; a seed that diverged is frozen as it was an epoch before.
-      diverged_at: int32 scalar, the step of its divergence, -1 while alive.
-      dropped: int32 scalar, transitions left out because a number wasn't finite.
     """
 
     key: jax.Array  # []
-    env_steps: jax.Array  # []
-    episode: episodes.EpisodeState
-    replay: ReplayState
-    imagined: ReplayState
+    key_imagine: jax.Array  # []
+    key_interact: jax.Array  # []
     model: ModelState
     termination: TerminationState | None
-    agent: SACState
-    alive: jax.Array  # []
-    diverged_at: jax.Array  # []
-    dropped: jax.Array  # []
-
-
-def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
-    """The config with "auto" settings resolved, or a refusal.
-
-    Args:
-      config: the algorithm.
-      env: what it will train on.
-
-    Returns:
-      The config that `init`, `warm_up` and `epoch` take.
-
-    Raises:
-      ConfigError: an unknown loss, a model head that the loss can't use, more elites
-        than members, a schedule that is none, a fraction outside [0, 1], buffers that
-        are too small, or no termination function where imagination needs one.
-    """
-    dynamics.check(config.model)
-    imagine.check(config.imagine)
-    _check_share("real_fraction", config.real_fraction)
-    _check_share("weights.gradient_share", config.weights.gradient_share)
-    if config.warmup_steps > config.replay_capacity:
-        raise ConfigError(
-            f"config: replay_capacity={config.replay_capacity}; at least warmup_steps="
-            f"{config.warmup_steps}"
-        )
-    if config.loss == NO_MODEL:
-        if min(config.real_fraction[:2]) < 1.0:
-            raise ConfigError(
-                f"config: real_fraction={config.real_fraction}; without a model "
-                "(loss=none) only 1 is possible; set real_fraction=1"
-            )
-        return config
-    _check_termination(env, config)
-    loss = losses.get(config.loss, also=(NO_MODEL,))
-    if loss.reads:
-        raise ConfigError(
-            f"config: loss={config.loss!r}; it reads batch.{loss.reads[0]}, which "
-            "training doesn't record; register a loss with a `prepare` that makes it"
-        )
-    head = "gaussian" if loss.gaussian else "deterministic"
-    if loss.gaussian and config.model.head == "deterministic":
-        raise ConfigError(
-            f"config: model.head='deterministic'; loss={config.loss!r} needs a "
-            "variance; set model.head to gaussian or auto"
-        )
-    if config.model.head == "auto":
-        config = config.replace(model=config.model.replace(head=head))
-    return config
-
-
-def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
-    """The state before the first step.
-
-    Args:
-      key: of the seed.
-      env: the environment.
-      config: what `check` returned.
-
-    Returns:
-      The state.
-    """
-    key, key_env, key_model, key_agent = jax.random.split(key, 4)
-    sizes = {"obs_dim": env.observation_size, "action_dim": env.action_size}
-    head = None
-    if config.imagine.termination == "learned" and config.loss != NO_MODEL:
-        key_model, key_head = jax.random.split(key_model)
-        head = termination.init(key_head, **sizes, config=config.termination)
-    return MBPOState(
-        key=key,
-        env_steps=jnp.int32(0),
-        episode=episodes.reset(key_env, env=env),
-        replay=replay.init(**sizes, capacity=config.replay_capacity),
-        imagined=replay.init(**sizes, capacity=_imagined_capacity(config)),
-        model=model_fit.init(
-            key_model, **sizes, dynamics_config=config.model, config=config.fit
-        ),
-        termination=head,
-        agent=sac.init(key_agent, **sizes, config=config.sac),
-        alive=jnp.bool_(True),
-        diverged_at=jnp.int32(-1),
-        dropped=jnp.int32(0),
-    )
 
 
 def warm_up(
@@ -190,10 +48,10 @@ def warm_up(
     """The state after `config.warmup_steps` uniformly random steps.
 
     Args:
-      state: as `init` returned it.
+      state: as `training.init` returned it.
       env: the environment.
       episode_length: steps until an episode is truncated.
-      config: what `check` returned.
+      config: what `training.check` returned.
 
     Returns:
       The state, with the steps in its buffer.
@@ -220,26 +78,79 @@ def epoch(
       state: as `warm_up` or the last epoch returned it.
       env: the environment.
       episode_length: steps until an episode is truncated.
-      config: what `check` returned.
+      config: what `training.check` returned.
 
     Returns:
       The state after `config.steps_per_epoch` environment steps, and metrics. A seed
       that diverges is frozen as it was before the epoch.
     """
+    fitted, model_metrics = learn_model(state, config=config)
+    state, metrics = learn_policy(
+        state, fitted, env=env, episode_length=episode_length, config=config
+    )
+    return state, model_metrics | metrics
+
+
+def learn_model(state: MBPOState, *, config: MBPOConfig) -> tuple[Fitted, Metrics]:
+    """The first half of an epoch: fit the model, with the value function frozen.
+
+    Args:
+      state: as `warm_up` or the last epoch returned it.
+      config: what `training.check` returned.
+
+    Returns:
+      What `learn_policy` takes, and metrics.
+    """
     key, key_fit, key_imagine, key_interact = jax.random.split(state.key, 4)
-    new_state = state.replace(key=key)
     metrics = {}
     if config.loss != NO_MODEL:
-        new_state, fit_metrics = fit(key_fit, new_state, config=config)
-        new_state, metrics = add_imagined(
-            key_imagine, new_state, env=env, config=config
-        )
-        metrics |= fit_metrics
-    new_state, interact_metrics = interact(
-        key_interact, new_state, env=env, episode_length=episode_length, config=config
+        state, metrics = fit(key_fit, state, config=config)
+    fitted = Fitted(
+        key=key,
+        key_imagine=key_imagine,
+        key_interact=key_interact,
+        model=state.model,
+        termination=state.termination,
     )
-    metrics |= interact_metrics
-    return freeze_if_diverged(state, new_state, metrics, config=config), metrics
+    return fitted, metrics
+
+
+def learn_policy(
+    state: MBPOState,
+    fitted: Fitted,
+    *,
+    env: base.Env,
+    episode_length: int,
+    config: MBPOConfig,
+) -> tuple[MBPOState, Metrics]:
+    """The second half: imagine, and step the environment while learning.
+
+    It reads whether there is a model, not by which loss it was fitted: losses that are
+    compared share this program.
+
+    Args:
+      state: the one that `learn_model` was given.
+      fitted: what it returned.
+      env: the environment.
+      episode_length: steps until an episode is truncated.
+      config: what `training.check` returned.
+
+    Returns:
+      As `epoch`.
+    """
+    new, metrics = state.replace(key=fitted.key), {}
+    if config.loss != NO_MODEL:
+        new = new.replace(model=fitted.model, termination=fitted.termination)
+        new, metrics = add_imagined(fitted.key_imagine, new, env=env, config=config)
+    new, more = interact(
+        fitted.key_interact,
+        new,
+        env=env,
+        episode_length=episode_length,
+        config=config,
+    )
+    metrics |= more
+    return freeze_if_diverged(state, new, metrics, config=config), metrics
 
 
 def fit(
@@ -250,7 +161,7 @@ def fit(
     Args:
       key: used once.
       state: the state.
-      config: what `check` returned.
+      config: what `training.check` returned.
 
     Returns:
       The state and the metrics of `fit.fit`, and those of `termination.fit` if
@@ -291,7 +202,7 @@ def add_imagined(
       key: used once.
       state: the state.
       env: the environment, for its termination function.
-      config: what `check` returned.
+      config: what `training.check` returned.
 
     Returns:
       The state, and metrics: `imagine/horizon`, `imagine/valid` (the share of rows that
@@ -300,7 +211,9 @@ def add_imagined(
     key_start, key_rollout = jax.random.split(key)
     horizon = imagine.scheduled(config.imagine.horizon, state.env_steps)
     horizon = jnp.round(horizon).astype(jnp.int32)
-    starts = replay.sample(key_start, state.replay, (_rollouts_per_epoch(config),))
+    starts = replay.sample(
+        key_start, state.replay, (training.rollouts_per_epoch(config),)
+    )
     rollouts, valid = imagine.imagine(
         key_rollout,
         state.model.params,
@@ -335,7 +248,7 @@ def interact(
       state: the state.
       env: the environment.
       episode_length: steps until an episode is truncated.
-      config: what `check` returned.
+      config: what `training.check` returned.
 
     Returns:
       The state and the agent's metrics, means over the epoch; `sac/q_max` is its
@@ -397,7 +310,7 @@ def mixed_batches(
     Args:
       key: used once.
       state: the state.
-      config: what `check` returned.
+      config: what `training.check` returned.
 
     Returns:
       `[updates_per_step, batch_size, ...]`; the first rows of each batch are real, all
@@ -433,7 +346,7 @@ def freeze_if_diverged(
       old: before the epoch.
       new: after it.
       metrics: of the epoch.
-      config: what `check` returned.
+      config: what `training.check` returned.
 
     Returns:
       The state to go on from.
@@ -455,38 +368,9 @@ def freeze_if_diverged(
     )
 
 
-def _check_share(key: str, schedule: tuple[float, ...]) -> None:
-    imagine.check_schedule(key, schedule)
-    if outside := [value for value in schedule[:2] if not 0.0 <= value <= 1.0]:
-        raise ConfigError(
-            f"config: {key}={outside[0]}; accepted: at least 0 and at most 1"
-        )
-
-
-def _check_termination(env: base.Env, config: MBPOConfig) -> None:
-    asks = config.imagine.termination == "env"
-    if asks and getattr(env, "termination", None) is None:
-        raise ConfigError(
-            f"config: imagine.termination='env'; {type(env).__name__} has no method "
-            "termination(obs, action, next_obs); add one, or set imagine.termination "
-            "to learned, or to none if no episode terminates"
-        )
-
-
 def _termination(env: base.Env, state: MBPOState, config: MBPOConfig) -> TerminationFn:
     if config.imagine.termination == "none":
         return lambda obs, action, next_obs: jnp.bool_(False)
     if config.imagine.termination == "learned":
         return termination.termination_fn(state.termination, config=config.termination)
     return env.termination
-
-
-def _rollouts_per_epoch(config: MBPOConfig) -> int:
-    return config.imagine.rollouts_per_step * config.steps_per_epoch
-
-
-def _imagined_capacity(config: MBPOConfig) -> int:
-    if config.loss == NO_MODEL:
-        return 1
-    horizon = imagine.max_horizon(config.imagine)
-    return _rollouts_per_epoch(config) * horizon * config.imagine.keep_epochs

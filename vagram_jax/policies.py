@@ -24,9 +24,9 @@ from vagram_jax.checkpoint import CheckpointError
 from vagram_jax.config import ConfigError
 from vagram_jax.envs import EnvConfig
 from vagram_jax.files import ResultsError
-from vagram_jax.mbpo import MBPOConfig, MBPOState
 from vagram_jax.runner import RunConfig
 from vagram_jax.sac import SACConfig, SACState
+from vagram_jax.training import MBPOConfig, MBPOState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""The compiled programs of a run: warm-up, epoch and evaluation, over all lanes.
+"""The programs of a run over all lanes: warm-up, the halves of an epoch, evaluation.
 
-Comes in: an environment. Goes out: three programs on all devices. A lane is one seed
-with one config, so configs that differ in numbers only share a program.
+Comes in: an environment. Goes out: four programs on all devices. A lane is one seed
+with one config, so configs that differ in numbers only share a program. An epoch is two
+programs because the second is the same whatever the loss.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vagram_jax import devices, evaluate, mbpo, sac
+from vagram_jax import devices, evaluate, mbpo, sac, training
 from vagram_jax.envs import base, episodes
-from vagram_jax.mbpo import MBPOConfig, MBPOState
+from vagram_jax.mbpo import Fitted
+from vagram_jax.training import MBPOConfig, MBPOState
 from vagram_jax.types import Metrics
 
 # Evaluations draw from the seed's key folded with this, apart from training's keys.
@@ -40,14 +42,16 @@ class Programs(NamedTuple):
 
     Attributes:
       start: lanes to states that are warmed up.
-      epoch: `(states, lanes)` to states and metrics, `[L, ...]`; takes the memory of
-        the old states.
+      learn_model: `(states, lanes)` to fitted models and metrics, `[L, ...]`.
+      learn_policy: `(states, fitted, lanes)` to states and metrics, `[L, ...]`; takes
+        the memory of the old states.
       evaluate: `(states, lanes, index)` to returns and lengths, `[L, num_episodes]`
         each; `index` numbers the evaluation.
     """
 
     start: Callable[[Lanes], MBPOState]
-    epoch: Callable[[MBPOState, Lanes], tuple[MBPOState, Metrics]]
+    learn_model: Callable[[MBPOState, Lanes], tuple[Fitted, Metrics]]
+    learn_policy: Callable[[MBPOState, Fitted, Lanes], tuple[MBPOState, Metrics]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
 
 
@@ -95,11 +99,14 @@ def make(
     layout = layout or devices.Layout()
 
     def start(lane):
-        state = mbpo.init(jax.random.key(lane.seeds), env=env, config=lane.configs)
+        state = training.init(jax.random.key(lane.seeds), env=env, config=lane.configs)
         return mbpo.warm_up(state, config=lane.configs, **shared)
 
-    def epoch(state, lane):
-        return mbpo.epoch(state, config=lane.configs, **shared)
+    def learn_model(state, lane):
+        return mbpo.learn_model(state, config=lane.configs)
+
+    def learn_policy(state, fitted, lane):
+        return mbpo.learn_policy(state, fitted, config=lane.configs, **shared)
 
     def play(state, lane, index):
         key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
@@ -115,9 +122,30 @@ def make(
     over = devices.over_lanes
     return Programs(
         start=over(precise(start), layout, in_axes=(0,)),
-        epoch=over(precise(epoch), layout, in_axes=(0, 0), donate=(0,)),
+        learn_model=over(precise(learn_model), layout, in_axes=(0, 0)),
+        learn_policy=over(
+            precise(learn_policy), layout, in_axes=(0, 0, 0), donate=(0,)
+        ),
         evaluate=over(precise(play), layout, in_axes=(0, 0, None)),
     )
+
+
+def epoch(
+    programs: Programs, states: MBPOState, lanes: Lanes
+) -> tuple[MBPOState, Metrics]:
+    """Both halves of an epoch.
+
+    Args:
+      programs: from `make`.
+      states: of all lanes; their memory is taken.
+      lanes: what they are.
+
+    Returns:
+      States and metrics, `[L, ...]`, as `mbpo.epoch`.
+    """
+    fitted, model_metrics = programs.learn_model(states, lanes)
+    states, metrics = programs.learn_policy(states, fitted, lanes)
+    return states, model_metrics | metrics
 
 
 def returns(

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from flax import struct
 
-from vagram_jax import checkpoint, devices, mbpo, programs, progress
+from vagram_jax import checkpoint, devices, programs, progress, training
 from vagram_jax.config import ConfigError, static
 from vagram_jax.envs import base, episodes
-from vagram_jax.mbpo import MBPOConfig, MBPOState
 from vagram_jax.programs import Lanes, Programs
 from vagram_jax.progress import Progress
+from vagram_jax.training import MBPOConfig, MBPOState
 
 
 @struct.dataclass(kw_only=True)
@@ -73,11 +73,11 @@ def check(
       Both, with "auto" settings resolved.
 
     Raises:
-      ConfigError: as `mbpo.check`, or steps that are no whole number of epochs.
+      ConfigError: as `training.check`, or steps that are no whole number of epochs.
       EnvError: no episode length is known.
     """
     episodes.length(env)
-    config = mbpo.check(config, env)
+    config = training.check(config, env)
     rest = run.total_steps - config.warmup_steps
     if rest <= 0 or rest % config.steps_per_epoch:
         fitting = config.warmup_steps + config.steps_per_epoch * max(
@@ -191,7 +191,7 @@ def train_lanes(
         metrics, returns, lengths = {}, np.empty(0), np.empty(0)
         # Where every lane has diverged nothing can change any more.
         if index > first and lives:
-            states, metrics = compiled.epoch(states, spread)
+            states, metrics = programs.epoch(compiled, states, spread)
         is_due = index % run.eval_every == 0 or index == num_epochs
         if is_due and lives and (index > first or begin is None):
             returns, lengths = programs.returns(compiled, states, spread, index)
@@ -212,17 +212,22 @@ def train_lanes(
 
 def _first(compiled, spread, config, begin, layout) -> tuple[MBPOState, int]:
     """The states to start from and the number of their epoch, if memory holds them."""
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding),
-        jax.eval_shape(compiled.start, spread),
-    )
-    devices.check_memory(
-        compiled.epoch, shapes, spread, num_lanes=len(spread.seeds), layout=layout
-    )
+
+    def shapes_of(program, *args):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding),
+            jax.eval_shape(program, *args),
+        )
+
+    states = shapes_of(compiled.start, spread)
+    fitted, _ = shapes_of(compiled.learn_model, states, spread)
+    settings = {"num_lanes": len(spread.seeds), "layout": layout}
+    devices.check_memory(compiled.learn_model, states, spread, **settings)
+    devices.check_memory(compiled.learn_policy, states, fitted, spread, **settings)
     if begin is None:
         return compiled.start(spread), 0
     number = (begin.env_steps - config.warmup_steps) // config.steps_per_epoch
-    return checkpoint.unpack(begin.arrays, shapes, layout), number
+    return checkpoint.unpack(begin.arrays, states, layout), number
 
 
 def _spread(lanes: Lanes, layout: devices.Layout, padded: int) -> Lanes:

@@ -25,15 +25,15 @@ from vagram_jax import (
     devices,
     files,
     lock,
-    mbpo,
     programs,
     progress,
     runner,
+    training,
 )
 from vagram_jax.envs import base
-from vagram_jax.mbpo import MBPOConfig, MBPOState
 from vagram_jax.progress import Progress
 from vagram_jax.runner import RunConfig
+from vagram_jax.training import MBPOConfig, MBPOState
 
 TABLES = ("metrics.csv", "model.csv", "timing.csv")
 FAILURE = "failure.json"
@@ -276,7 +276,7 @@ def _write(run: RunConfig, part: _Part, told: Progress, tell) -> None:
     for job, rows in part.jobs:
         seeds, own = part.seeds(rows), progress.of_lanes(told, rows)
         constant = {"env": job.env_name, "loss": job.config.loss}
-        if own.metrics and config.loss != mbpo.NO_MODEL:
+        if own.metrics and config.loss != training.NO_MODEL:
             model = progress.model_rows(own, seeds, constant)
             files.append_rows(job.folder / "model.csv", model)
         timing = progress.timing_row(own, seeds)

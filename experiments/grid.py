@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ import jax
 
 from experiments import flags, launch
 from vagram_jax import checkpoint, config, devices, envs, results, runner, session
+from vagram_jax.runner import RunConfig
 from vagram_jax.training import MBPOConfig
 
 
@@ -166,7 +168,7 @@ def train(
                 made[_text(first.env_config)],
                 env_config=first.env_config,
                 place=place,
-                kept=kept,
+                kept=chunked(kept, first.run),
             )
         except (session.RunError, devices.DeviceError) as fault:
             status = getattr(fault, "status", flags.STATUS_MEMORY)
@@ -175,6 +177,25 @@ def train(
             print(f"{', '.join(algorithms)}: {fault}", file=sys.stderr)
             failures.append(status)
     return failures
+
+
+def chunked(kept: session.Keeping, run: RunConfig) -> session.Keeping:
+    """Keeping with no more lanes at once than a CPU is busy with.
+
+    There more are no faster (`results/benchmark`). Runs that train alone all have the
+    same programs, and bits that don't depend on what else is in the grid.
+
+    Args:
+      kept: how runs are kept; a chunk that was asked for stays.
+      run: how many seeds a run has.
+
+    Returns:
+      The same on an accelerator, which is the faster the more lanes it has.
+    """
+    if kept.seed_chunk or jax.default_backend() != "cpu":
+        return kept
+    lanes = math.lcm(run.num_seeds, jax.device_count())
+    return dataclasses.replace(kept, seed_chunk=lanes)
 
 
 def unfinished(entries: Sequence[Entry], study: Path) -> list[list[Entry]]:

@@ -1,16 +1,18 @@
 """A grid of runs: which ones, in which programs, and what is left after a kill."""
 
 import collections
+import dataclasses
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import test_commands as user
 import test_resume as resume
 
 from experiments import grid, sweep
-from vagram_jax import checkpoint, files, results
+from vagram_jax import checkpoint, files, results, runner, session
 from vagram_jax.config import ConfigError
 
 
@@ -55,6 +57,27 @@ def test_long_run_names_are_cut_and_stay_apart():
     ]
     names = [results.check_name(grid.run_name(v), what="run") for v in values]
     assert len(set(names)) == 2
+
+
+@pytest.mark.parametrize(
+    ("backend", "asked", "num_seeds", "wanted"),
+    [
+        ("cpu", 0, 4, 4),
+        ("cpu", 0, 3, 6),
+        ("cpu", 0, 1, 2),
+        ("cpu", 5, 4, 5),
+        ("gpu", 0, 4, 0),
+    ],
+)
+def test_on_a_cpu_runs_train_one_after_the_other_with_every_device_busy(
+    monkeypatch, backend, asked, num_seeds, wanted
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    kept = session.Keeping(seed_chunk=asked)
+    run = runner.RunConfig(num_seeds=num_seeds)
+    found = grid.chunked(kept, run)
+    assert found == dataclasses.replace(kept, seed_chunk=wanted)
 
 
 def command(place, study, grid, *args, killed_at=()):

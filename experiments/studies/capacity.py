@@ -10,7 +10,7 @@ from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="hidden")
 _WIDTHS = {
-    ("pendulum", "quick"): (8, 16, 32, 64),
+    ("pendulum", "quick"): (16, 64),
     ("cartpole", "quick"): (16, 64),
     ("pendulum", "full"): (4, 8, 16, 32, 64),
     ("cartpole", "full"): (4, 8, 16, 32, 64),

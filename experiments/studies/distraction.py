@@ -10,7 +10,7 @@ from experiments.studies import loop, tasks
 
 STUDY = loop.Study(axis="distractors")
 _COUNTS = {
-    ("pendulum", "quick"): (0, 15, 20),
+    ("pendulum", "quick"): (0, 15),
     ("cartpole", "quick"): (0, 5),
     ("pendulum", "full"): (0, 5, 10, 15, 20, 30),
     ("cartpole", "full"): (0, 5, 10, 15, 20, 30),

@@ -24,8 +24,10 @@ def cells(preset: str) -> list[loop.Cell]:
     Returns:
       A cell for each task, scale and loss.
     """
-    names = ("pendulum",) if preset == "quick" else tasks.SMALL
-    scales = {str(s): {"distractor_scale": str(float(s))} for s in (1, 3, 10)}
+    names, sizes = tasks.SMALL, (1, 3, 10)
+    if preset == "quick":
+        names, sizes = ("pendulum",), (1, 10)
+    scales = {str(s): {"distractor_scale": str(float(s))} for s in sizes}
     return loop.product(
         {
             "task": {task: tasks.small(task, preset) for task in names},

@@ -1,4 +1,4 @@
-"""VaGraM against its parts, VAML that it bounds, and an oracle of the distractors.
+"""VaGraM against its parts, and an oracle of the distractors.
 
 Each variant differs from `vagram_mixed`, VaGraM with a fifth of squared error on
 normalised targets, in what its name says. The oracle is squared error on normalised
@@ -27,7 +27,6 @@ _VARIANTS = {
     "not_normalized": {"loss": "vagram", "weights.normalize": "false"},
     "gaussian_head": _MIXED | {"loss": "vagram_nll"},
     "unbounded": {"loss": "vagram_unbounded"},
-    "vaml": {"loss": "vaml"},
     "value_weighted": {"loss": "value_weighted"},
     "oracle": {"loss": "oracle"},
 }

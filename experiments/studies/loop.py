@@ -45,9 +45,10 @@ _VARIANTS = {
         "weights.normalize": "true",
     },
     "mle_raw": {"loss": "mle", "model.normalize_targets": "false"},
+    "mse_raw": {"loss": "mse", "model.normalize_targets": "false"},
 }
 
-BASELINES = ("mle", "mle_raw", "mse", "mse_normalized", "sac")
+BASELINES = ("mle", "mle_raw", "mse", "mse_raw", "mse_normalized", "sac")
 """Whom VaGraM is held against, as far as a study trains them.
 
 `baselines` compares more forms of them; the strongest there must be among these.
@@ -120,27 +121,15 @@ def losses(*names: str) -> dict[str, dict[str, str]]:
 
     `vagram_mixed` is VaGraM, its weights scaled to a mean of one, with a fifth of
     squared error on normalised targets: a dimension without any weight drifts away, and
-    takes the critics along. `mle_raw` is MLE without normalised targets.
+    takes the critics along. `mle_raw` and `mse_raw` are without normalised targets.
 
     Args:
-      *names: registered losses, "sac", "vagram_mixed" or "mle_raw".
+      *names: registered losses, "sac", "vagram_mixed", "mle_raw" or "mse_raw".
 
     Returns:
       Names to settings.
     """
     return {name: _VARIANTS.get(name, {"loss": name}) for name in names}
-
-
-def baselines(preset: str) -> tuple[str, ...]:
-    """Whom a study of one setting holds VaGraM against.
-
-    Args:
-      preset: "quick" has time for one of each kind, "full" for all of `BASELINES`.
-
-    Returns:
-      Names for `losses`.
-    """
-    return ("mle_raw", "mse_normalized", "sac") if preset == "quick" else BASELINES
 
 
 def command(

@@ -90,7 +90,10 @@ def rivals(task: str, preset: str) -> tuple[str, ...]:
     """
     if (task, preset) == ("cartpole", "quick"):
         return "vagram", "vagram_mixed", "mle_raw", "mse_normalized"
-    return "vagram", "vagram_mixed", "mle", "mle_raw", "mse_normalized"
+    likelihoods, squares = ("mle", "mle_raw"), ("mse_normalized",)
+    if preset == "full":
+        squares = ("mse_raw", *squares)
+    return "vagram", "vagram_mixed", *likelihoods, *squares
 
 
 def mujoco(name: str, preset: str, variant: str = "") -> dict[str, str]:

@@ -165,17 +165,7 @@ def _epochs(env_config, algorithm, run) -> dict[str, float]:
         compiled = runner.compiled(run, env, layout)
         lanes = programs.lanes(range(seeds), [algorithm] * seeds)
         lanes = devices.put(lanes, layout, seeds)
-        start, found[f"compiling the start, {name}, s"] = measure.compiled(
-            compiled.start, lanes
-        )
-        states = start(lanes)
-        fit, found[f"compiling the fit, {name}, s"] = measure.compiled(
-            compiled.learn_model, states, lanes
-        )
-        fitted, _ = fit(states, lanes)
-        rest, found[f"compiling the rest of an epoch, {name}, s"] = measure.compiled(
-            compiled.learn_policy, states, fitted, lanes
-        )
+        states, fit, rest = _compiled(compiled, lanes, name, found)
         a_seed = max(_bytes(fit), _bytes(rest)) * layout.mesh.size / seeds
         found[f"memory of an epoch, {name}, MB a seed"] = a_seed
         halves = compiled._replace(learn_model=fit, learn_policy=rest)
@@ -188,6 +178,21 @@ def _epochs(env_config, algorithm, run) -> dict[str, float]:
     return found
 
 
+def _compiled(of: programs.Programs, lanes, name: str, found: dict[str, float]):
+    """States that are warmed up, the halves of an epoch; how long each took goes in."""
+
+    def made(what, program, *args):
+        program, seconds = measure.compiled(program, *args)
+        found[f"compiling the {what}, {name}, s"] = seconds
+        return program
+
+    states = made("first state", of.initialise, lanes)(lanes)
+    states = made("warm-up", of.warm_up, states, lanes)(states, lanes)
+    fit = made("fit", of.learn_model, states, lanes)
+    fitted, _ = fit(states, lanes)
+    return states, fit, made("rest of an epoch", of.learn_policy, states, fitted, lanes)
+
+
 def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
     """The config's own job, an epoch at a time, with checkpoints and without."""
     env = envs.from_config(env_config)
@@ -197,7 +202,7 @@ def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
     lanes = programs.lanes(range(padded), [algorithm] * padded)
     lanes = devices.put(lanes, layout, padded)
     compiled = runner.compiled(run, env, layout)
-    states = compiled.start(lanes)
+    states = programs.start(compiled, lanes)
 
     def epochs(folder: Path | None):
         writer, now = checkpoint.Writer(), jax.tree.map(jnp.copy, states)

@@ -161,7 +161,7 @@ def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
 @functools.cache
 def start_seeds(seeds=tuple(range(NUM_SEEDS))):
     """Several seeds after their warm-up; not to be given away, see `epoch_seeds`."""
-    return PROGRAMS.start(lanes(seeds))
+    return programs.start(PROGRAMS, lanes(seeds))
 
 
 def epoch_seeds(states, config=CONFIG, epochs=1):

@@ -186,10 +186,11 @@ def test_losses_differ_in_the_program_of_the_fit_alone():
     def text(loss, **weights):
         weights = cases.CONFIG.weights.replace(**weights)
         lanes = cases.lanes(config=cases.CONFIG.replace(loss=loss, weights=weights))
-        states = jax.eval_shape(cases.PROGRAMS.start, lanes)
+        states = jax.eval_shape(cases.PROGRAMS.initialise, lanes)
         fitted, _ = jax.eval_shape(cases.PROGRAMS.learn_model, states, lanes)
         lowered = (
-            cases.PROGRAMS.start.lower(lanes),
+            cases.PROGRAMS.initialise.lower(lanes),
+            cases.PROGRAMS.warm_up.lower(states, lanes),
             cases.PROGRAMS.evaluate.lower(states, lanes, np.uint32(0)),
             cases.PROGRAMS.learn_policy.lower(states, fitted, lanes),
             cases.PROGRAMS.learn_model.lower(states, lanes),
@@ -198,7 +199,7 @@ def test_losses_differ_in_the_program_of_the_fit_alone():
 
     vagram = text("vagram", gradient_share=(0.0, 1.0, 5.0, 10.0))
     mse = text("mse_normalized")
-    assert [a == b for a, b in zip(vagram, mse, strict=True)] == [True] * 3 + [False]
+    assert [a == b for a, b in zip(vagram, mse, strict=True)] == [True] * 4 + [False]
 
 
 def test_epoch_is_traced_again_for_another_shape():

@@ -167,7 +167,7 @@ def test_train_tells_numbers_that_stay_as_they_are():
 def test_train_tells_of_each_seed_how_many_transitions_were_left_out(monkeypatch):
     broken = cases.with_row(cases.start_seeds().dropped, 3, lambda dropped: dropped + 5)
     before = cases.start_seeds().replace(dropped=broken)
-    started = cases.PROGRAMS._replace(start=lambda lanes: cases.fresh(before))
+    started = cases.PROGRAMS._replace(warm_up=lambda states, lanes: cases.fresh(before))
     monkeypatch.setattr(runner, "compiled", lambda *_: started)
     _, told = collect()
     for turn in told:
@@ -390,7 +390,7 @@ def test_programs_run_at_the_precision_that_is_asked_for(precision):
     made = runner.compiled(run, cases.WALK, devices.Layout())
     lanes = cases.lanes((0,))
     for _ in range(2):  # tracing again must not lose it
-        states = jax.eval_shape(made.start, lanes)
+        states = jax.eval_shape(made.initialise, lanes)
         fitted, _ = jax.eval_shape(made.learn_model, states, lanes)
         for program, args in (
             (made.learn_model, (states, lanes)),

@@ -32,6 +32,9 @@ MODES = ("vmap", "serial")
 # Seconds that a program takes to compile; reading a smaller one saves nothing.
 _WORTH_KEEPING = 0.3
 
+# Random draws take XLA's compiler for CPUs three times as long with all its passes.
+_COMPILED_SOON = {"xla_backend_optimization_level": "1"}
+
 # What this process has compiled; the folder goes when the process ends.
 _compiled: tempfile.TemporaryDirectory | None = None
 
@@ -172,6 +175,7 @@ def over_lanes(
     *,
     in_axes: Sequence[int | None],
     donate: Sequence[int] = (),
+    runs_once: bool = False,
 ) -> Callable:
     """A function of one lane as one program over all lanes on all devices.
 
@@ -180,6 +184,7 @@ def over_lanes(
       layout: where and how lanes run.
       in_axes: for each argument 0 if it has a lane axis, None if all lanes share it.
       donate: the arguments whose memory the result may take.
+      runs_once: whether a CPU's program is to be compiled soon rather than run fast.
 
     Returns:
       The program; the number of lanes must be a multiple of the number of devices.
@@ -195,7 +200,12 @@ def over_lanes(
         out_specs=lanes,
         check_vma=False,
     )
-    return jax.jit(sharded, donate_argnums=tuple(donate))
+    is_cpu = layout.mesh.devices.flat[0].platform == "cpu"
+    return jax.jit(
+        sharded,
+        donate_argnums=tuple(donate),
+        compiler_options=_COMPILED_SOON if runs_once and is_cpu else None,
+    )
 
 
 def _on_one_device(function, mode, in_axes, *args):

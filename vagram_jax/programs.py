@@ -1,8 +1,9 @@
-"""The programs of a run over all lanes: warm-up, the halves of an epoch, evaluation.
+"""The programs of a run over all lanes: start, the halves of an epoch, evaluation.
 
-Comes in: an environment. Goes out: four programs on all devices. A lane is one seed
-with one config, so configs that differ in numbers only share a program. An epoch is two
-programs because the second is the same whatever the loss.
+Comes in: an environment. Goes out: five programs on all devices. A lane is one seed
+with one config, so configs that differ in numbers only share a program. The start is
+two programs because the first takes longer to compile than to run, an epoch because its
+second half is the same whatever the loss.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Programs(NamedTuple):
     """The programs of a run, each over all lanes. Each compiles at its first call.
 
     Attributes:
-      start: lanes to states that are warmed up.
+      initialise: lanes to states before the first step.
+      warm_up: `(states, lanes)` to states after the random steps; takes the memory of
+        the old ones.
       learn_model: `(states, lanes)` to fitted models and metrics, `[L, ...]`.
       learn_policy: `(states, fitted, lanes)` to states and metrics, `[L, ...]`; takes
         the memory of the old states.
@@ -49,7 +52,8 @@ class Programs(NamedTuple):
         each; `index` numbers the evaluation.
     """
 
-    start: Callable[[Lanes], MBPOState]
+    initialise: Callable[[Lanes], MBPOState]
+    warm_up: Callable[[MBPOState, Lanes], MBPOState]
     learn_model: Callable[[MBPOState, Lanes], tuple[Fitted, Metrics]]
     learn_policy: Callable[[MBPOState, Fitted, Lanes], tuple[MBPOState, Metrics]]
     evaluate: Callable[..., tuple[jax.Array, jax.Array]]
@@ -98,8 +102,10 @@ def make(
     shared = {"env": env, "episode_length": episodes.length(env)}
     layout = layout or devices.Layout()
 
-    def start(lane):
-        state = training.init(jax.random.key(lane.seeds), env=env, config=lane.configs)
+    def initialise(lane):
+        return training.init(jax.random.key(lane.seeds), env=env, config=lane.configs)
+
+    def warm_up(state, lane):
         return mbpo.warm_up(state, config=lane.configs, **shared)
 
     def learn_model(state, lane):
@@ -121,13 +127,27 @@ def make(
     precise = jax.default_matmul_precision(matmul_precision)
     over = devices.over_lanes
     return Programs(
-        start=over(precise(start), layout, in_axes=(0,)),
+        initialise=over(precise(initialise), layout, in_axes=(0,), runs_once=True),
+        warm_up=over(precise(warm_up), layout, in_axes=(0, 0), donate=(0,)),
         learn_model=over(precise(learn_model), layout, in_axes=(0, 0)),
         learn_policy=over(
             precise(learn_policy), layout, in_axes=(0, 0, 0), donate=(0,)
         ),
         evaluate=over(precise(play), layout, in_axes=(0, 0, None)),
     )
+
+
+def start(programs: Programs, lanes: Lanes) -> MBPOState:
+    """The states that training starts from, warmed up.
+
+    Args:
+      programs: from `make`.
+      lanes: what they are.
+
+    Returns:
+      States, `[L, ...]`.
+    """
+    return programs.warm_up(programs.initialise(lanes), lanes)
 
 
 def epoch(

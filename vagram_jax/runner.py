@@ -219,13 +219,13 @@ def _first(compiled, spread, config, begin, layout) -> tuple[MBPOState, int]:
             jax.eval_shape(program, *args),
         )
 
-    states = shapes_of(compiled.start, spread)
+    states = shapes_of(compiled.initialise, spread)
     fitted, _ = shapes_of(compiled.learn_model, states, spread)
     settings = {"num_lanes": len(spread.seeds), "layout": layout}
     devices.check_memory(compiled.learn_model, states, spread, **settings)
     devices.check_memory(compiled.learn_policy, states, fitted, spread, **settings)
     if begin is None:
-        return compiled.start(spread), 0
+        return programs.start(compiled, spread), 0
     number = (begin.env_steps - config.warmup_steps) // config.steps_per_epoch
     return checkpoint.unpack(begin.arrays, states, layout), number
 

@@ -265,6 +265,15 @@ def test_memory_that_is_given_away_counts_once(monkeypatch):
         devices.check_memory(lavish, x, **settings)
 
 
+def test_a_program_that_runs_once_computes_the_same():
+    def draw(seed):
+        return jax.random.truncated_normal(jax.random.key(seed), -2.0, 2.0, (3, 5))
+
+    layout, seeds = devices.Layout(), jnp.arange(LANES)
+    once = devices.over_lanes(draw, layout, in_axes=(0,), runs_once=True)
+    np.testing.assert_allclose(once(seeds), jax.vmap(draw)(seeds), rtol=1e-6)
+
+
 def test_checking_memory_compiles_nothing_twice():
     program, traces = None, []
 

@@ -46,12 +46,12 @@ _SMALL = {
 # A few thousand steps with small networks: the course of a curve, not its end.
 _QUICK_MUJOCO = {
     "num_seeds": "4",
-    "total_steps": "13000",
-    "replay_capacity": "13000",
+    "total_steps": "11000",
+    "replay_capacity": "11000",
     "sac.hidden": "64,64",
-    "batch_size": "128",
+    "batch_size": "64",
     "fit.batch_size": "128",
-    "fit.max_epochs": "20",
+    "fit.max_epochs": "10",
 }
 _PRESETS = {
     "quick": {

@@ -23,7 +23,7 @@ def returns(
     episode_length: int,
     num_episodes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Plays episodes side by side, from start states of their own.
+    """Plays episodes side by side, from start states of their own, until all end.
 
     Args:
       key: used once.
@@ -43,22 +43,24 @@ def returns(
 def _play(key, *, act: ActFn, env: base.Env, episode_length: int):
     """The return and the length of one episode."""
     key_start, key_steps = jax.random.split(key)
+    # The check for reuse doesn't see that a loop takes each of several keys once.
+    keys = jax.random.key_data(jax.random.split(key_steps, episode_length))
 
-    def step(carry, key):
-        episode, total, length, running = carry
-        key_act, key_env = jax.random.split(key)
+    def step(carry):
+        episode, total, length, _ = carry
+        own_key = jax.random.wrap_key_data(keys[length], impl=jax.random.key_impl(key))
+        key_act, key_env = jax.random.split(own_key)
         action = act(key_act, episode.env_state.obs)
         episode, transition, valid = episodes.step(
             key_env, episode, action, env=env, episode_length=episode_length
         )
-        running = running & valid
-        total = total + jnp.where(running, transition.reward, 0.0)
-        ended = transition.terminated | transition.truncated
-        return (episode, total, length + running, running & ~ended), None
+        total = total + jnp.where(valid, transition.reward, 0.0)
+        goes_on = valid & ~(transition.terminated | transition.truncated)
+        return episode, total, length + valid, goes_on
 
     first = episodes.reset(key_start, env=env)
     dtype = jnp.promote_types(jnp.float32, first.env_state.reward.dtype)
     start = (first, jnp.zeros((), dtype), jnp.int32(0), jnp.bool_(True))
-    keys = jax.random.split(key_steps, episode_length)
-    (_, total, length, _), _ = jax.lax.scan(step, start, keys)
+    # Not a scan: where episodes fail early, most of one would be played for nothing.
+    _, total, length, _ = jax.lax.while_loop(lambda carry: carry[-1], step, start)
     return total, length

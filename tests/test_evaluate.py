@@ -142,3 +142,17 @@ def test_returns_take_a_policy_as_data():
     starts, _ = returns(push, Decay(), episode_length=1, num_episodes=2)
     # The state before each step: the start, then half of it and a quarter of it.
     np.testing.assert_allclose(run(policy)[0], 1.75 * starts, rtol=1e-6)  # float32
+
+
+def test_nothing_is_played_after_the_last_episode_has_ended():
+    played = []
+
+    class Counted(Decay):
+        def step(self, state, action):
+            jax.debug.callback(lambda: played.append(1))
+            return super().step(state, action)
+
+    _, lengths = returns(push, Counted(end=1.0), episode_length=500)
+    jax.effects_barrier()
+    assert max(lengths) < 10
+    assert 0 < len(played) <= EPISODES * max(lengths)

@@ -3,9 +3,10 @@
 Pendulum swing-up with fifteen chaotic distractors and a model of two layers of 16, many
 updates of the agent and rollouts of five steps, after 2,000 steps. Distractors, width,
 horizon, real fraction, steps and the share of squared error in `vagram_mixed` were
-chosen on seeds 0 to 7. Cartpole's distractors, horizon, steps and action repeat were
-chosen on seeds 0 to 3, and seen again on 100 to 103 in `cartpole_distraction`. VaGraM's
-weights are scaled to a mean of one. `ablation` says which part of the loss it is.
+chosen on seeds 0 to 7. Cartpole's distractors, horizon, steps, batches and action
+repeat were chosen on seeds 0 to 3, and seen again on 100 to 103 in
+`cartpole_distraction`. VaGraM's weights are scaled to a mean of one. `ablation` says
+which part of the loss it is.
 """
 
 from __future__ import annotations

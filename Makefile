@@ -11,8 +11,8 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 .PHONY: compare test lint clean
 
 compare: $(VENV)/.installed
-	$(VENV)/bin/python -m experiments.compare \
-	  --config=experiments/configs/pendulum.py $(ARGS)
+	$(VENV)/bin/python -m vagram_jax.cli.compare \
+	  --config=vagram_jax/cli/configs/pendulum.py $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile $(ARGS)

@@ -16,23 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import flags, launch, measure
-from vagram_jax import (
-    checkpoint,
-    devices,
-    envs,
-    files,
-    fit,
-    losses,
-    programs,
-    replay,
-    runner,
-    sac,
-)
+from experiments import measure
+from vagram_jax import envs, fit, losses, replay, sac
+from vagram_jax.cli import flags, launch
 from vagram_jax.config import ConfigError
 from vagram_jax.dynamics import DynamicsConfig
-from vagram_jax.envs import episodes, tasks
+from vagram_jax.envs import episodes
+from vagram_jax.envs.mujoco import tasks
 from vagram_jax.fit import FitConfig
+from vagram_jax.run import devices, programs, runner
+from vagram_jax.storage import checkpoint, files
 from vagram_jax.types import Transition
 
 SUITES = ("updates", "epochs", "checkpoints", "envs")

@@ -14,9 +14,11 @@ import importlib
 import time
 from pathlib import Path
 
-from experiments import flags, launch
 from experiments.studies import STUDIES, Plan
-from vagram_jax import config, files, results, stats
+from vagram_jax import config
+from vagram_jax.analysis import stats
+from vagram_jax.cli import flags, launch
+from vagram_jax.storage import files, results
 
 PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "How much of it.")
 SEEDS = flags.DEFINE_integer(

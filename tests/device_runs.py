@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vagram_jax import devices, files, session
+from vagram_jax.run import devices, session
+from vagram_jax.storage import files
 
 
 def main(process, count, port, *runs):

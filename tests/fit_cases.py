@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vagram_jax import dynamics, fit, losses
+from vagram_jax.losses.value_gradients import WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Transition
-from vagram_jax.weights import WeightConfig
 
 CAPACITY, SIZE, MEMBERS = 80, 64, 3
 HELD = SIZE // 4

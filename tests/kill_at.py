@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from vagram_jax import checkpoint, files
+from vagram_jax.storage import checkpoint, files
 
 
 def die():

@@ -10,24 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vagram_jax import (
-    devices,
-    dynamics,
-    envs,
-    fit,
-    imagine,
-    mbpo,
-    programs,
-    sac,
-    training,
-)
+from vagram_jax import dynamics, envs, fit, imagine, mbpo, sac, training
+from vagram_jax.run import devices, programs
 
 NUM_SEEDS, EPISODE_LENGTH, EVAL_EPISODES = 8, 4, 2
 WARMUP, STEPS, UPDATES, ROLLOUTS = 10, 5, 2, 2
 
 CONFIG = training.MBPOConfig(
     loss="vagram",
-    model=dynamics.DynamicsConfig(
+    dynamics=dynamics.DynamicsConfig(
         hidden=(4,), num_members=2, num_elites=1, head="deterministic"
     ),
     fit=fit.FitConfig(batch_size=8, max_epochs=2, patience=1),

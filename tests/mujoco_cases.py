@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 
 from vagram_jax import envs
-from vagram_jax.envs import tasks
+from vagram_jax.envs.mujoco import tasks
 
 HIDDEN = {
     "ant": ["cfrc_ext"],

@@ -5,8 +5,10 @@ import functools
 import jax
 import numpy as np
 
-from experiments import launch
-from vagram_jax import checkpoint, devices, envs, results, runner, sac, training
+from vagram_jax import envs, sac, training
+from vagram_jax.cli import launch
+from vagram_jax.run import devices, runner
+from vagram_jax.storage import checkpoint, results
 
 ENV = envs.EnvConfig(env="pendulum", episode_length=12)
 # Plain SAC without hidden layers compiles fastest.

@@ -8,17 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vagram_jax import (
-    checkpoint,
-    devices,
-    envs,
-    files,
-    lock,
-    runner,
-    sac,
-    session,
-    training,
-)
+from vagram_jax import envs, sac, training
+from vagram_jax.run import devices, runner, session
+from vagram_jax.storage import checkpoint, files, lock
 
 FIRST, EPOCH, LAST = 8, 3, 20
 STEPS = list(range(FIRST, LAST + 1, EPOCH))

@@ -139,7 +139,7 @@ def test_a_public_name_exists_and_is_documented(name):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_is_tested(name):
-    tests = [path for path in ROOT.glob("tests/*.py") if path != Path(__file__)]
+    tests = [path for path in ROOT.glob("tests/**/*.py") if path != Path(__file__)]
     word = re.compile(rf"\b{name}\b")
     assert any(word.search(path.read_text()) for path in tests)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vagram_jax import dynamics, fit, losses
-from vagram_jax import weights as value_weights
+from vagram_jax.losses import value_gradients as value_weights
 from vagram_jax.types import Transition
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vagram_jax import dynamics, mbpo, replay, sac, training
-from vagram_jax.fit import ModelState
+from vagram_jax.fit import DynamicsState
 from vagram_jax.types import Transition
 
 CONFIG, PLAIN_SAC = cases.CONFIG, cases.PLAIN_SAC
@@ -210,7 +210,7 @@ def test_fit_hands_over_the_values_of_the_current_agent(monkeypatch):
     state = cases.run(epochs=1)
     mbpo.fit(None, state, config=CONFIG)
     values = sac.value_fn(state.agent, config=CONFIG.sac)(jnp.ones(3))
-    cases.assert_identical(seen, [(state.model, state.replay, values)])
+    cases.assert_identical(seen, [(state.dynamics, state.replay, values)])
 
 
 @functools.partial(jax.jit, static_argnames="keep_epochs")
@@ -348,7 +348,7 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
         return state_with(
             env_steps=jnp.int32(value),
             replay=buffer_of([0.0]).replace(data=rows_of([-reward, 0.0])),
-            model=ModelState(params=model, opt_state=None, elites=None),
+            dynamics=DynamicsState(params=model, opt_state=None, elites=None),
             agent={"w": jnp.float32(value)},
             alive=jnp.bool_(True),
             diverged_at=jnp.int32(-1),

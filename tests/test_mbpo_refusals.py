@@ -99,7 +99,7 @@ def test_check_accepts_an_environment_without_termination_where_none_is_asked(
 )
 def test_check_resolves_the_head_that_a_loss_needs(loss, head):
     algorithm = with_part("model", head="auto").replace(loss=loss)
-    assert training.check(algorithm, cases.WALK).model.head == head
+    assert training.check(algorithm, cases.WALK).dynamics.head == head
 
 
 def test_check_keeps_a_gaussian_head_that_the_loss_can_do_without():

@@ -6,7 +6,8 @@ import mbpo_cases as cases
 import numpy as np
 import pytest
 
-from vagram_jax import mbpo, programs
+from vagram_jax import mbpo
+from vagram_jax.run import programs
 
 SICK = 3
 OTHERS = [seed for seed in range(cases.NUM_SEEDS) if seed != SICK]
@@ -29,9 +30,9 @@ def bad_critic(value):
 
 
 def bad_model(state):
-    params = state.model.params
+    params = state.dynamics.params
     params = params.replace(network=cases.with_row(params.network, SICK, nan_like))
-    return state.replace(model=state.model.replace(params=params))
+    return state.replace(dynamics=state.dynamics.replace(params=params))
 
 
 def bad_observation(state):
@@ -137,8 +138,8 @@ def test_epoch_of_several_seeds_is_close_to_that_of_one():
     # some tens of Adam steps, each as long as the learning rate whatever the gradient.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        (found.agent, found.model.params, found.replay.data),
-        cases.bits((alone.agent, alone.model.params, alone.replay.data)),
+        (found.agent, found.dynamics.params, found.replay.data),
+        cases.bits((alone.agent, alone.dynamics.params, alone.replay.data)),
     )
 
 
@@ -177,7 +178,7 @@ def test_epoch_takes_other_numbers_of_the_config_without_tracing_again():
     assert cases.Walk.traces == traces
     # And the numbers are used, not those that were there when it was compiled.
     wanted, _ = cases.epoch_seeds(states)
-    for part in (lambda s: s.agent.critics, lambda s: s.model.params.network):
+    for part in (lambda s: s.agent.critics, lambda s: s.dynamics.params.network):
         pairs = zip(*map(jax.tree.leaves, (part(found), part(wanted))), strict=True)
         assert not any(np.array_equal(*pair) for pair in pairs)
 

@@ -16,17 +16,9 @@ import probe_envs
 import pytest
 from scipy import special
 
-from vagram_jax import (
-    checkpoint,
-    config,
-    devices,
-    dynamics,
-    imagine,
-    mbpo,
-    replay,
-    termination,
-    training,
-)
+from vagram_jax import config, dynamics, imagine, mbpo, replay, termination, training
+from vagram_jax.run import devices
+from vagram_jax.storage import checkpoint
 from vagram_jax.types import Transition
 
 pytestmark = pytest.mark.usefixtures("key_reuse")
@@ -382,7 +374,7 @@ ENDS_ABOVE = 0.9
 # A constant is added at each step, which a model without hidden layers learns at once.
 LEARNED = cases.CONFIG.replace(
     loss="mse",
-    model=cases.CONFIG.model.replace(hidden=()),
+    dynamics=cases.CONFIG.dynamics.replace(hidden=()),
     fit=cases.CONFIG.fit.replace(learning_rate=0.05, max_epochs=50, patience=5),
     imagine=imagine.ImagineConfig(termination="learned", rollouts_per_step=20),
     termination=CONFIG.replace(hidden=(8,), steps_per_fit=300),

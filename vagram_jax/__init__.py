@@ -51,13 +51,13 @@ from vagram_jax.losses import (
     value_weighted_loss,
     vaml_loss,
 )
+from vagram_jax.losses.value_gradients import WeightConfig, value_gradient_weights
 from vagram_jax.mbpo import epoch
-from vagram_jax.policies import load_policy
+from vagram_jax.run.policies import load_policy
 from vagram_jax.sac import SACConfig, value_fn
 from vagram_jax.termination import TerminationConfig
 from vagram_jax.training import MBPOConfig, MBPOState
 from vagram_jax.types import Prediction, Transition
-from vagram_jax.weights import WeightConfig, value_gradient_weights
 
 __all__ = [
     "LOSSES",

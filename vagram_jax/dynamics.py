@@ -118,7 +118,7 @@ def check(config: DynamicsConfig) -> None:
     """
     if config.num_elites > config.num_members:
         raise ConfigError(
-            f"config: model.num_elites={config.num_elites}; at most model.num_members="
+            f"config: dynamics.num_elites={config.num_elites}; at most dynamics.num_members="
             f"{config.num_members}; lower num_elites or raise num_members"
         )
 

@@ -20,9 +20,9 @@ from vagram_jax import dynamics
 from vagram_jax.config import ConfigError, leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
 from vagram_jax.losses import ModelLoss
+from vagram_jax.losses.value_gradients import WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Metrics, Prediction, Transition, ValueFn
-from vagram_jax.weights import WeightConfig
 
 # Rows of the hold-out set that `attention` differentiates the loss at.
 _ATTENTION_ROWS = 256
@@ -57,7 +57,7 @@ class FitConfig:
 
 
 @struct.dataclass(kw_only=True)
-class ModelState:
+class DynamicsState:
     """What the next fit goes on from.
 
     Attributes:
@@ -109,7 +109,7 @@ def init(
     action_dim: int,
     dynamics_config: DynamicsConfig,
     config: FitConfig,
-) -> ModelState:
+) -> DynamicsState:
     """A new model that was not fitted yet.
 
     Args:
@@ -125,7 +125,7 @@ def init(
     params = dynamics.init_dynamics(
         key, obs_dim=obs_dim, action_dim=action_dim, config=dynamics_config
     )
-    return ModelState(
+    return DynamicsState(
         params=params,
         opt_state=_optimizer(config).init(params.network),
         elites=jnp.arange(dynamics_config.num_elites, dtype=jnp.int32),
@@ -134,14 +134,14 @@ def init(
 
 def fit(
     key: jax.Array,
-    state: ModelState,
+    state: DynamicsState,
     data: ReplayState,
     value_fn: ValueFn,
     *,
     loss: ModelLoss,
     weight_config: WeightConfig = WeightConfig(),
     config: FitConfig = FitConfig(),
-) -> tuple[ModelState, Metrics]:
+) -> tuple[DynamicsState, Metrics]:
     """Trains until no member improves, and keeps the best parameters of each member.
 
     Args:
@@ -174,7 +174,7 @@ def fit(
         _start(problem, params.network, state.opt_state),
     )
     params = params.replace(network=last.best_network)
-    new_state = ModelState(
+    new_state = DynamicsState(
         params=params,
         # A member that diverged goes on from its best parameters; its moments are lost.
         opt_state=jax.tree.map(
@@ -194,14 +194,14 @@ def fit(
 
 
 def train_step(
-    state: ModelState,
+    state: DynamicsState,
     batch: Transition,
     value_fn: ValueFn,
     weights: jax.Array | None = None,
     *,
     loss: ModelLoss,
     config: FitConfig = FitConfig(),
-) -> tuple[ModelState, jax.Array]:
+) -> tuple[DynamicsState, jax.Array]:
     """One step of every member on a batch of its own: what `fit` repeats.
 
     Args:

@@ -17,7 +17,7 @@ from flax import struct
 from vagram_jax import fit as model_fit
 from vagram_jax import imagine, losses, replay, sac, termination, training
 from vagram_jax.envs import base, episodes
-from vagram_jax.fit import ModelState
+from vagram_jax.fit import DynamicsState
 from vagram_jax.termination import TerminationState
 from vagram_jax.training import NO_MODEL, MBPOConfig, MBPOState
 from vagram_jax.types import Metrics, TerminationFn, Transition
@@ -31,14 +31,14 @@ class Fitted:
       key: of what is to be drawn after the epoch.
       key_imagine: used once, to imagine.
       key_interact: used once, for the environment's steps and the agent's updates.
-      model: the ensemble.
+      dynamics: the ensemble.
       termination: which steps end, if that is learned, else None.
     """
 
     key: jax.Array  # []
     key_imagine: jax.Array  # []
     key_interact: jax.Array  # []
-    model: ModelState
+    dynamics: DynamicsState
     termination: TerminationState | None
 
 
@@ -109,7 +109,7 @@ def learn_model(state: MBPOState, *, config: MBPOConfig) -> tuple[Fitted, Metric
         key=key,
         key_imagine=key_imagine,
         key_interact=key_interact,
-        model=state.model,
+        dynamics=state.dynamics,
         termination=state.termination,
     )
     return fitted, metrics
@@ -140,7 +140,7 @@ def learn_policy(
     """
     new, metrics = state.replace(key=fitted.key), {}
     if config.loss != NO_MODEL:
-        new = new.replace(model=fitted.model, termination=fitted.termination)
+        new = new.replace(dynamics=fitted.dynamics, termination=fitted.termination)
         new, metrics = add_imagined(fitted.key_imagine, new, env=env, config=config)
     new, more = interact(
         fitted.key_interact,
@@ -177,7 +177,7 @@ def fit(
     mixes = state.env_steps < weights.mse_steps
     model, metrics = model_fit.fit(
         key,
-        state.model,
+        state.dynamics,
         state.replay,
         sac.value_fn(state.agent, config=config.sac),
         loss=losses.get(config.loss),
@@ -190,7 +190,7 @@ def fit(
         ),
         config=config.fit,
     )
-    return state.replace(model=model, termination=head), metrics | head_metrics
+    return state.replace(dynamics=model, termination=head), metrics | head_metrics
 
 
 def add_imagined(
@@ -216,8 +216,8 @@ def add_imagined(
     )
     rollouts, valid = imagine.imagine(
         key_rollout,
-        state.model.params,
-        state.model.elites,
+        state.dynamics.params,
+        state.dynamics.elites,
         starts.obs,
         act=sac.policy(state.agent, config=config.sac),
         termination=_termination(env, state, config),
@@ -351,7 +351,7 @@ def freeze_if_diverged(
     Returns:
       The state to go on from.
     """
-    learned = (new.agent, new.model.params.network, new.termination)
+    learned = (new.agent, new.dynamics.params.network, new.termination)
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(learned)]
     reward = jnp.max(jnp.abs(new.replay.data.reward))
     bonus = config.sac.initial_temperature * new.replay.data.action.shape[-1]

@@ -15,12 +15,12 @@ from vagram_jax import fit as model_fit
 from vagram_jax.config import ConfigError, leaf, nested, static
 from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import base, episodes
-from vagram_jax.fit import FitConfig, ModelState
+from vagram_jax.fit import DynamicsState, FitConfig
 from vagram_jax.imagine import ImagineConfig
+from vagram_jax.losses.value_gradients import WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.termination import TerminationConfig, TerminationState
-from vagram_jax.weights import WeightConfig
 
 NO_MODEL = "none"
 """The loss name that stands for no model at all: plain SAC on real data."""
@@ -32,7 +32,7 @@ class MBPOConfig:
 
     Attributes:
       loss: a name in `losses.LOSSES`, or "none" for plain SAC without a model.
-      model: size and kind of the ensemble.
+      dynamics: size and kind of the ensemble.
       weights: how the loss prepares its weights.
       fit: how the model is fitted.
       termination: how termination is learned, if `imagine.termination` is "learned".
@@ -50,7 +50,7 @@ class MBPOConfig:
     """
 
     loss: str = static("vagram")
-    model: DynamicsConfig = nested(DynamicsConfig)
+    dynamics: DynamicsConfig = nested(DynamicsConfig)
     weights: WeightConfig = nested(WeightConfig)
     fit: FitConfig = nested(FitConfig)
     termination: TerminationConfig = nested(TerminationConfig)
@@ -75,7 +75,7 @@ class MBPOState:
       episode: the environment's state.
       replay: real transitions.
       imagined: imagined transitions.
-      model: the ensemble.
+      dynamics: the ensemble.
       termination: which steps end, if that is learned, else None.
       agent: the agent.
       alive: bool scalar; a seed that diverged is frozen as it was an epoch before.
@@ -88,7 +88,7 @@ class MBPOState:
     episode: episodes.EpisodeState
     replay: ReplayState
     imagined: ReplayState
-    model: ModelState
+    dynamics: DynamicsState
     termination: TerminationState | None
     agent: SACState
     alive: jax.Array  # []
@@ -111,7 +111,7 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
         than members, a schedule that is none, a fraction outside [0, 1], buffers that
         are too small, or no termination function where imagination needs one.
     """
-    dynamics.check(config.model)
+    dynamics.check(config.dynamics)
     imagine.check(config.imagine)
     _check_share("real_fraction", config.real_fraction)
     _check_share("weights.gradient_share", config.weights.gradient_share)
@@ -135,13 +135,13 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
             "training doesn't record; register a loss with a `prepare` that makes it"
         )
     head = "gaussian" if loss.gaussian else "deterministic"
-    if loss.gaussian and config.model.head == "deterministic":
+    if loss.gaussian and config.dynamics.head == "deterministic":
         raise ConfigError(
-            f"config: model.head='deterministic'; loss={config.loss!r} needs a "
-            "variance; set model.head to gaussian or auto"
+            f"config: dynamics.head='deterministic'; loss={config.loss!r} needs a "
+            "variance; set dynamics.head to gaussian or auto"
         )
-    if config.model.head == "auto":
-        config = config.replace(model=config.model.replace(head=head))
+    if config.dynamics.head == "auto":
+        config = config.replace(dynamics=config.dynamics.replace(head=head))
     return config
 
 
@@ -168,8 +168,8 @@ def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
         episode=episodes.reset(key_env, env=env),
         replay=replay.init(**sizes, capacity=config.replay_capacity),
         imagined=replay.init(**sizes, capacity=_imagined_capacity(config)),
-        model=model_fit.init(
-            key_model, **sizes, dynamics_config=config.model, config=config.fit
+        dynamics=model_fit.init(
+            key_model, **sizes, dynamics_config=config.dynamics, config=config.fit
         ),
         termination=head,
         agent=sac.init(key_agent, **sizes, config=config.sac),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vagram_jax import session
+from vagram_jax.run import session
 
 STUDIES = {
     "loss_surface": "each loss as a function of the predicted next state",

@@ -9,7 +9,8 @@ to find out. Without any weight on them imagined distractors drift, and critics 
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
-from vagram_jax import losses, weights
+from vagram_jax import losses
+from vagram_jax.losses import value_gradients as weights
 
 _DISTRACTORS = int(tasks.small("pendulum", "quick")["distractors"])
 _OF_A_DISTRACTOR = 0.05

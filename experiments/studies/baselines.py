@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from experiments.studies import loop, tasks
 
-_RAW, _NORMALIZED = ({"model.normalize_targets": text} for text in ("false", "true"))
-_FIXED, _LEARNED = ({"model.log_var_bounds": text} for text in ("fixed", "learned"))
+_RAW, _NORMALIZED = ({"dynamics.normalize_targets": text} for text in ("false", "true"))
+_FIXED, _LEARNED = ({"dynamics.log_var_bounds": text} for text in ("fixed", "learned"))
 _BASELINES = {
     "mse_raw": {"loss": "mse"} | _RAW,
     "mse_normalized": {"loss": "mse_normalized"} | _NORMALIZED,

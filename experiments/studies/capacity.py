@@ -28,7 +28,7 @@ def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
       A cell for each width and loss; plain SAC once.
     """
     at = {"task": {task: tasks.small(task, preset)}}
-    widths = {str(w): {"model.hidden": f"{w},{w}"} for w in _WIDTHS[task, preset]}
+    widths = {str(w): {"dynamics.hidden": f"{w},{w}"} for w in _WIDTHS[task, preset]}
     none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
     rivals = {"hidden": widths, "loss": loop.losses(*tasks.rivals(task, preset))}
     return loop.product(at | rivals) + loop.product(at | none)

@@ -27,22 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flags, launch
 from experiments.studies import Plan, loop, verdicts
-from vagram_jax import (
-    devices,
-    dynamics,
-    envs,
-    files,
-    fit,
-    losses,
-    plots,
-    replay,
-    runner,
-    sac,
-    stats,
-    weights,
-)
+from vagram_jax import dynamics, envs, fit, losses, replay, sac
+from vagram_jax.analysis import plots, stats
+from vagram_jax.cli import flags, launch
+from vagram_jax.losses import value_gradients as weights
+from vagram_jax.run import devices, runner
+from vagram_jax.storage import files
 
 _LOSSES = ("vagram", "vaml", "vagram_unbounded", "mse_normalized", "mle")
 _CONDITIONS = {
@@ -118,7 +109,7 @@ def train_agents(distractors: int, size: _Size, plan: Plan) -> _Past:
     Returns:
       What is left of it.
     """
-    configs = flags.load("experiments/configs/pendulum.py", *launch.CONFIGS)
+    configs = flags.load("vagram_jax/cli/configs/pendulum.py", *launch.CONFIGS)
     interval = (size.total_steps - 500) // size.num_values
     settings = {"distractors": distractors, "total_steps": size.total_steps}
     settings |= {"num_seeds": size.seeds, "first_seed": plan.first_seed}

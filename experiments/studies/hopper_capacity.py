@@ -30,7 +30,7 @@ def cells(preset: str) -> list[loop.Cell]:
       A cell for each model and loss; plain SAC once.
     """
     task = {"task": {"hopper": tasks.mujoco("hopper", preset)}}
-    hidden = {name: {"model.hidden": text} for name, text in _HIDDEN[preset].items()}
+    hidden = {name: {"dynamics.hidden": text} for name, text in _HIDDEN[preset].items()}
     rivals = loop.losses("vagram", "vagram_mixed", "mle", "mse_normalized")
     found = loop.product(task | {"hidden": hidden, "loss": rivals})
     none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}

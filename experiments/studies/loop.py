@@ -21,9 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import flags, grid, launch
 from experiments.studies import Plan, verdicts
-from vagram_jax import devices, files, plots, results, stats, summary
+from vagram_jax.analysis import plots, stats, summary
+from vagram_jax.cli import flags, grid, launch
+from vagram_jax.run import devices
+from vagram_jax.storage import files, results
 
 ANY = "any"
 """The value of a rival that doesn't depend on a column: it stands at all of its values.
@@ -44,8 +46,8 @@ _VARIANTS = {
         "weights.mixed_with": "mse_normalized",
         "weights.normalize": "true",
     },
-    "mle_raw": {"loss": "mle", "model.normalize_targets": "false"},
-    "mse_raw": {"loss": "mse", "model.normalize_targets": "false"},
+    "mle_raw": {"loss": "mle", "dynamics.normalize_targets": "false"},
+    "mse_raw": {"loss": "mse", "dynamics.normalize_targets": "false"},
 }
 
 BASELINES = ("mle", "mle_raw", "mse", "mse_raw", "mse_normalized", "sac")

@@ -17,20 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from experiments import flags, launch
 from experiments.studies import Plan, loop
-from vagram_jax import (
-    devices,
-    drawing,
-    envs,
-    files,
-    losses,
-    replay,
-    runner,
-    sac,
-    summary,
-    weights,
-)
+from vagram_jax import envs, losses, replay, sac
+from vagram_jax.analysis import drawing, summary
+from vagram_jax.cli import flags, launch
+from vagram_jax.losses import value_gradients as weights
+from vagram_jax.run import devices, runner
+from vagram_jax.storage import files
 from vagram_jax.types import Transition, ValueFn
 
 _LOSSES = ("vaml", "vagram_unbounded", "quadratic", "vagram", "mse")
@@ -93,7 +86,7 @@ def train_agent(total_steps: int, plan: Plan) -> tuple[Transition, ValueFn]:
     Returns:
       What it saw, and its value function.
     """
-    configs = flags.load("experiments/configs/pendulum.py", *launch.CONFIGS)
+    configs = flags.load("vagram_jax/cli/configs/pendulum.py", *launch.CONFIGS)
     settings = {"distractors": "0", "observation": "state", "num_seeds": "1"}
     settings |= {"total_steps": str(total_steps), "replay_capacity": str(total_steps)}
     settings |= {"sac.activation": "silu", "first_seed": str(plan.first_seed)}

@@ -15,7 +15,7 @@ _SHARED = {
     "updates_per_step": "20",
     "imagine.horizon": "5",
     "real_fraction": "0.4",
-    "model.hidden": "16,16",
+    "dynamics.hidden": "16,16",
     "distractors": "15",
     "weights.normalize": "true",
     "weights.mixed_with": "mse_normalized",
@@ -23,7 +23,7 @@ _SHARED = {
 }
 _SMALL = {
     "pendulum": {
-        "config": "experiments/configs/pendulum.py",
+        "config": "vagram_jax/cli/configs/pendulum.py",
         "steps_per_epoch": "125",
         "total_steps": "2000",
         "eval_every": "2",
@@ -32,7 +32,7 @@ _SMALL = {
     # fifteen distractors no loss has learned it after 3,000 steps, nor has plain SAC.
     # Batches of 64 take two thirds of the time of 128; four seeds tell no return apart.
     "cartpole": {
-        "config": "experiments/configs/cartpole.py",
+        "config": "vagram_jax/cli/configs/cartpole.py",
         "action_repeat": "4",
         "batch_size": "64",
         "distractors": "5",
@@ -109,5 +109,5 @@ def mujoco(name: str, preset: str, variant: str = "") -> dict[str, str]:
     """
     kind = "paper" if preset == "full" else "quick"
     variant = f"{kind}_{variant}" if variant else kind
-    settings = {"config": f"experiments/configs/{name}.py:{variant}"}
+    settings = {"config": f"vagram_jax/cli/configs/{name}.py:{variant}"}
     return settings if preset == "full" else settings | _QUICK_MUJOCO

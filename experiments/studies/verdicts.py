@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vagram_jax import stats, summary
-from vagram_jax.stats import Interval
+from vagram_jax.analysis import stats, summary
+from vagram_jax.analysis.stats import Interval
 
 OUTCOMES = ("above", "not told apart from", "below")
 

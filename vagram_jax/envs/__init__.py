@@ -14,10 +14,10 @@ from typing import Any
 from flax import struct
 
 from vagram_jax.config import ConfigError, from_mapping, static
-from vagram_jax.envs import physics
 from vagram_jax.envs.base import Env, EnvError, State, check_env, one_line
 from vagram_jax.envs.distractors import KINDS, Distractors
 from vagram_jax.envs.episodes import Paced
+from vagram_jax.envs.mujoco import physics
 
 __all__ = [
     "ENVS",
@@ -35,24 +35,24 @@ __all__ = [
 
 # Paths and not classes: what a task needs is imported when it is asked for.
 ENVS = {
-    "ant": "vagram_jax.envs.tasks:ant",
+    "ant": "vagram_jax.envs.mujoco.tasks:ant",
     "cartpole_swingup": "vagram_jax.envs.classic:CartpoleSwingup",
-    "halfcheetah": "vagram_jax.envs.tasks:halfcheetah",
-    "hopper": "vagram_jax.envs.tasks:hopper",
-    "humanoid": "vagram_jax.envs.tasks:humanoid",
-    "inverted_double_pendulum": "vagram_jax.envs.tasks:inverted_double_pendulum",
-    "inverted_pendulum": "vagram_jax.envs.tasks:inverted_pendulum",
+    "halfcheetah": "vagram_jax.envs.mujoco.tasks:halfcheetah",
+    "hopper": "vagram_jax.envs.mujoco.tasks:hopper",
+    "humanoid": "vagram_jax.envs.mujoco.tasks:humanoid",
+    "inverted_double_pendulum": "vagram_jax.envs.mujoco.tasks:inverted_double_pendulum",
+    "inverted_pendulum": "vagram_jax.envs.mujoco.tasks:inverted_pendulum",
     "pendulum": "vagram_jax.envs.classic:Pendulum",
-    "walker2d": "vagram_jax.envs.tasks:walker2d",
+    "walker2d": "vagram_jax.envs.mujoco.tasks:walker2d",
 }
 """The environments by name, each as `"path.module:attribute"`."""
 
 _UNSET = ("", "auto")
 
 COLLECTIONS = {
-    "brax": "vagram_jax.envs.foreign:brax_env",
-    "gymnasium": "vagram_jax.envs.foreign:gymnasium_env",
-    "playground": "vagram_jax.envs.foreign:playground_env",
+    "brax": "vagram_jax.envs.adapters.foreign:brax_env",
+    "gymnasium": "vagram_jax.envs.adapters.foreign:gymnasium_env",
+    "playground": "vagram_jax.envs.adapters.foreign:playground_env",
 }
 """Who else has environments; `"<collection>:<name>"` is one of theirs."""
 
@@ -147,7 +147,7 @@ def resolved(config: EnvConfig) -> EnvConfig:
     Returns:
       The config for the record: a comparison or a run that goes on mustn't mix two.
     """
-    if ENVS.get(config.env, "").startswith("vagram_jax.envs.tasks:"):
+    if ENVS.get(config.env, "").startswith("vagram_jax.envs.mujoco.tasks:"):
         return config.replace(physics=physics.chosen(config.physics))
     return config
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from vagram_jax import dynamics
-from vagram_jax import weights as value_weights
 from vagram_jax.losses import errors, registry
+from vagram_jax.losses import value_gradients as value_weights
 from vagram_jax.types import PredictFn, Transition, ValueFn
 
 

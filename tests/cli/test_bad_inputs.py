@@ -1,0 +1,348 @@
+"""What a user may get wrong, a line each: said in one line, before anything happens."""
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl.testing import flagsaver
+
+from vagram_jax.cli import compare, flags, launch, train
+from vagram_jax.run import programs
+from vagram_jax.storage import files, results
+
+CONFIG = """
+def get_config():
+    return {
+        "env": "pendulum",
+        "num_seeds": 2,
+        "total_steps": 30,
+        "warmup_steps": 10,
+        "steps_per_epoch": 5,
+        "replay_capacity": 50,
+        "dynamics": {"num_members": 4, "num_elites": 2},
+    }
+"""
+COMPILED = []
+
+
+def _listen(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
+
+
+def _no_programs(*args, **options):
+    raise AssertionError("the command went on to train")
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Runs a command that must fail; gives its status and what it says.
+
+    It has said one line, written nothing and compiled nothing.
+    """
+    config = tmp_path / "tiny.py"
+    config.write_text(CONFIG)
+    monkeypatch.setattr(programs, "make", _no_programs)
+    # Otherwise the first command would split the CPU for all tests that follow.
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(jax.local_device_count()))
+
+    def run(*args, command=train):
+        before = contents(tmp_path), len(COMPILED)
+        argv = ["command", f"--config={config}", f"--results={tmp_path / 'results'}"]
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            flagsaver.flagsaver(),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as caught,
+        ):
+            flags.run(command.main, *launch.CONFIGS, argv=[*argv, *args])
+        assert out.getvalue() == ""
+        assert err.getvalue().count("\n") == 1
+        assert (contents(tmp_path), len(COMPILED)) == before
+        return caught.value.code, err.getvalue().removesuffix("\n")
+
+    return run
+
+
+def contents(folder):
+    """Every file with its bytes, and every folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.is_file() and path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_the_listener_hears_when_something_is_compiled():
+    # Without it, that nothing was compiled would be said in vain.
+    before = len(COMPILED)
+    jax.block_until_ready(jax.jit(lambda x: x * 3.25 - 1.5)(jnp.arange(7.0)))
+    assert len(COMPILED) > before
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        (
+            "--config.sac.discont=0.9",
+            "unknown key sac.discont=0.9; did you mean sac.dis",
+        ),
+        ("--config.num_sedes=4", "unknown key num_sedes=4; did you mean num_seeds?"),
+        ("--config.total_step=30", "did you mean total_steps?"),
+        ("--config.hidden=8", "did you mean "),
+        ("--sead=3", "--sead=3: unknown flag; "),
+        ("--num_seeds=3", "unknown flag; did you mean --config.num_seeds?"),
+        ("--resul=x", "--resul=x: unknown flag; did you mean --results?"),
+        ("8", "8: no flag; flags are written --name=value"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(refused, arg, message):
+    status, said = refused(arg)
+    assert status == 2
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("--config.num_seeds=0", "num_seeds=0; accepted: at least 1"),
+        ("--config.num_seeds=-1", "num_seeds=-1; accepted: at least 1"),
+        ("--config.num_seeds=2.5", "num_seeds=2.5; a whole number is accepted"),
+        ("--config.first_seed=-1", "first_seed=-1; accepted: at least 0"),
+        ("--config.batch_size=-256", "batch_size=-256; accepted: at least 1"),
+        ("--config.replay_capacity=0", "replay_capacity=0; accepted: at least 2"),
+        (
+            "--config.dynamics.hidden=16,-16",
+            "dynamics.hidden=-16; accepted: at least 1",
+        ),
+        ("--config.sac.hidden=0", "sac.hidden=0; accepted: at least 1"),
+        (
+            "--config.dynamics.num_members=0",
+            "dynamics.num_members=0; accepted: at least 1",
+        ),
+        ("--config.eval_episodes=0", "eval_episodes=0; accepted: at least 1"),
+        ("--config.eval_every=0", "eval_every=0; accepted: at least 1"),
+        ("--config.distractors=-1", "distractors=-1; accepted: at least 0"),
+        (
+            "--config.sac.discount=1.1",
+            "sac.discount=1.1; accepted: at least 0.0 and at",
+        ),
+        ("--config.sac.target_rate=0", "sac.target_rate=0.0; accepted: above 0.0 and"),
+        ("--config.fit.learning_rate=nan", "fit.learning_rate=nan; a finite number"),
+        ("--config.fit.holdout=1", "fit.holdout=1.0; accepted: at least 0.0 and at"),
+        ("--config.real_fraction=1.5", "real_fraction=1.5; accepted: at least 0 and"),
+        ("--config.real_fraction=-0.1", "real_fraction=-0.1; accepted: at least 0.0"),
+        ("--config.real_fraction=0.1,0.9", "real_fraction=(0.1, 0.9); one number, or"),
+        ("--config.real_fraction=half", "real_fraction='half'; a finite number is"),
+        ("--config.imagine.horizon=0", "lengths of at least 1"),
+        ("--config.imagine.horizon=1,9,5,5", "last environment step of the change, in"),
+        ("--config.divergence_slack=0", "divergence_slack=0.0; accepted: above 0.0"),
+    ],
+)
+def test_a_value_out_of_range_is_answered_with_the_range(refused, arg, message):
+    status, said = refused(arg)
+    assert status == 2
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--config.dynamics.num_elites=5"],
+            "num_elites=5; at most dynamics.num_members=4",
+        ),
+        (["--config.warmup_steps=60"], "replay_capacity=50; at least warmup_steps=60"),
+        (
+            ["--config.total_steps=31"],
+            "total_steps=31; warmup_steps=10 plus a whole num",
+        ),
+        (["--config.total_steps=10"], "of steps_per_epoch=5, such as 15"),
+        (
+            ["--config.loss=mle", "--config.dynamics.head=deterministic"],
+            "head='deterministic'; loss='mle' needs a variance",
+        ),
+    ],
+)
+def test_values_that_contradict_are_both_named(refused, args, message):
+    status, said = refused(*args)
+    assert status == 2
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--seed_chunk=-1"], "--seed_chunk=-1; at least 0"),
+        (["--checkpoint_every=-1"], "--checkpoint_every=-1; at least 0"),
+        (["--cpu_devices=0"], "--cpu_devices=0; at least 1"),
+        (["--cpu_devices=2.5"], "--cpu_devices=2.5"),
+        (
+            ["--seed_mode=pmap"],
+            "--seed_mode=pmap: value should be one of <vmap|serial>",
+        ),
+        (
+            ["--seed_chunks=2"],
+            "--seed_chunks=2: unknown flag; did you mean --seed_chunk",
+        ),
+        (["--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+    ],
+)
+@pytest.mark.parametrize("command", [train, compare])
+def test_a_flag_that_says_where_to_train_is_checked(refused, command, args, message):
+    status, said = refused(*args, command=command)
+    assert status == 2
+    assert message in said
+
+
+def test_devices_are_asked_for_in_time(refused):
+    status, said = refused("--cpu_devices=3")
+    assert status == 2
+    assert said.startswith("--cpu_devices=3: JAX runs already; ")
+
+
+def test_a_cluster_that_nobody_describes_is_answered_with_how_to(refused):
+    status, said = refused("--distributed")
+    assert status == 2
+    assert said.startswith("--distributed: ")
+    assert said.endswith("or give --coordinator, --num_processes and --process_id")
+
+
+def test_an_unknown_loss_is_answered_with_the_known_ones(refused):
+    status, said = refused("--config.loss=vagrm")
+    assert status == 2
+    assert "loss='vagrm'; known: calibrated_vaml, constant_weights, mle, mse, " in said
+    assert said.endswith("did you mean vagram?")
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ("vagram,vagrm", "did you mean vagram?"),
+        ("mle,mle", "--losses=mle,mle: each loss once, and at least one"),
+        ("", "--losses=: each loss once, and at least one"),
+    ],
+)
+def test_a_list_of_losses_is_refused_before_the_first_is_trained(
+    refused, losses, message
+):
+    status, said = refused(f"--losses={losses}", command=compare)
+    assert status == 2
+    assert message in said
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("pendulm", "env='pendulm'; known: ant, cartpole_swingup, "),
+        ("pendulm", "did you mean pendulum?"),
+        ("Pendulum-v1", "brax:NAME, gymnasium:NAME, playground:NAME, or path.module:"),
+        ("no_such_module:Env", "No module named 'no_such_module'"),
+        ("probe_envs:Conter", "probe_envs has no Conter; did you mean Counter?"),
+        ("probe_envs:Costly", "making it raised FileNotFoundError"),
+        ("probe_envs:TupleState", "reset returned tuple without obs"),
+        ("probe_envs:Gymnasium", "reset takes (*, seed=None, options=None)"),
+        ("probe_envs:PythonIf", "step fails when JAX traces it (probe_envs.py:"),
+        ("probe_envs:HostNoise", "draws from a global generator"),
+        ("probe_envs:Counter", "episode_length=None; a whole number of at least 1"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_answered_with_why(refused, env, message):
+    status, said = refused(f"--config.env={env}")
+    assert status == 2
+    assert message in said
+
+
+def test_an_environment_without_termination_is_answered_with_what_to_do(refused):
+    status, said = refused(
+        "--config.env=probe_envs:Salary", "--config.episode_length=5"
+    )
+    assert status == 2
+    assert said.endswith("to learned, or to none if no episode terminates")
+
+
+@pytest.mark.parametrize("inner", ["", "/deeper"])
+def test_results_below_a_file_are_refused(refused, tmp_path, inner):
+    (tmp_path / "file").write_text("mine")
+    status, said = refused(f"--results={tmp_path / 'file'}{inner}")
+    assert status == 5
+    assert str(tmp_path / "file") in said
+
+
+@pytest.mark.parametrize(("command", "loss"), [(train, "vagram"), (compare, "mle")])
+def test_results_that_hold_a_run_are_refused(refused, tmp_path, command, loss):
+    # A comparison trains vagram and others: one taken folder is enough.
+    run = results.create_run(tmp_path / "results", "pendulum", loss, {})
+    files.write_json(run / "summary.json", {})
+    status, said = refused(command=command)
+    assert status == 5
+    assert f"{run} holds a finished run; --resume goes on with it, --over" in said
+
+
+def test_results_that_hold_half_a_run_are_refused(refused, tmp_path):
+    run = results.create_run(tmp_path / "results", "pendulum", "vagram", {})
+    status, said = refused()
+    assert status == 5
+    assert f"{run} holds an unfinished run; --resume goes on with it, --ov" in said
+
+
+def test_a_run_with_other_settings_is_not_resumed(refused, tmp_path):
+    run = results.create_run(tmp_path / "results", "pendulum", "vagram", {"old": 1})
+    files.write_json(run / "failure.json", {})
+    status, said = refused("--resume")
+    assert status == 2
+    assert "can't be resumed with other settings: old was 1, is None; " in said
+    assert re.search(r"; and \d+ more; only total_steps may grow$", said)
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"config": 1}'])
+def test_a_run_with_a_damaged_record_is_not_resumed(refused, tmp_path, record):
+    run = results.create_run(tmp_path / "results", "pendulum", "vagram", {})
+    (run / "config.json").write_text(record)
+    status, said = refused("--resume")
+    assert status == 5
+    assert f"{run / 'config.json'}: " in said
+
+
+@pytest.mark.parametrize("record", ["[]", '{"config": 1}'])
+def test_a_finished_run_with_a_damaged_record_is_refused(refused, tmp_path, record):
+    run = results.create_run(tmp_path / "results", "pendulum", "vagram", {})
+    (run / "config.json").write_text(record)
+    files.write_json(run / "summary.json", {})
+    status, said = refused("--resume")
+    assert status == 5
+    assert f"{run / 'config.json'}: " in said
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp/elsewhere", "a/b", "."])
+def test_a_name_that_leaves_the_results_is_refused(refused, name):
+    status, said = refused(f"--study={name}")
+    assert status in (2, 5)
+    assert "study=" in said
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there_is_one_line(tmp_path, platform):
+    done = subprocess.run(
+        [sys.executable, "-m", "vagram_jax.cli.train", f"--results={tmp_path}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": platform},
+        check=False,
+    )
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 6
+    assert said.startswith(f"JAX_PLATFORMS={platform}: ")
+    assert said.endswith("install that platform's JAX, or unset JAX_PLATFORMS")
+    assert not list(tmp_path.iterdir())

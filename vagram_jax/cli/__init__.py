@@ -1,0 +1,1 @@
+"""The commands of `vagram`, and the configs of the tasks."""

@@ -1,0 +1,1 @@
+"""Gymnasium's MuJoCo tasks, on C MuJoCo or MJX."""

@@ -1,0 +1,1 @@
+"""Training runs: from a config to a finished run on disk."""

@@ -1,0 +1,170 @@
+"""The policy that a run has trained: to act with, in a notebook or for a picture.
+
+Comes in: the folder of a run. Goes out: its environment, and what to do there. Of a
+checkpoint little more than the actor is read, of a file that has its SHA-256.
+
+    policy = load_policy("results/hopper/vagram", seed=0)
+    action = policy.act(obs)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vagram_jax import config, envs, sac
+from vagram_jax.config import ConfigError
+from vagram_jax.envs import EnvConfig
+from vagram_jax.run import runner
+from vagram_jax.run.runner import RunConfig
+from vagram_jax.sac import SACConfig, SACState
+from vagram_jax.storage import checkpoint, results
+from vagram_jax.storage.checkpoint import CheckpointError
+from vagram_jax.storage.files import ResultsError
+from vagram_jax.training import MBPOConfig, MBPOState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What one seed of a run does, without noise.
+
+    Attributes:
+      env: the environment of the run, with its wrappers.
+      seed: whose policy it is.
+      env_steps: that it has trained for.
+      diverged_at: the step at which the seed diverged, None if it didn't. The policy is
+        then the last one before.
+      actor: parameters of the network.
+      config: of the agent.
+      matmul_precision: that evaluations of the run had.
+    """
+
+    env: Any
+    seed: int
+    env_steps: int
+    diverged_at: int | None
+    actor: dict
+    config: SACConfig
+    matmul_precision: str
+
+    def act(self, obs: jax.Array) -> jax.Array:
+        """What to do where this is observed; jit and vmap take it as it is.
+
+        Args:
+          obs: `[..., obs_dim]`.
+
+        Returns:
+          `[..., action_dim]`, each in (-1, 1).
+
+        Raises:
+          ValueError: another number of dimensions.
+        """
+        obs = jnp.asarray(obs)
+        size = self.env.observation_size
+        if obs.shape[-1:] != (size,):
+            raise ValueError(f"act: obs has shape {obs.shape}; (..., {size}) is taken")
+        with jax.default_matmul_precision(self.matmul_precision):
+            return sac.act_mean(self.actor, obs, config=self.config)
+
+
+def load_policy(
+    run: str | os.PathLike,
+    seed: int | None = None,
+    *,
+    tell: Callable[[str], None] = print,
+) -> Policy:
+    """The policy of a run, as its newest undamaged checkpoint has it.
+
+    The environment is the one that `config.json` names, so its code runs: load the
+    runs of people whom you trust.
+
+    Args:
+      run: the folder, `results/<study>/<run>`.
+      seed: whose policy; None for the run's first.
+      tell: takes a line on each damaged checkpoint.
+
+    Returns:
+      The policy, on JAX's default device.
+
+    Raises:
+      ResultsError: no run is there, or it can't be read.
+      CheckpointError: the seed has no checkpoint that can be used.
+      ConfigError: the run has no such seed, or the config of another version.
+      EnvError: its environment can't be made.
+    """
+    folder = Path(run).resolve()
+    env_config, algorithm, run_config = _configs(folder)
+    seeds = runner.seeds_of(run_config)
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise ConfigError(
+            f"{folder}: seed={seed!r}; the run has {seeds[0]} to {seeds[-1]}"
+        )
+    step = checkpoint.newest([(folder, [seed])], tell=tell)
+    if step is None:
+        raise CheckpointError(
+            f"{folder}: no undamaged checkpoint of seed {seed}; train the run first, "
+            "or go on with --resume"
+        )
+    env = envs.from_config(env_config)
+    shapes = _shapes(env, algorithm.sac)
+    names = checkpoint.named(shapes)
+    arrays = checkpoint.load(folder, step, [seed], names=names)
+    state = jax.tree.map(lambda x: x[0], checkpoint.arrange(arrays, shapes))
+    return Policy(
+        env=env,
+        seed=seed,
+        env_steps=int(state.env_steps),
+        diverged_at=None if state.diverged_at < 0 else int(state.diverged_at),
+        actor=jax.tree.map(jnp.asarray, state.agent.actor),
+        config=algorithm.sac,
+        matmul_precision=run_config.matmul_precision,
+    )
+
+
+def _configs(folder: Path) -> tuple[EnvConfig, MBPOConfig, RunConfig]:
+    """The settings of a run, of which each key must be known."""
+    if not (folder / "config.json").is_file():
+        found = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"it is a study with {', '.join(found)}" if found else "check the path"
+        raise ResultsError(
+            f"{folder}: no run; a run is a folder with config.json, such as "
+            f"results/pendulum/vagram; {hint}"
+        )
+    record = results.read_record(folder)
+    try:
+        return config.split(record["config"], EnvConfig, MBPOConfig, RunConfig)
+    except ConfigError as error:
+        versions = record.get("versions")
+        version = versions.get("vagram_jax") if isinstance(versions, dict) else None
+        raise ConfigError(
+            f"{folder / 'config.json'}: {error}; vagram_jax {version or '(unknown)'} "
+            "made this run; load it with that version"
+        ) from error
+
+
+def _shapes(env: Any, config: SACConfig) -> MBPOState:
+    """One lane of what is read of the state of training; the rest of it is None."""
+    sizes = {"obs_dim": env.observation_size, "action_dim": env.action_size}
+    init = jax.vmap(partial(sac.init, **sizes, config=config))
+    agent = jax.eval_shape(lambda: init(jax.random.split(jax.random.key(0), 1)))
+    count = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return _only(
+        MBPOState,
+        agent=_only(SACState, actor=agent.actor),
+        env_steps=count,
+        diverged_at=count,
+    )
+
+
+def _only(state_type: type, **fields: Any) -> Any:
+    """A state in which all other fields are None."""
+    names = [field.name for field in dataclasses.fields(state_type)]
+    return state_type(**dict.fromkeys(names) | fields)

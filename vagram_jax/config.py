@@ -1,9 +1,8 @@
 """Strict conversion between plain mappings and the config dataclasses.
 
-Comes in: a mapping from a file, a command line or a notebook. Goes out: the frozen
-dataclasses that the stops consume. This file knows no field: each config stands at
-the top of the file that consumes it, where `static` and `leaf` state a field's
-default and what it accepts.
+A mapping comes from a file, a command line or a notebook. Each config dataclass stands
+at the top of the module that reads it; there, `static` and `leaf` state the default of
+a field and the values that it accepts. This module knows no field by name.
 """
 
 from __future__ import annotations
@@ -12,81 +11,62 @@ import dataclasses
 import difflib
 import math
 import numbers
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from flax import struct
 
+from vagram_jax import schedules
+from vagram_jax.schedules import Schedule
+
 
 class ConfigError(ValueError):
     """A setting that can't be used. The message has key, value and what is accepted."""
 
+    status = 2  # the exit status of a command
+
 
 def static(default: Any, **accepts: Any) -> Any:
-    """A field that decides a shape, a branch or a loop length: changing it recompiles.
+    """Returns a field that decides a shape, a branch or a loop length.
+
+    A change of its value compiles anew.
 
     Args:
-      default: the value when nothing else is said.
-      **accepts: `low`, `high` (both inclusive), `above` (exclusive) for a number or
-        for each number of a tuple; `choices` for a string.
-
-    Returns:
-      A dataclass field that is no leaf of the pytree.
+      default: the default value.
+      **accepts: `low`, `high` (both inclusive) and `above` (exclusive) for a number,
+        for each number of a tuple and for the values of a schedule; `choices` for a
+        string; `whole=True` for a schedule of whole numbers.
     """
     return _field(default, pytree_node=False, accepts=accepts)
 
 
-def leaf(default: float, **accepts: Any) -> Any:
-    """A field with a number that a sweep may vary without compiling again.
+def leaf(default: float | Schedule | None, **accepts: Any) -> Any:
+    """Returns a field with a number that a sweep may vary without compiling again.
 
     Args:
-      default: the value when nothing else is said.
+      default: a number, a schedule, or None for an optional number.
       **accepts: as for `static`.
-
-    Returns:
-      A dataclass field that is a leaf of the pytree.
     """
     return _field(default, pytree_node=True, accepts=accepts)
 
 
 def nested(config_type: type) -> Any:
-    """A field that holds another config.
-
-    Args:
-      config_type: the config dataclass, all of whose fields have defaults.
-
-    Returns:
-      A dataclass field whose default is `config_type()`.
-    """
+    """Returns a field that holds another config, by default `config_type()`."""
     return struct.field(pytree_node=True, default_factory=config_type)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The nested plain dict of a config, ready for JSON.
-
-    Args:
-      config: an instance of a config dataclass.
-
-    Returns:
-      Field names to numbers, strings, tuples and dicts of them.
-    """
+    """Returns a config as a nested plain dict, ready for JSON."""
     return {
-        field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
+        field.name: _to_plain(getattr(config, field.name))
         for field in dataclasses.fields(config)
-        for value in [getattr(config, field.name)]
     }
 
 
 def from_mapping(config_type: type, mapping: Mapping[str, Any]) -> Any:
-    """One config from a mapping that states any part of it.
-
-    Args:
-      config_type: a config dataclass.
-      mapping: names to values; what it doesn't name keeps its default.
-
-    Returns:
-      An instance of `config_type`.
+    """Builds a config from a mapping; fields that it doesn't name keep their defaults.
 
     Raises:
       ConfigError: an unknown key, a wrong type or a value out of range.
@@ -95,7 +75,7 @@ def from_mapping(config_type: type, mapping: Mapping[str, Any]) -> Any:
 
 
 def split(mapping: Mapping[str, Any], *config_types: type) -> tuple[Any, ...]:
-    """Several configs from one flat mapping: each takes the keys that are its fields.
+    """Builds several configs from one mapping; each takes the keys that are its fields.
 
     Args:
       mapping: names to values, nested where a config holds another.
@@ -119,14 +99,11 @@ def split(mapping: Mapping[str, Any], *config_types: type) -> tuple[Any, ...]:
 
 
 def key_names(config_type: type, prefix: str = "") -> list[str]:
-    """Every key of a config, dotted where it is nested, in the order of the fields.
+    """Returns every key of a config, such as `"sac.discount"`, in field order.
 
     Args:
       config_type: a config dataclass.
-      prefix: what to put before each name.
-
-    Returns:
-      Names such as `"sac.discount"`.
+      prefix: text before each name.
     """
     names = []
     for field in _fields(config_type):
@@ -137,6 +114,12 @@ def key_names(config_type: type, prefix: str = "") -> list[str]:
             else [prefix + field.name]
         )
     return names
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return schedules.to_plain(value)
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
 
 
 def _field(default: Any, *, pytree_node: bool, accepts: dict[str, Any]) -> Any:
@@ -191,11 +174,11 @@ def _refuse_unknown(mapping, tree, known, prefix) -> None:
 
 
 def _hint(name: str, siblings: list[str], known: list[str]) -> str:
-    """Which key was meant: one in another config, one spelt alike, or any of them."""
+    """Names the key that was probably meant, or lists all keys."""
     if "." in name:
         return "a dot in a name means nothing here; nest the mapping"
     same = [key for key in known if key.split(".")[-1] == name]
-    # Names alone are compared: a shared prefix would make unlike names look alike.
+    # Compares last names only: a shared prefix would make unlike names look alike.
     spelt = {key.split(".")[-1]: key for key in [*known, *siblings]}
     near = difflib.get_close_matches(name.split(".")[-1], spelt, n=1, cutoff=0.5)
     meant = same or [spelt[word] for word in near]
@@ -213,13 +196,21 @@ def _build(config_type: type, mapping: Mapping[str, Any], prefix: str) -> Any:
         if inner:
             values[field.name] = _build(inner, value, prefix=f"{key}.")
         else:
+            accepts = field.metadata.get("accepts", {})
             values[field.name] = _convert(key, value, hints[field.name])
-            _check_accepts(key, values[field.name], field.metadata.get("accepts", {}))
+            _check_accepts(key, values[field.name], accepts)
     return config_type(**values)
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """`value` as the type that the field declares, or an error that names both."""
+    """Converts `value` to the type that the field declares, or refuses it."""
+    if hint is Schedule:
+        return _schedule(key, value)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None or value == "none":
+            return None
+        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        return _convert(key, value, inner)
     if typing.get_origin(hint) is tuple:
         items = value if isinstance(value, list | tuple) else (value,)
         return tuple(_convert(key, item, typing.get_args(hint)[0]) for item in items)
@@ -233,6 +224,33 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     if hint is float and _is_finite(value):
         return float(value)
     raise ConfigError(f"config: {key}={value!r}; {_kind(hint)} is accepted")
+
+
+def _schedule(key: str, value: Any) -> Schedule:
+    """Converts one number, or four in any sequence or text, to a schedule."""
+    if isinstance(value, Schedule):
+        return value
+    items = value
+    if isinstance(value, str):
+        items = [_number(item) for item in value.strip("()[] ").split(",")]
+    items = list(items) if isinstance(items, list | tuple) else [items]
+    in_order = len(items) == 1 or (
+        len(items) == 4 and all(map(_is_finite, items)) and items[2] <= items[3]
+    )
+    if not in_order:
+        raise ConfigError(
+            f"config: {key}={value!r}; one number, or four: start value, end value, "
+            "first and last environment step of the change, in rising order"
+        )
+    numbers = [_convert(key, item, float) for item in items]
+    return schedules.constant(*numbers) if len(numbers) == 1 else Schedule(*numbers)
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text)
+    except ValueError:
+        return text.strip()
 
 
 def _is_finite(value: Any) -> bool:
@@ -250,7 +268,13 @@ def _kind(hint: Any) -> str:
 
 
 def _check_accepts(key: str, value: Any, accepts: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    if isinstance(value, Schedule):
+        value = schedules.bounds(value)
     for item in value if isinstance(value, tuple) else (value,):
+        if accepts.get("whole") and item != int(item):
+            raise ConfigError(f"config: {key}={item!r}; a whole number is accepted")
         if "choices" in accepts and item not in accepts["choices"]:
             near = difflib.get_close_matches(str(item), accepts["choices"], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -1,6 +1,6 @@
-"""What the tests of the loop share: one small task, one small config, few programs.
+"""Builders for the tests of `mbpo`: one small task, one small config, few programs.
 
-Compiling is nearly all of their time, so tests differ in numbers and not in shapes.
+Tests differ in numbers and not in shapes, because compiling takes most of their time.
 """
 
 import contextlib
@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vagram_jax import dynamics, envs, fit, imagine, mbpo, sac, training
-from vagram_jax.run import devices, programs
+from vagram_jax import dynamics, envs, fit, imagine, mbpo, sac, schedules
 
-NUM_SEEDS, EPISODE_LENGTH, EVAL_EPISODES = 8, 4, 2
+NUM_SEEDS, EPISODE_LENGTH = 8, 4
 WARMUP, STEPS, UPDATES, ROLLOUTS = 10, 5, 2, 2
 
-CONFIG = training.MBPOConfig(
+CONFIG = mbpo.MBPOConfig(
     loss="vagram",
     dynamics=dynamics.DynamicsConfig(
         hidden=(4,), num_members=2, num_elites=1, head="deterministic"
@@ -28,21 +27,21 @@ CONFIG = training.MBPOConfig(
     updates_per_step=UPDATES,
     steps_per_epoch=STEPS,
     warmup_steps=WARMUP,
-    real_fraction=(0.5,),
+    real_fraction=schedules.constant(0.5),
     replay_capacity=50,
 )
-PLAIN_SAC = CONFIG.replace(loss=training.NO_MODEL, real_fraction=(1.0,))
+PLAIN_SAC = CONFIG.replace(loss=mbpo.NO_MODEL, real_fraction=schedules.constant(1.0))
 
 
 class Walk:
-    """Counts its steps and walks in a plane; where it stands says whether it ends.
+    """A walk in the plane, in which the position decides whether an episode ends.
 
-    Observation: the number of steps so far and a position. See `ends` for the ends,
-    which come often whatever the policy does.
+    The observation is the number of steps and the position. Episodes end often,
+    whatever the policy does, see `ends`.
 
     Args:
-      nan_at: the reward of this step of each episode is NaN; 0 for none. An array
-        will do, so that it need not be compiled in.
+      nan_at: the step of each episode whose reward is NaN, 0 for none; it may be an
+        array, so that it isn't compiled in.
     """
 
     observation_size = 3
@@ -54,7 +53,7 @@ class Walk:
         self._nan_at = nan_at
 
     def reset(self, key):
-        """A random position; the rest of the key is for noise."""
+        """Starts at a random position."""
         key, key_start = jax.random.split(key)
         position = jax.random.uniform(key_start, (2,), minval=-1.0)
         return envs.State(
@@ -67,7 +66,7 @@ class Walk:
         )
 
     def step(self, state, action):
-        """A noisy step; standing far from the origin costs."""
+        """Takes a noisy step; the reward is minus the squared distance from 0."""
         Walk.traces += 1
         key, key_noise = jax.random.split(state.pipeline_state)
         count, position = state.obs[0] + 1, state.obs[1:]
@@ -84,43 +83,41 @@ class Walk:
         )
 
     def termination(self, obs, action, next_obs):
-        """As `step` ends for good."""
+        """Returns whether `step` terminates there."""
         done, truncation = ends(next_obs)
         return (done & ~truncation) | ~jnp.all(jnp.isfinite(next_obs))
 
 
 def ends(obs):
-    """Whether a `Walk` is done there, and whether it is cut, in JAX or in NumPy.
+    """Returns whether a `Walk` is done there, and whether it is cut.
 
-    Where the first coordinate is in one of six stripes, and the second.
+    It is done where the first coordinate is in one of six stripes, and cut where the
+    second one is. It works on JAX and NumPy arrays.
     """
     stripe = obs[..., 1:] * 10.0 // 1.0 % 6.0
     return stripe[..., 0] == 0.0, stripe[..., 1] == 0.0
 
 
 WALK = Walk()
-PROGRAMS = programs.make(WALK, eval_episodes=EVAL_EPISODES)
-"""What a run of `NUM_SEEDS` seeds is made of."""
 
 
-def _around(nan_at):
-    return {"env": Walk(nan_at), "episode_length": EPISODE_LENGTH}
+def _start_one(key, nan_at, config):
+    env = Walk(nan_at)
+    return mbpo.warm_up(mbpo.init(key, env=env, config=config), env=env, config=config)
 
 
-@jax.jit
-def _start(key, nan_at, config):
-    state = training.init(key, env=Walk(nan_at), config=config)
-    return mbpo.warm_up(state, config=config, **_around(nan_at))
+def _epoch_one(state, nan_at, config):
+    return mbpo.epoch(state, env=Walk(nan_at), config=config)
 
 
-@jax.jit
-def _epoch(state, nan_at, config):
-    return mbpo.epoch(state, config=config, **_around(nan_at))
+_start, _epoch = jax.jit(_start_one), jax.jit(_epoch_one)
+_start_seeds = jax.jit(jax.vmap(_start_one, in_axes=(0, None, None)))
+_epoch_seeds = jax.jit(jax.vmap(_epoch_one, in_axes=(0, None, 0)))
 
 
 @contextlib.contextmanager
 def no_key_twice():
-    """Lets JAX look for keys that are used twice."""
+    """Makes JAX check that no key is used twice."""
     try:
         with jax.debug_key_reuse(True):
             yield
@@ -130,19 +127,19 @@ def no_key_twice():
 
 
 def start(seed=0, config=CONFIG, nan_at=0):
-    """One seed after its warm-up."""
+    """Returns the state of one seed after its warm-up."""
     with no_key_twice():
         return _start(jax.random.key(seed), nan_at, config)
 
 
 def epoch(state, config=CONFIG, nan_at=0):
-    """One seed an epoch on, and metrics; it uses up `state`'s keys, see `fresh`."""
+    """Runs one epoch of one seed; it uses up the keys of `state`, see `fresh`."""
     with no_key_twice():
         return _epoch(state, nan_at, config)
 
 
 def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
-    """One seed after its warm-up and some epochs."""
+    """Returns the state of one seed after its warm-up and some epochs."""
     state = start(seed, config, nan_at)
     for _ in range(epochs):
         state, _ = epoch(state, config, nan_at)
@@ -151,27 +148,27 @@ def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
 
 @functools.cache
 def start_seeds(seeds=tuple(range(NUM_SEEDS))):
-    """Several seeds after their warm-up; not to be given away, see `epoch_seeds`."""
-    return programs.start(PROGRAMS, lanes(seeds))
+    """Returns the states of several seeds after their warm-up."""
+    keys = jax.vmap(jax.random.key)(jnp.uint32(seeds))
+    return _start_seeds(keys, 0, CONFIG)
 
 
 def epoch_seeds(states, config=CONFIG, epochs=1):
-    """Several seeds some epochs on, and the last metrics; `states` stays valid."""
-    # An epoch has its keys from the states, so the numbers of the seeds don't matter.
-    own = lanes(range(len(states.alive)), config)
+    """Runs some epochs of several seeds, whose states all have one config."""
+    configs = stacked([config] * len(states.alive))
+    return epoch_lanes(states, configs, epochs)
+
+
+def epoch_lanes(states, configs, epochs=1):
+    """Runs some epochs of several seeds, each with its own numbers of the config."""
     for _ in range(epochs):
-        states, metrics = programs.epoch(PROGRAMS, fresh(states), own)
+        states, metrics = _epoch_seeds(fresh(states), 0, configs)
     return states, metrics
 
 
-def lanes(seeds=tuple(range(NUM_SEEDS)), config=CONFIG):
-    """Seeds that all have one config, where a run has them: on their devices."""
-    return placed(programs.lanes(seeds, [config] * len(seeds)))
-
-
-def placed(lanes):
-    """Lanes on their devices; elsewhere, the programs would be compiled anew."""
-    return devices.put(lanes, devices.Layout(), len(lanes.seeds))
+def stacked(configs):
+    """Returns one config whose numbers have a leading axis, one entry per config."""
+    return jax.tree.map(lambda *x: jnp.float32(x), *configs)
 
 
 def is_key(leaf):
@@ -179,14 +176,14 @@ def is_key(leaf):
 
 
 def fresh(tree):
-    """The same values in memory of their own, and no key of them used yet."""
+    """Copies everything, with keys that count as unused."""
     return jax.tree.map(
         lambda x: jax.random.clone(x) if is_key(x) else jnp.array(x), tree
     )
 
 
 def bits(tree):
-    """Everything as NumPy arrays, keys too."""
+    """Converts everything to NumPy arrays, keys too."""
     return jax.tree.map(
         lambda x: np.array(
             jax.random.key_data(jax.random.clone(x)) if is_key(x) else x
@@ -200,16 +197,16 @@ def assert_identical(found, wanted):
 
 
 def row(tree, index):
-    """One seed, or several, of everything."""
+    """Returns the part of one seed or of several."""
     return jax.tree.map(lambda x: x[index], bits(tree))
 
 
 def with_row(states, index, change):
-    """The states with `change` applied to one seed's part of each leaf."""
+    """Applies `change` to one seed's part of each leaf."""
     return jax.tree.map(lambda x: x.at[index].set(change(x[index])), states)
 
 
 def stored(state):
-    """The transitions of the real buffer, in NumPy."""
+    """Returns the transitions of the real buffer as NumPy arrays."""
     size = int(state.replay.size)
     return jax.tree.map(lambda x: np.asarray(x)[:size], state.replay.data)

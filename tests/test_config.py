@@ -49,7 +49,7 @@ def refused(mapping, *config_types):
     return str(caught.value)
 
 
-def test_from_mapping_keeps_defaults_of_what_it_does_not_name():
+def test_from_mapping_keeps_the_defaults_of_missing_keys():
     assert config.from_mapping(Run, {}) == Run()
     made = config.from_mapping(Run, {"agent": {"discount": 0.5}})
     assert made == Run(agent=Agent(discount=0.5))

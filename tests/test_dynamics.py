@@ -115,7 +115,7 @@ def test_predict_gives_each_member_its_own_rows(head):
 
 @pytest.mark.usefixtures("x64")
 @heads
-def test_predict_of_a_single_model_is_what_vmap_over_members_sees(head):
+def test_predict_of_a_single_model_equals_a_member_under_vmap(head):
     params, inputs = make_params(head=head), inputs_of(4)
     axes = params.replace(network=0, normalizer=None)
     found = jax.jit(jax.vmap(dynamics.predict, in_axes=(axes, None, None)))
@@ -182,7 +182,7 @@ def test_predict_keeps_log_var_below_its_true_upper_bound():
     np.testing.assert_allclose(found.max(), bound, rtol=EXACT)
 
 
-def test_init_dynamics_gives_members_parameters_of_their_own():
+def test_init_dynamics_gives_each_member_different_parameters():
     params = dynamics.init_dynamics(
         jax.random.key(0), obs_dim=OBS, action_dim=ACTION, config=make_config()
     )
@@ -202,7 +202,7 @@ def test_init_dynamics_depends_on_the_key():
     np.testing.assert_array_equal(kernel(0), kernel(0))
 
 
-def test_init_dynamics_starts_with_a_normalizer_that_does_nothing():
+def test_init_dynamics_starts_with_the_identity_normalizer():
     params = dynamics.init_dynamics(
         jax.random.key(0), obs_dim=OBS, action_dim=ACTION, config=make_config()
     )

@@ -28,7 +28,7 @@ def test_moments_equal_those_of_numpy():
 
 
 @pytest.mark.parametrize("offset", [1e4, -1e6])
-def test_moments_keep_their_digits_beside_a_large_offset(offset):
+def test_moments_are_accurate_with_a_large_offset(offset):
     values = np.random.default_rng(1).normal(offset, 2.0, size=(500, 2))
     (mean, std), counted = moments(values)
     wanted_mean, wanted_std = oracles.moments(np.float32(values), counted)
@@ -51,7 +51,7 @@ def test_moments_of_a_single_row_are_that_row_and_one():
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
-def test_moments_are_blind_to_rows_that_do_not_count(garbage):
+def test_moments_ignore_rows_that_do_not_count(garbage):
     values = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
     where = np.random.default_rng(3).uniform(size=40) < 0.6
     where[0] = False  # the first row must be no origin
@@ -147,7 +147,7 @@ def test_normalize_targets_shifts_log_var_by_that_of_the_scale():
     np.testing.assert_allclose(found, np.broadcast_to(shift, (2, 5, 4)), atol=1e-5)
 
 
-def test_constant_input_dimension_is_not_blown_up_by_its_first_change():
+def test_a_constant_input_dimension_is_not_inflated_by_its_first_change():
     data = make_data()
     data = data.replace(obs=np.full_like(data.obs, 0.25))
     found = fit(make_params(), data).normalizer

@@ -25,8 +25,8 @@ class Decay:
     observation_size = 1
     action_size = 1
 
-    def __init__(self, end=-np.inf):
-        self._end = end
+    def __init__(self, end=-np.inf, episode_length=LENGTH):
+        self._end, self.episode_length = end, episode_length
 
     def reset(self, key):
         start = jax.random.uniform(key, (1,), minval=1.0, maxval=9.0)
@@ -54,22 +54,15 @@ def noise(key, obs):
     return jax.random.uniform(key, obs.shape, minval=-1.0)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("act", "env", "episode_length", "num_episodes")
-)
-def returns(act, env, *, seed=0, episode_length=LENGTH, num_episodes=EPISODES):
-    return evaluate.returns(
-        jax.random.key(seed),
-        act,
-        env=env,
-        episode_length=episode_length,
-        num_episodes=num_episodes,
-    )
+@functools.partial(jax.jit, static_argnames=("act", "env", "num_episodes"))
+def returns(act, env, *, seed=0, num_episodes=EPISODES):
+    key = jax.random.key(seed)
+    return evaluate.returns(key, act, env=env, num_episodes=num_episodes)
 
 
 @pytest.mark.parametrize("end", [-np.inf, 0.5])
 def test_returns_equal_a_loop_over_the_steps(end):
-    starts, _ = returns(push, Decay(), episode_length=1)
+    starts, _ = returns(push, Decay(episode_length=1))
     found, lengths = returns(push, Decay(end))
     for start, total, length in zip(starts, found, lengths, strict=True):
         obs, wanted, steps = float(start), 0.0, 0
@@ -82,8 +75,8 @@ def test_returns_equal_a_loop_over_the_steps(end):
     assert (len(np.unique(lengths)) > 1) == (end == 0.5)
 
 
-def test_returns_start_each_episode_elsewhere():
-    starts, _ = returns(push, Decay(), episode_length=1)
+def test_returns_start_each_episode_in_a_different_state():
+    starts, _ = returns(push, Decay(episode_length=1))
     assert len(np.unique(starts)) == EPISODES
 
 
@@ -132,19 +125,19 @@ def test_returns_of_64_bit_rewards_have_64_bits(x64):
     assert found.dtype == jnp.float64
 
 
-def test_returns_take_a_policy_as_data():
+def test_returns_accept_a_policy_that_is_a_pytree():
     policy = jax.tree_util.Partial(lambda gain, key, obs: gain * obs, jnp.float32(0.25))
     run = jax.jit(
         lambda act: evaluate.returns(
-            jax.random.key(0), act, env=Decay(), episode_length=2, num_episodes=2
+            jax.random.key(0), act, env=Decay(episode_length=2), num_episodes=2
         )
     )
-    starts, _ = returns(push, Decay(), episode_length=1, num_episodes=2)
+    starts, _ = returns(push, Decay(episode_length=1), num_episodes=2)
     # The state before each step: the start, then half of it and a quarter of it.
     np.testing.assert_allclose(run(policy)[0], 1.75 * starts, rtol=1e-6)  # float32
 
 
-def test_nothing_is_played_after_the_last_episode_has_ended():
+def test_returns_stop_playing_when_the_last_episode_has_ended():
     played = []
 
     class Counted(Decay):
@@ -152,7 +145,7 @@ def test_nothing_is_played_after_the_last_episode_has_ended():
             jax.debug.callback(lambda: played.append(1))
             return super().step(state, action)
 
-    _, lengths = returns(push, Counted(end=1.0), episode_length=500)
+    _, lengths = returns(push, Counted(end=1.0, episode_length=500))
     jax.effects_barrier()
     assert max(lengths) < 10
     assert 0 < len(played) <= EPISODES * max(lengths)

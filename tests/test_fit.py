@@ -81,7 +81,7 @@ def test_fit_stops_at_max_epochs():
     assert adam_steps(new) == 3 * CONFIG.max_epochs
 
 
-def test_fit_counts_as_improved_only_what_improves_enough():
+def test_fit_ignores_improvements_below_min_improvement():
     config = CONFIG.replace(learning_rate=0.01, min_improvement=0.9)
     _, metrics = fit_cases.run(config=config)
     assert metrics["model/epochs"] == CONFIG.patience
@@ -194,7 +194,7 @@ def test_fit_never_reads_unwritten_rows(name):
 
 
 @pytest.mark.parametrize("name", ["vagram", "vagram_unbounded"])
-def test_fit_with_weights_prepared_equals_weights_at_each_step(name):
+def test_fit_with_prepared_weights_equals_weights_computed_at_each_step(name):
     config = CONFIG.replace(learning_rate=0.01)
     afresh = losses.get(name)._replace(prepare=None)
     found, metrics = fit_cases.run(config=config, loss=name)
@@ -275,7 +275,7 @@ def test_fit_of_constant_targets_lowers_the_log_variance_to_its_bound():
 
 
 @pytest.mark.parametrize(("bounds", "pull"), [("learned", 0.01), ("fixed", 0.0)])
-def test_fit_pulls_learned_bounds_together(bounds, pull):
+def test_fit_penalizes_the_distance_of_learned_bounds(bounds, pull):
     state = fit_cases.make_state(model=gaussian(bounds))
     problem = fit._problem(state.params, None, None, losses.get("mle"))
     network = fit_cases.member(state.params.network, 0)
@@ -306,7 +306,7 @@ def test_fit_decays_kernels_only():
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0.0), updates)
 
 
-def test_a_loss_that_is_no_scalar_is_named():
+def test_fit_refuses_a_loss_that_is_not_a_scalar_by_name():
     def per_row(params, batch, value_fn, *, predict):
         return jnp.sum(predict(params, batch.obs, batch.action).next_obs, axis=-1)
 

@@ -70,7 +70,7 @@ def assert_close(found, wanted):
     )
 
 
-def test_fit_of_each_seed_stops_by_itself(together, alone):
+def test_fit_stops_each_seed_on_its_own(together, alone):
     epochs = together[1]["model/epochs"]
     assert len(set(np.asarray(epochs))) == len(CASES)
     np.testing.assert_array_equal(epochs, [m["model/epochs"] for _, m in alone])
@@ -110,7 +110,7 @@ def test_fit_keeps_nan_in_the_data_of_its_seed(together):
         fit_cases.assert_identical(at(found, seed), at(together, seed))
 
 
-def test_fit_goes_on_for_no_longer_than_patience_if_all_is_nan():
+def test_fit_stops_after_patience_epochs_if_everything_is_nan():
     states, data = inputs()
     _, metrics = run_seeds(poisoned(stack(states), 1), stack(data))
     assert metrics["model/epochs"][1] == STOPS.patience
@@ -140,7 +140,7 @@ def test_fit_keeps_nan_in_its_member(bad):
 
 
 @pytest.mark.parametrize("bad", range(MEMBERS))
-def test_fit_names_no_member_with_nan_as_elite(bad):
+def test_fit_never_makes_a_member_with_nan_an_elite(bad):
     config = CONFIG.replace(learning_rate=0.01)
     found, metrics = fit_cases.run(poisoned(fit_cases.make_state(), bad), config=config)
     scores = np.asarray(metrics["model/holdout_loss"])
@@ -148,7 +148,7 @@ def test_fit_names_no_member_with_nan_as_elite(bad):
     np.testing.assert_array_equal(found.elites, np.argsort(scores)[:2])  # NaN is last
 
 
-def test_fit_leaves_an_optimizer_that_can_go_on_after_nan():
+def test_fit_returns_a_finite_optimizer_state_after_nan():
     config = CONFIG.replace(learning_rate=0.01)
     found, _ = fit_cases.run(poisoned(fit_cases.make_state(), 1), config=config)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found.opt_state))

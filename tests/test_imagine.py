@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vagram_jax import config, dynamics, imagine
+from vagram_jax import dynamics, imagine, schedules
 
 HORIZON = 5
 CONFIG = dynamics.DynamicsConfig(hidden=(), num_members=3, num_elites=2)
@@ -93,7 +93,7 @@ def test_imagine_of_an_exact_model_equals_the_real_steps():
     assert valid.all()
 
 
-def test_imagine_goes_on_from_its_own_successors():
+def test_imagine_starts_each_step_at_the_last_successor():
     rollouts, _ = run(counting_model(), column(0.0, -7.0), act=noise)
     np.testing.assert_array_equal(rollouts.obs[1:], rollouts.next_obs[:-1])
 
@@ -107,7 +107,7 @@ def test_imagine_stops_after_a_termination():
     np.testing.assert_array_equal(rollouts.terminated[:2, 0], [False, True])
 
 
-def test_imagine_asks_termination_of_the_whole_step():
+def test_imagine_passes_the_whole_step_to_the_termination_function():
     def asks(obs, action, next_obs):
         return (obs[0] == 1.0) & (action[0] == jnp.tanh(1.0)) & (next_obs[0] == 2.0)
 
@@ -129,7 +129,7 @@ def test_imagine_is_valid_within_the_horizon_only(horizon):
     )
 
 
-def test_imagine_begins_alike_for_every_horizon():
+def test_imagine_has_the_same_first_step_for_every_horizon():
     short, _ = run(counting_model(), column(0.0, 1.0), act=noise, horizon=1)
     long, _ = run(counting_model(), column(0.0, 1.0), act=noise, horizon=5)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), short, long)
@@ -178,7 +178,7 @@ def test_imagine_draws_a_new_elite_for_each_step_and_row():
     assert len(np.unique(steps, axis=1).T) > 16
 
 
-def test_imagine_differs_from_key_to_key_and_step_to_step():
+def test_imagine_draws_different_actions_for_each_key_and_step():
     first, second = (
         run(counting_model(), np.zeros((4, 1)), act=noise, seed=seed)[0].action
         for seed in (0, 1)
@@ -191,45 +191,9 @@ def test_imagine_uses_each_key_once(key_reuse):
     assert valid.all()
 
 
-def test_scheduled_of_one_number_is_that_number():
-    assert imagine.scheduled((3,), 10_000) == 3.0
-
-
 @pytest.mark.parametrize(
-    ("step", "wanted"), [(0, 1.0), (100, 1.0), (150, 8.0), (200, 15.0), (999, 15.0)]
+    ("horizon", "wanted"),
+    [(schedules.constant(3), 3), (schedules.Schedule(1, 15, 20, 100), 15)],
 )
-def test_scheduled_is_linear_between_its_steps(step, wanted):
-    assert imagine.scheduled((1, 15, 100, 200), step) == wanted
-
-
-def test_scheduled_may_fall():
-    assert imagine.scheduled((1.0, 0.5, 0, 100), jnp.int32(50)) == 0.75
-
-
-@pytest.mark.parametrize(("horizon", "wanted"), [((3,), 3), ((1, 15, 20, 100), 15)])
 def test_max_horizon_is_the_longest_of_the_schedule(horizon, wanted):
     assert imagine.max_horizon(imagine.ImagineConfig(horizon=horizon)) == wanted
-
-
-@pytest.mark.parametrize("schedule", [(1,), (0.5,), (1, 15, 0, 100), (9, 1, 5, 6)])
-def test_check_schedule_takes_one_number_or_four(schedule):
-    imagine.check_schedule("imagine.horizon", schedule)
-
-
-@pytest.mark.parametrize(
-    "schedule", [(), (1, 2), (1, 2, 3), (1, 2, 5, 5), (1, 2, 6, 5)]
-)
-def test_check_schedule_refuses_another_form_by_its_key(schedule):
-    with pytest.raises(config.ConfigError, match=r"my\.key=.*one number, or four"):
-        imagine.check_schedule("my.key", schedule)
-
-
-@pytest.mark.parametrize("horizon", [(0,), (0, 5, 1, 2), (5, 0, 1, 2)])
-def test_check_refuses_a_horizon_of_zero(horizon):
-    with pytest.raises(config.ConfigError, match=r"imagine\.horizon=.*at least 1"):
-        imagine.check(imagine.ImagineConfig(horizon=horizon))
-
-
-def test_check_refuses_what_is_no_schedule():
-    with pytest.raises(config.ConfigError, match=r"imagine\.horizon"):
-        imagine.check(imagine.ImagineConfig(horizon=(1, 2)))

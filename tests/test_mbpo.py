@@ -11,12 +11,12 @@ import mbpo_cases as cases
 import numpy as np
 import pytest
 
-from vagram_jax import dynamics, mbpo, replay, sac, training
+from vagram_jax import dynamics, losses, mbpo, replay, sac, schedules
 from vagram_jax.fit import DynamicsState
 from vagram_jax.types import Transition
 
 CONFIG, PLAIN_SAC = cases.CONFIG, cases.PLAIN_SAC
-ALL_REAL = CONFIG.replace(real_fraction=(1.0,))
+ALL_REAL = CONFIG.replace(real_fraction=schedules.constant(1.0))
 
 
 def rows_of(ids, obs_dim=3, action_dim=2):
@@ -39,8 +39,8 @@ def buffer_of(ids, capacity=10):
 
 def state_with(**fields):
     """A state of which only some fields are ever looked at."""
-    names = training.MBPOState.__dataclass_fields__
-    return training.MBPOState(**(dict.fromkeys(names) | fields))
+    names = mbpo.MBPOState.__dataclass_fields__
+    return mbpo.MBPOState(**(dict.fromkeys(names) | fields))
 
 
 # --- The whole loop -------------------------------------------------------------------
@@ -52,7 +52,7 @@ def test_epoch_with_real_batches_only_trains_the_agent_of_plain_sac_bit_for_bit(
         cases.assert_identical(getattr(with_model, name), getattr(without, name))
 
 
-def test_epoch_with_imagined_batches_trains_another_agent():
+def test_epoch_with_imagined_batches_trains_a_different_agent():
     # Otherwise the test above would hold for any share of real rows.
     mixed, real = cases.run(epochs=1), cases.run(config=ALL_REAL, epochs=1)
     found, other = (cases.bits(s.agent.critics) for s in (mixed, real))
@@ -66,7 +66,7 @@ def test_epoch_is_a_function_of_its_state():
     cases.assert_identical(cases.epoch(state), first)
 
 
-def test_epoch_gives_each_stage_and_the_next_epoch_a_key_of_its_own(monkeypatch):
+def test_epoch_gives_each_stage_and_the_next_epoch_a_different_key(monkeypatch):
     # JAX's check loses sight of a key that `freeze_if_diverged` chooses.
     seen = []
 
@@ -74,12 +74,17 @@ def test_epoch_gives_each_stage_and_the_next_epoch_a_key_of_its_own(monkeypatch)
         seen.append(key)
         return state, {}
 
-    for name in ("fit", "add_imagined", "interact"):
+    def fit(key, model, *_, **__):
+        seen.append(key)
+        return model, {}
+
+    monkeypatch.setattr(mbpo.fitting, "fit", fit)
+    for name in ("add_imagined", "interact"):
         monkeypatch.setattr(mbpo, name, stage)
     monkeypatch.setattr(mbpo, "freeze_if_diverged", lambda old, new, *_, **__: new)
-    state = state_with(key=jax.random.key(0))
+    state = cases.start().replace(key=jax.random.key(0))
     for _ in range(3):
-        state, _ = mbpo.epoch(state, env=None, episode_length=1, config=CONFIG)
+        state, _ = mbpo.epoch(state, env=None, config=CONFIG)
         seen.append(state.key)
     assert len(np.unique(cases.bits(jnp.stack(seen)), axis=0)) == len(seen) == 12
 
@@ -88,7 +93,7 @@ def test_epoch_has_the_same_metrics_at_every_call():
     state, first = cases.epoch(cases.start())
     _, second = cases.epoch(state)
     assert set(first) == set(second)
-    assert {name.partition("/")[0] for name in first} == {"model", "imagine", "sac"}
+    assert {name.partition("/")[0] for name in first} == {"model", "sac"}
 
 
 def test_the_loop_depends_on_the_seed():
@@ -128,7 +133,7 @@ def long_run(seed=0):
     return cases.stored(cases.run(seed, PLAIN_SAC, epochs=6))
 
 
-def test_stored_successors_are_true_ones_over_the_ends_of_episodes():
+def test_stored_successors_are_the_true_ones_at_the_ends_of_episodes():
     rows = long_run()
     np.testing.assert_array_equal(rows.next_obs[:, 0], rows.obs[:, 0] + 1)
     np.testing.assert_allclose(
@@ -171,7 +176,7 @@ def test_a_transition_that_is_not_finite_is_dropped_and_counted(nan_at):
     assert np.all(rows.next_obs[:, 0] < nan_at)
 
 
-def test_training_goes_on_after_dropped_transitions():
+def test_training_continues_after_dropped_transitions():
     before = cases.start(config=PLAIN_SAC, nan_at=2)
     after, metrics = cases.epoch(before, PLAIN_SAC, nan_at=2)
     assert bool(after.alive)
@@ -184,33 +189,38 @@ def test_training_goes_on_after_dropped_transitions():
 # --- The stages -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("step", "wanted"), [(0, 0.5), (9, 0.5), (10, 0.0), (11, 0.0)])
-def test_fit_adds_squared_error_only_before_mse_steps(monkeypatch, step, wanted):
-    seen = []
+def recorded_fit(monkeypatch, state, **fields):
+    """Runs `fit_model` with a fit that only records its arguments."""
+    calls = []
 
-    def record(key, model, data, value_fn, *, loss, weight_config, config):
-        seen.append((weight_config.mse_coef, loss.name))
+    def record(key, model, data, value_fn, *, loss, config):
+        calls.append((model, data, value_fn, loss))
         return model, {}
 
-    monkeypatch.setattr(mbpo.model_fit, "fit", record)
-    weights = CONFIG.weights.replace(mse_coef=0.5, mse_steps=10.0)
-    state = cases.start().replace(env_steps=jnp.int32(step))
-    mbpo.fit(None, state, config=CONFIG.replace(weights=weights))
-    assert seen == [(wanted, "vagram")]
+    monkeypatch.setattr(mbpo.fitting, "fit", record)
+    mbpo.fit_model(state, config=CONFIG.replace(**fields))
+    return calls[0]
 
 
-def test_fit_hands_over_the_values_of_the_current_agent(monkeypatch):
-    seen = []
+@pytest.mark.parametrize(("step", "coef"), [(0, 0.5), (9, 0.5), (10, 0.0), (11, 0.0)])
+def test_fit_model_takes_the_weights_of_the_current_step(monkeypatch, step, coef):
+    step_down = schedules.Schedule(0.5, 0.0, 10.0, 10.0)
+    state = cases.run(epochs=1).replace(env_steps=jnp.int32(step))
+    _, data, value_fn, loss = recorded_fit(
+        monkeypatch, state, weights=CONFIG.weights.replace(mse_coef=step_down)
+    )
+    plain = losses.get("vagram").prepare(data.data, value_fn)
+    found = loss.prepare(data.data, value_fn)
+    np.testing.assert_allclose(found, plain + coef, rtol=1e-6)
 
-    def record(key, model, data, value_fn, **options):
-        seen.append((model, data, value_fn(jnp.ones(3))))
-        return model, {}
 
-    monkeypatch.setattr(mbpo.model_fit, "fit", record)
+def test_fit_model_passes_the_values_of_the_current_agent(monkeypatch):
     state = cases.run(epochs=1)
-    mbpo.fit(None, state, config=CONFIG)
+    model, data, value_fn, _ = recorded_fit(monkeypatch, state)
     values = sac.value_fn(state.agent, config=CONFIG.sac)(jnp.ones(3))
-    cases.assert_identical(seen, [(state.dynamics, state.replay, values)])
+    cases.assert_identical(
+        (model, data, value_fn(jnp.ones(3))), (state.dynamics, state.replay, values)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="keep_epochs")
@@ -236,15 +246,19 @@ def test_add_imagined_keeps_each_row_for_keep_epochs(keep_epochs):
 
 
 def test_init_has_room_for_the_imagined_rows_of_keep_epochs():
-    options = {"horizon": (1, 4, 0, 10), "keep_epochs": 3, "rollouts_per_step": 7}
+    options = {
+        "horizon": schedules.Schedule(1, 4, 0, 10),
+        "keep_epochs": 3,
+        "rollouts_per_step": 7,
+    }
     algorithm = CONFIG.replace(imagine=CONFIG.imagine.replace(**options))
-    init = functools.partial(training.init, env=cases.WALK, config=algorithm)
+    init = functools.partial(mbpo.init, env=cases.WALK, config=algorithm)
     state = jax.eval_shape(init, jax.random.key(0))
     assert state.imagined.capacity == 7 * cases.STEPS * 4 * 3
 
 
 def test_add_imagined_takes_its_horizon_from_the_schedule():
-    options = {"horizon": (1, 3, 10, 20), "termination": "none"}
+    options = {"horizon": schedules.Schedule(1, 3, 10, 20), "termination": "none"}
     algorithm = CONFIG.replace(imagine=CONFIG.imagine.replace(**options))
     state = cases.start().replace(
         imagined=replay.init(obs_dim=3, action_dim=2, capacity=30)
@@ -253,9 +267,9 @@ def test_add_imagined_takes_its_horizon_from_the_schedule():
     for step, horizon in [(0, 1), (10, 1), (15, 2), (20, 3), (99, 3)]:
         later = state.replace(env_steps=jnp.int32(step))
         found, metrics = add(jax.random.key(0), later, config=algorithm)
-        assert int(metrics["imagine/horizon"]) == horizon
+        assert int(metrics["model/horizon"]) == horizon
         assert int(found.imagined.size) == 10 * horizon
-        assert float(metrics["imagine/valid"]) == pytest.approx(horizon / 3)
+        assert float(metrics["model/valid"]) == pytest.approx(horizon / 3)
 
 
 def test_add_imagined_starts_from_real_states():
@@ -293,6 +307,8 @@ def mixed(fraction, step=0, num_imagined=10, seed=0, **options):
     state = state_with(
         env_steps=jnp.int32(step), replay=buffer_of(REAL), imagined=imagined
     )
+    if isinstance(fraction, float):
+        fraction = schedules.constant(fraction)
     algorithm = CONFIG.replace(real_fraction=fraction, batch_size=10, **options)
     return _mixed(jax.random.key(seed), state, algorithm)
 
@@ -301,8 +317,8 @@ def mixed(fraction, step=0, num_imagined=10, seed=0, **options):
     ("fraction", "count"),
     [(0.0, 0), (0.04, 0), (0.06, 1), (0.5, 5), (0.74, 7), (1, 10)],
 )
-def test_mixed_batches_have_exactly_so_many_real_rows_in_front(fraction, count):
-    reward = np.asarray(mixed((float(fraction),)).reward)
+def test_mixed_batches_begin_with_the_exact_number_of_real_rows(fraction, count):
+    reward = np.asarray(mixed(float(fraction)).reward)
     assert reward.shape == (cases.UPDATES, 10)
     np.testing.assert_array_equal(reward < 100, np.tile(np.arange(10) < count, (2, 1)))
 
@@ -311,28 +327,28 @@ def test_mixed_batches_have_exactly_so_many_real_rows_in_front(fraction, count):
     ("step", "count"), [(0, 10), (10, 10), (15, 6), (20, 2), (50, 2)]
 )
 def test_mixed_batches_follow_the_schedule(step, count):
-    reward = mixed((1.0, 0.2, 10.0, 20.0), step).reward
+    reward = mixed(schedules.Schedule(1.0, 0.2, 10.0, 20.0), step).reward
     np.testing.assert_array_equal((reward < 100).sum(axis=1), [count, count])
 
 
 def test_mixed_batches_keep_the_numbers_of_a_row_together():
-    batch = mixed((0.5,))
+    batch = mixed(0.5)
     wanted = jax.vmap(rows_of)(batch.reward)
     cases.assert_identical(batch, wanted)
 
 
-def test_mixed_batches_draw_from_all_rows_anew_for_each_update():
-    draws = [np.asarray(mixed((0.5,), seed=seed).reward) for seed in range(20)]
+def test_mixed_batches_draw_new_rows_for_each_update():
+    draws = [np.asarray(mixed(0.5, seed=seed).reward) for seed in range(20)]
     assert {*np.ravel(draws)} == {*REAL, *IMAGINED}
     assert not any(np.array_equal(*batches) for batches in draws)
 
 
 def test_mixed_batches_are_real_while_nothing_is_imagined():
-    assert np.all(mixed((0.0,), num_imagined=0).reward < 100)
+    assert np.all(mixed(0.0, num_imagined=0).reward < 100)
 
 
 def test_mixed_batches_are_real_without_a_model():
-    assert np.all(mixed((0.0,), loss=training.NO_MODEL).reward < 100)
+    assert np.all(mixed(0.0, loss=mbpo.NO_MODEL).reward < 100)
 
 
 # --- Divergence -----------------------------------------------------------------------
@@ -374,14 +390,16 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
         (90.0, {"slack": 3.0}),
     ],
 )
-def test_freeze_if_diverged_bounds_the_critics_by_what_returns_can_be(bound, numbers):
+def test_freeze_if_diverged_bounds_the_critics_by_possible_returns(
+    bound, numbers
+):
     # Far enough from the bound for float32.
     assert judged(0.999 * bound, **numbers)
     assert not judged(1.001 * bound, **numbers)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_freeze_if_diverged_refuses_a_value_that_is_no_number(value):
+def test_freeze_if_diverged_flags_a_non_finite_value(value):
     assert not judged(value)
 
 

@@ -143,7 +143,7 @@ def test_soft_clamp_equals_its_closed_form():
     )
 
 
-def test_soft_clamp_ends_a_little_above_the_upper_bound():
+def test_soft_clamp_has_a_limit_slightly_above_the_upper_bound():
     found = networks.soft_clamp(jnp.array([-1e4, 1e4]), -10.0, 0.5)
     wanted = [-10.0, -10.0 + np.log1p(np.exp(10.5))]  # 0.5000275
     np.testing.assert_allclose(found, wanted, rtol=EXACT)

@@ -106,7 +106,7 @@ def test_add_of_no_valid_row_changes_nothing():
         np.testing.assert_array_equal(x, y)
 
 
-def test_add_leaves_no_trace_of_nan_in_rows_that_are_not_valid():
+def test_add_drops_nan_in_invalid_rows():
     nan = jax.tree.map(
         lambda x: x if x.dtype == bool else x * np.float32(np.nan),
         rows_of(np.arange(3)),
@@ -166,7 +166,7 @@ def test_sample_is_uniform_over_the_rows_written(size):
 
 
 @pytest.mark.usefixtures("key_reuse")
-def test_sample_has_the_shape_asked_for_and_whole_rows():
+def test_sample_returns_whole_rows_in_the_given_shape():
     state = filled(np.arange(7), capacity=7)
     found = draw(jax.random.key(2), state, (3, 4))
     assert found.next_obs.shape == (3, 4, 2)
@@ -188,7 +188,7 @@ def test_sample_vmapped_over_seeds_stays_in_each_seeds_rows():
         assert set(ids) == set(100 * index + np.arange(index + 1))
 
 
-def test_take_gives_the_named_rows():
+def test_take_returns_the_given_rows():
     data = rows_of(np.arange(7))
     np.testing.assert_array_equal(
         ids_of(jax.jit(replay.take)(data, np.array([[6, 0], [2, 2]]))), [[6, 0], [2, 2]]

@@ -196,12 +196,12 @@ def test_update_lowers_both_losses_of_the_oracle(x64):
     assert after < before
 
 
-@pytest.mark.parametrize("target_entropy", [(), (-7.0,), (3.0,)])
+@pytest.mark.parametrize("target_entropy", [None, -7.0, 3.0])
 def test_update_moves_the_temperature_as_the_oracle(x64, target_entropy):
     config = CONFIG.replace(target_entropy=target_entropy)
     state, (_, batch) = make_state(7), make_batch(7)
     new, metrics = update(jax.random.key(8), state, batch, config=config)
-    target = target_entropy[0] if target_entropy else -ACTION_DIM
+    target = -ACTION_DIM if target_entropy is None else target_entropy
     step = oracles_sac.first_adam_step(
         metrics["sac/entropy"] - target, config.temperature_learning_rate
     )
@@ -213,7 +213,7 @@ def test_update_moves_the_temperature_as_the_oracle(x64, target_entropy):
 def test_update_raises_the_temperature_while_entropy_is_too_low(
     x64, target_entropy, sign
 ):
-    config = CONFIG.replace(target_entropy=(target_entropy,))
+    config = CONFIG.replace(target_entropy=target_entropy)
     state, (_, batch) = make_state(8), make_batch(8)
     new, _ = update(jax.random.key(9), state, batch, config=config)
     assert np.sign(new.log_temperature - state.log_temperature) == sign
@@ -237,7 +237,7 @@ def test_init_starts_the_targets_at_the_critics():
     jax.tree.map(np.testing.assert_array_equal, state.target_critics, state.critics)
 
 
-def test_init_gives_the_critics_parameters_of_their_own():
+def test_init_gives_each_critic_different_parameters():
     state = new_agent()
     kernels = state.critics["params"]["mlp"]["Dense_0"]["kernel"]
     assert not np.any(kernels[0] == kernels[1])

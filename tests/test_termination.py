@@ -16,7 +16,7 @@ import probe_envs
 import pytest
 from scipy import special
 
-from vagram_jax import config, dynamics, imagine, mbpo, replay, termination, training
+from vagram_jax import config, dynamics, imagine, mbpo, replay, schedules, termination
 from vagram_jax.run import devices
 from vagram_jax.storage import checkpoint
 from vagram_jax.types import Transition
@@ -128,13 +128,13 @@ def test_fit_learns_a_rule_to_two_percent_on_fresh_rows(seed):
     assert np.mean(found != wanted) < 0.02
     assert np.mean(~found[wanted]) < 0.15
     # Untrained, it would be log(2).
-    assert metrics["termination/loss"] < 0.15
+    assert metrics["model/termination_loss"] < 0.15
 
 
 def test_fit_goes_on_from_where_the_last_one_ended():
     state, metrics = fitted()
     _, again = fit(jax.random.key(1), state, falling(), config=CONFIG)
-    assert again["termination/loss"] < 0.5 * metrics["termination/loss"]
+    assert again["model/termination_loss"] < 0.5 * metrics["model/termination_loss"]
 
 
 def test_fit_counts_the_rows_of_each_kind():
@@ -235,7 +235,7 @@ def test_nothing_has_terminated_without_an_example():
     # And nothing was trained.
     cases.assert_identical(found.network, state.network)
     cases.assert_identical(found.opt_state, state.opt_state)
-    assert np.isnan(metrics["termination/loss"])
+    assert np.isnan(metrics["model/termination_loss"])
     # With a single example, it may speak.
     assert answers(found.replace(counts=jnp.int32([1, SIZE])), steps).all()
 
@@ -276,15 +276,15 @@ def test_fit_tells_how_it_answered_for_the_rows_since_the_last_fit():
     data = data.replace(insert_at=jnp.int32(6))
     state = below(0.0, seen_to=jnp.int32(CAPACITY - 4))
     found, metrics = fit(jax.random.key(0), state, data, config=CONFIG)
-    assert float(metrics["termination/missed"]) == pytest.approx(4 / 6)
-    assert float(metrics["termination/false_alarms"]) == pytest.approx(1 / 4)
+    assert float(metrics["model/termination_missed"]) == pytest.approx(4 / 6)
+    assert float(metrics["model/termination_false_alarms"]) == pytest.approx(1 / 4)
     assert int(found.seen_to) == 6
 
 
 def test_fit_tells_before_the_first_example_that_all_are_missed():
     _, metrics = fitted()
-    assert metrics["termination/missed"] == 1.0
-    assert metrics["termination/false_alarms"] == 0.0
+    assert metrics["model/termination_missed"] == 1.0
+    assert metrics["model/termination_false_alarms"] == 0.0
 
 
 # --- Seeds and keys -------------------------------------------------------------------
@@ -383,13 +383,13 @@ LEARNED = cases.CONFIG.replace(
 
 @jax.jit
 def _start(key):
-    state = training.init(key, env=ENV, config=LEARNED)
-    return mbpo.warm_up(state, env=ENV, episode_length=10, config=LEARNED)
+    state = mbpo.init(key, env=ENV, config=LEARNED)
+    return mbpo.warm_up(state, env=ENV, config=LEARNED)
 
 
 @jax.jit
 def _epoch(state):
-    return mbpo.epoch(state, env=ENV, episode_length=10, config=LEARNED)
+    return mbpo.epoch(state, env=ENV, config=LEARNED)
 
 
 @functools.cache
@@ -407,7 +407,11 @@ def test_epoch_learns_which_steps_end_an_episode():
     ends = termination.termination_fn(state.termination, config=LEARNED.termination)
     found = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
     np.testing.assert_array_equal(found, rows.terminated)
-    assert metrics["termination/missed"] == metrics["termination/false_alarms"] == 0.0
+    assert (
+        metrics["model/termination_missed"]
+        == metrics["model/termination_false_alarms"]
+        == 0.0
+    )
     assert bool(state.alive)
 
 
@@ -437,15 +441,16 @@ def assert_all_differ(keys, count):
 def test_init_gives_each_part_a_key_of_its_own(monkeypatch):
     parts = ("envs.episodes.reset", "fit.init", "termination.init", "sac.init")
     seen = keys_given(monkeypatch, *parts)
-    state = training.init(jax.random.key(0), env=ENV, config=LEARNED)
+    state = mbpo.init(jax.random.key(0), env=ENV, config=LEARNED)
     assert_all_differ([*seen, state.key], 5)
 
 
-def test_fit_gives_the_model_and_the_head_a_key_each(monkeypatch):
+def test_fit_model_gives_the_model_and_the_classifier_a_key_each(monkeypatch):
     state, _ = epochs_on(0)
     seen = keys_given(monkeypatch, "fit.fit", "termination.fit")
-    mbpo.fit(jax.random.key(0), state, config=LEARNED)
-    assert_all_differ([*seen, jax.random.key(0)], 3)
+    fitted, _ = mbpo.fit_model(state.replace(key=jax.random.key(0)), config=LEARNED)
+    rest = [fitted.key, fitted.key_imagine, fitted.key_interact]
+    assert_all_differ([*seen, *rest, jax.random.key(0)], 6)
 
 
 def test_add_imagined_flags_what_it_says():
@@ -454,7 +459,7 @@ def test_add_imagined_flags_what_it_says():
     ends = termination.termination_fn(state.termination, config=LEARNED.termination)
     wanted = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
     np.testing.assert_array_equal(rows.terminated, wanted)
-    assert 0.0 < metrics["imagine/terminated"] < 1.0
+    assert 0.0 < metrics["model/terminated"] < 1.0
 
 
 def test_epoch_takes_a_network_that_is_not_finite_for_divergence():
@@ -471,12 +476,12 @@ def test_epoch_takes_a_network_that_is_not_finite_for_divergence():
     [
         cases.CONFIG,
         LEARNED.replace(imagine=LEARNED.imagine.replace(termination="none")),
-        LEARNED.replace(loss=training.NO_MODEL, real_fraction=(1.0,)),
+        LEARNED.replace(loss=mbpo.NO_MODEL, real_fraction=schedules.constant(1.0)),
     ],
     ids=["env", "none", "no model"],
 )
 def test_init_has_no_head_where_none_is_learned(algorithm):
-    make = functools.partial(training.init, env=ENV, config=algorithm)
+    make = functools.partial(mbpo.init, env=ENV, config=algorithm)
     assert jax.eval_shape(make, jax.random.key(0)).termination is None
 
 
@@ -512,4 +517,4 @@ def test_a_state_with_a_head_survives_its_checkpoint(tmp_path):
 )
 def test_config_refuses_a_value_out_of_range(key, value, accepted):
     with pytest.raises(config.ConfigError, match=rf"termination\.{key}=.*{accepted}"):
-        config.from_mapping(training.MBPOConfig, {"termination": {key: value}})
+        config.from_mapping(mbpo.MBPOConfig, {"termination": {key: value}})

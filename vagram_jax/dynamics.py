@@ -1,8 +1,7 @@
 """The dynamics model: an ensemble that predicts the next observation and the reward.
 
-Comes in: observations and actions in the units of the data. Goes out: predictions in
-the same units. Normalising, predicting differences and ensembling are this file's own
-business; no loss knows of them.
+Inputs and predictions are in the units of the data. Normalization, the prediction of
+differences and the ensemble are internal to this module; the losses don't see them.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ class DynamicsConfig:
 
     Attributes:
       hidden: widths of the hidden layers (MBPO and the paper: four of 200).
-      num_members: E.
-      num_elites: how many members imagination draws from.
-      head: "deterministic", "gaussian", or "auto": what the loss needs.
-      log_var_bounds: whether the bounds of a Gaussian's log-variance are "learned",
-        with a pull towards each other (Janner et al. 2019), or stay "fixed".
+      num_members: E, number of members.
+      num_elites: number of members that imagination draws from.
+      head: "deterministic", "gaussian", or "auto" for the one that the loss needs.
+      log_var_bounds: bounds of a Gaussian's log-variance: "learned", with a penalty on
+        their distance (Janner et al. 2019), or "fixed".
       normalize_targets: scale state differences and reward to unit variance.
       activation: a name in `networks.ACTIVATIONS`.
     """
@@ -42,7 +41,7 @@ class DynamicsConfig:
 
 @struct.dataclass(kw_only=True)
 class Normalizer:
-    """Mean and standard deviation of what goes into and comes out of the network.
+    """Means and standard deviations of the inputs and targets of the network.
 
     Attributes:
       input_mean: `[obs_dim + action_dim]`.
@@ -59,13 +58,13 @@ class Normalizer:
 
 @struct.dataclass(kw_only=True)
 class DynamicsParams:
-    """All that a prediction depends on. `predict` needs nothing beside it.
+    """Everything that a prediction depends on.
 
     Attributes:
-      network: parameters of the members, `[E, ...]` each; without the member axis it is
-        a single model, which is what `vmap` over members sees.
+      network: parameters of the members, `[E, ...]` each; without the member axis they
+        are those of a single model, as `vmap` over members sees it.
       normalizer: shared by the members; no gradient flows into it.
-      config: the kind of the model.
+      config: size and kind of the ensemble.
     """
 
     network: dict
@@ -80,16 +79,9 @@ def init_dynamics(
     action_dim: int,
     config: DynamicsConfig = DynamicsConfig(),
 ) -> DynamicsParams:
-    """A new ensemble, each member with parameters of its own.
+    """Returns the parameters of a new ensemble, which `predict` and every loss take.
 
-    Args:
-      key: used once.
-      obs_dim: size of an observation.
-      action_dim: size of an action.
-      config: size and kind of the ensemble.
-
-    Returns:
-      Parameters that `predict` and every loss take; the normaliser does nothing yet.
+    The normalizer is the identity until `fit_normalizer` sets it.
     """
     check(config)
     in_dim, out_dim = obs_dim + action_dim, obs_dim + 1
@@ -108,23 +100,17 @@ def init_dynamics(
 
 
 def check(config: DynamicsConfig) -> None:
-    """Refuses a config whose fields contradict each other.
-
-    Args:
-      config: size and kind of the ensemble.
-
-    Raises:
-      ConfigError: more elites than members.
-    """
+    """Raises `ConfigError` if there are more elites than members."""
     if config.num_elites > config.num_members:
         raise ConfigError(
-            f"config: dynamics.num_elites={config.num_elites}; at most dynamics.num_members="
-            f"{config.num_members}; lower num_elites or raise num_members"
+            f"config: dynamics.num_elites={config.num_elites}; at most "
+            f"dynamics.num_members={config.num_members}; lower num_elites or raise "
+            "num_members"
         )
 
 
 def predict(params: DynamicsParams, obs: jax.Array, action: jax.Array) -> Prediction:
-    """What each member says of the next step, in the units of the data.
+    """Predicts the next step with each member, in the units of the data.
 
     Args:
       params: an ensemble, or a single model (without the member axis).
@@ -153,10 +139,10 @@ def sample(
     obs: jax.Array,
     action: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """A random next step for each row, from a random elite (TS1, Chua et al. 2018).
+    """Samples the next step of each row from a random elite (TS1, Chua et al. 2018).
 
     Args:
-      key: used once.
+      key: random key.
       params: an ensemble.
       elites: `[num_elites]` int, the members to draw from.
       obs: `[B, obs_dim]`, in the units of the data.
@@ -178,14 +164,13 @@ def sample(
 
 
 def bounds_penalty(network: dict, *, config: DynamicsConfig) -> jax.Array:
-    """The pull of learned log-variance bounds towards each other (Janner et al. 2019).
+    """Returns the penalty on learned log-variance bounds (Janner et al. 2019).
+
+    It is 0.01 times the summed distance of the bounds, and zero if none are learned.
 
     Args:
       network: parameters of a single model.
-      config: the kind of the model.
-
-    Returns:
-      A scalar, 0.01 times the summed width of the bounds; zero if none are learned.
+      config: kind of the model.
     """
     if config.head != "gaussian" or config.log_var_bounds == "fixed":
         return jnp.zeros(())
@@ -196,15 +181,14 @@ def bounds_penalty(network: dict, *, config: DynamicsConfig) -> jax.Array:
 def fit_normalizer(
     params: DynamicsParams, data: Transition, where: jax.Array
 ) -> DynamicsParams:
-    """The model with the mean and the standard deviation of its data.
+    """Sets the normalizer to the mean and standard deviation of the data.
+
+    Targets are scaled only if `config.normalize_targets` is set.
 
     Args:
       params: the model.
       data: `[N, ...]` transitions.
       where: `[N]` bool, the rows that count.
-
-    Returns:
-      The model; its targets are scaled only if `config.normalize_targets`.
     """
     inputs = jnp.concatenate([data.obs, data.action], axis=-1)
     input_mean, input_std = moments(inputs, where)
@@ -216,7 +200,7 @@ def fit_normalizer(
 
 
 def targets(data: Transition) -> jax.Array:
-    """What a model has to predict: the state difference and, last, the reward.
+    """Returns the targets of the model: state differences and, last, the reward.
 
     Args:
       data: `[..., ]` transitions.
@@ -228,21 +212,19 @@ def targets(data: Transition) -> jax.Array:
 
 
 def moments(values: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation of the rows that count, in two passes.
+    """Returns mean and standard deviation of the rows that count, in two passes.
 
     Args:
       values: `[N, dim]`.
-      where: `[N]` bool.
+      where: `[N]` bool, the rows that count.
 
     Returns:
-      `(mean [dim], std [dim])`. A dimension that doesn't vary gets a standard deviation
-      of one: scaling by less would blow up its first change. Without rows that count
-      all is as for the first one alone.
+      `(mean [dim], std [dim])`. A constant dimension gets a standard deviation of one,
+      because a smaller scale would inflate its first change. If no row counts, row 0
+      does.
     """
-    # Row 0 stands in where no row counts: its own mean, and nothing that varies.
     mask = (where | (~jnp.any(where) & (jnp.arange(where.size) == 0)))[:, None]
-    # The mean is taken of differences to one row, the variance of differences to the
-    # mean: a large offset would cost all digits of a float32.
+    # Differences to one row keep the digits that a large offset would take in float32.
     origin = values[jnp.argmax(where)]
     shifted = values - origin
     shift = jnp.mean(shifted, axis=0, where=mask)
@@ -252,11 +234,11 @@ def moments(values: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def elites_of(scores: jax.Array, num_elites: int) -> jax.Array:
-    """The members with the lowest scores, best first; non-finite scores come last.
+    """Returns the members with the lowest scores, best first; non-finite ones last.
 
     Args:
       scores: `[E]`, hold-out losses.
-      num_elites: how many to name.
+      num_elites: number of members to return.
 
     Returns:
       `[num_elites]` int32.
@@ -278,7 +260,7 @@ def _module(config: DynamicsConfig, num_targets: int) -> networks.Dynamics:
 
 
 def _is_ensemble(params: DynamicsParams) -> bool:
-    """Whether the parameters have a member axis: a bias has one axis, or two."""
+    """Returns whether there is a member axis, which is a second axis of a bias."""
     return params.network["params"]["mlp"]["Dense_0"]["bias"].ndim == 2
 
 
@@ -295,7 +277,7 @@ def _predict_one(params: DynamicsParams, obs, action) -> Prediction:
 
 
 def _network(params: DynamicsParams) -> dict:
-    """The network's parameters, without a gradient for bounds that aren't learned."""
+    """Returns the network's parameters, with fixed bounds cut off from gradients."""
     if params.config.head != "gaussian" or params.config.log_var_bounds == "learned":
         return params.network
     inner = params.network["params"]

@@ -1,8 +1,4 @@
-"""How good a policy is: the undiscounted returns of whole episodes.
-
-Comes in: a policy and an environment. Goes out: a return for each episode. It uses keys
-of its own, so evaluating more often changes nothing in training.
-"""
+"""Evaluation of a policy: undiscounted returns of whole episodes."""
 
 from __future__ import annotations
 
@@ -20,30 +16,29 @@ def returns(
     act: ActFn,
     *,
     env: base.Env,
-    episode_length: int,
     num_episodes: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Plays episodes side by side, from start states of their own, until all end.
+    """Plays episodes in parallel until all have ended.
 
     Args:
-      key: used once.
+      key: random key.
       act: the policy, `(key, obs)` to an action.
       env: the environment.
-      episode_length: steps until an episode is cut.
-      num_episodes: how many.
+      num_episodes: number of episodes, each with a different start state.
 
     Returns:
-      `(returns [num_episodes], lengths [num_episodes])`: the sum of an episode's
-      rewards until it ended or a number was not finite, and the number of its steps.
+      `(returns [num_episodes], lengths [num_episodes])`: the sum of rewards and the
+      number of steps of each episode, until it ended or a number was not finite.
     """
-    play = partial(_play, act=act, env=env, episode_length=episode_length)
+    play = partial(_play, act=act, env=env, episode_length=episodes.length(env))
     return jax.vmap(play)(jax.random.split(key, num_episodes))
 
 
 def _play(key, *, act: ActFn, env: base.Env, episode_length: int):
-    """The return and the length of one episode."""
+    """Returns the return and the length of one episode."""
     key_start, key_steps = jax.random.split(key)
-    # The check for reuse doesn't see that a loop takes each of several keys once.
+    # As data, because JAX's check for key reuse can't tell that the loop takes each
+    # key once.
     keys = jax.random.key_data(jax.random.split(key_steps, episode_length))
 
     def step(carry):
@@ -61,6 +56,6 @@ def _play(key, *, act: ActFn, env: base.Env, episode_length: int):
     first = episodes.reset(key_start, env=env)
     dtype = jnp.promote_types(jnp.float32, first.env_state.reward.dtype)
     start = (first, jnp.zeros((), dtype), jnp.int32(0), jnp.bool_(True))
-    # Not a scan: where episodes fail early, most of one would be played for nothing.
+    # A while loop stops when all episodes have ended; a scan would play on.
     _, total, length, _ = jax.lax.while_loop(lambda carry: carry[-1], step, start)
     return total, length

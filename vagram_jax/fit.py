@@ -1,9 +1,7 @@
-"""Fitting the ensemble to the real data: epochs, hold-out, patience, elite choice.
+"""Fitting the ensemble to real data: epochs, hold-out, patience, choice of elites.
 
-Comes in: the model, the replay buffer, a loss and a frozen value function. Goes out:
-the model with the best parameters that each member had, and its elites. Everything is
-one `while_loop`, so that under `vmap` each seed stops by itself: a finished seed's
-state is frozen while the others go on.
+All epochs are one `while_loop`, so that under `vmap` each seed stops on its own: the
+state of a finished seed stays frozen while the others continue.
 """
 
 from __future__ import annotations
@@ -16,16 +14,15 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from vagram_jax import dynamics
-from vagram_jax.config import ConfigError, leaf, static
+from vagram_jax import diagnostics, dynamics
+from vagram_jax.config import leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
 from vagram_jax.losses import ModelLoss
-from vagram_jax.losses.value_gradients import WeightConfig
 from vagram_jax.replay import ReplayState
-from vagram_jax.types import Metrics, Prediction, Transition, ValueFn
+from vagram_jax.types import Metrics, Transition, ValueFn
 
-# Rows of the hold-out set that `attention` differentiates the loss at.
-_ATTENTION_ROWS = 256
+# Hold-out rows that the diagnostics use: attention needs second derivatives.
+_DIAGNOSTIC_ROWS = 256
 
 
 @struct.dataclass(kw_only=True)
@@ -33,16 +30,18 @@ class FitConfig:
     """How a model is fitted. Defaults are MBPO's where it has any (Janner et al. 2019).
 
     Attributes:
-      learning_rate: of Adam.
-      weight_decay: of AdamW, decoupled.
+      learning_rate: learning rate of AdamW.
+      weight_decay: decoupled weight decay of AdamW.
       batch_size: rows of a minibatch, for each member.
-      bootstrap: each member sees its own resample of the training rows, drawn once per
-        fit; otherwise all see the same rows.
-      holdout: share of the rows that no member trains on; 0 scores on training rows.
-      max_holdout: the most rows that are held out.
-      patience: stop when no member has improved for so many epochs.
-      min_improvement: what counts as improved, relative to the member's best score.
-      max_epochs: stop then at the latest.
+      bootstrap: give each member its own resample of the training rows, drawn once per
+        fit; otherwise all members see the same rows.
+      holdout: share of the rows that no member trains on; with 0 the training rows
+        give the scores.
+      max_holdout: maximum number of held-out rows.
+      patience: epochs without an improvement of any member after which a fit stops.
+      min_improvement: smallest improvement that counts, relative to the member's best
+        score.
+      max_epochs: maximum number of epochs.
     """
 
     learning_rate: float = leaf(1e-3, above=0.0)
@@ -58,12 +57,13 @@ class FitConfig:
 
 @struct.dataclass(kw_only=True)
 class DynamicsState:
-    """What the next fit goes on from.
+    """The ensemble, its optimizer state and its elites.
 
     Attributes:
-      params: the ensemble.
-      opt_state: of AdamW, over the network's parameters.
-      elites: `[num_elites]` int32, best first.
+      params: parameters of the ensemble.
+      opt_state: state of AdamW for the network's parameters.
+      elites: `[num_elites]` int32, the members with the lowest hold-out loss, best
+        first.
     """
 
     params: DynamicsParams
@@ -72,26 +72,26 @@ class DynamicsState:
 
 
 class _Data(NamedTuple):
-    """The buffer, split for one fit. Row numbers point into `transitions`."""
+    """The replay buffer, split for one fit. Row numbers point into `transitions`."""
 
     transitions: Transition  # [N, ...]
-    weights: jax.Array | None  # [N, ...]
-    train_rows: jax.Array  # [E, N], the first num_train of each member count
+    prepared: jax.Array | None  # [N, ...], what the loss prepared
+    train_rows: jax.Array  # [E, N], of which the first num_train are valid
     num_train: jax.Array  # []
-    score_rows: jax.Array  # [M], the first num_score count
+    score_rows: jax.Array  # [M], of which the first num_score are valid
     num_score: jax.Array  # []
 
 
 class _Problem(NamedTuple):
-    """What is minimised on what. Both functions see one member's network and batch."""
+    """The data, and what is minimized: functions of one member's network and batch."""
 
     data: _Data
-    loss: Callable[[dict, tuple], jax.Array]  # what hold-out scores are
-    objective: Callable[[dict, tuple], jax.Array]  # the loss and its regulariser
+    loss: Callable[[dict, tuple], jax.Array]  # the hold-out score
+    objective: Callable[[dict, tuple], jax.Array]  # the loss and its regularizer
 
 
 class _Progress(NamedTuple):
-    """The carry of the epochs."""
+    """The state that one epoch hands to the next."""
 
     network: dict  # [E, ...]
     opt_state: optax.OptState
@@ -110,18 +110,7 @@ def init(
     dynamics_config: DynamicsConfig,
     config: FitConfig,
 ) -> DynamicsState:
-    """A new model that was not fitted yet.
-
-    Args:
-      key: used once.
-      obs_dim: size of an observation.
-      action_dim: size of an action.
-      dynamics_config: size and kind of the ensemble.
-      config: how it will be fitted.
-
-    Returns:
-      The model; its elites are the first members.
-    """
+    """Returns a new ensemble, whose elites are the first members."""
     params = dynamics.init_dynamics(
         key, obs_dim=obs_dim, action_dim=action_dim, config=dynamics_config
     )
@@ -139,44 +128,41 @@ def fit(
     value_fn: ValueFn,
     *,
     loss: ModelLoss,
-    weight_config: WeightConfig = WeightConfig(),
     config: FitConfig = FitConfig(),
 ) -> tuple[DynamicsState, Metrics]:
     """Trains until no member improves, and keeps the best parameters of each member.
 
     Args:
-      key: used once.
-      state: the model to go on from.
+      key: random key.
+      state: the ensemble to continue from.
       data: at least two transitions.
-      value_fn: one state to a scalar or to `[K]`; frozen for the whole fit.
-      loss: what to minimise, from `losses.get`.
-      weight_config: how the loss prepares its weights.
+      value_fn: one state `[obs_dim]` to a scalar or to `[K]`; frozen during the fit.
+      loss: the loss, from `losses.get`, with its settings from `losses.bind`.
       config: how to fit.
 
     Returns:
-      The fitted model, and metrics: `model/epochs`; `model/train_loss` and
-      `model/holdout_loss`, `[E]`; `model/error_dim`, `[obs_dim]`, the members' root
-      mean squared hold-out error in standard deviations of the change;
-      `model/attention_dim`, `[obs_dim]`, see `attention`; and, for a loss with weights,
+      The fitted ensemble, and metrics: `model/epochs`; `model/train_loss` and
+      `model/holdout_loss`, `[E]`; `model/error_dim` and `model/attention_dim`,
+      `[obs_dim]`, see `diagnostics`; and, for a loss with value-gradient weights,
       `model/weightless`, the share of rows at which the value function is flat.
     """
     key_split, key_epochs = jax.random.split(key)
     valid = jnp.arange(data.capacity) < data.size
     params = dynamics.fit_normalizer(state.params, data.data, valid)
-    weights = None
+    prepared = None
     if loss.prepare is not None:
-        weights = loss.prepare(data.data, value_fn, where=valid, config=weight_config)
-    rows = _split(key_split, data, weights, params.config.num_members, config)
+        prepared = loss.prepare(data.data, value_fn, where=valid)
+    rows = _split(key_split, data, prepared, params.config.num_members, config)
     problem = _problem(params, rows, value_fn, loss)
     last = jax.lax.while_loop(
-        lambda carry: _goes_on(carry, config),
+        lambda carry: _continues(carry, config),
         lambda carry: _epoch(key_epochs, carry, problem, config),
         _start(problem, params.network, state.opt_state),
     )
     params = params.replace(network=last.best_network)
     new_state = DynamicsState(
         params=params,
-        # A member that diverged goes on from its best parameters; its moments are lost.
+        # A member that diverged restarts from its best parameters without its moments.
         opt_state=jax.tree.map(
             lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), last.opt_state
         ),
@@ -187,7 +173,8 @@ def fit(
         "model/train_loss": last.train_loss,
         "model/holdout_loss": last.best_score,
     }
-    metrics |= _weightless(weights if loss.takes == "weights" else None, valid)
+    if prepared is not None and loss.prepares_weights:
+        metrics["model/weightless"] = _weightless(prepared, valid)
     return new_state, metrics | _diagnose(
         params, value_fn, loss, rows, new_state.elites[0]
     )
@@ -197,109 +184,51 @@ def train_step(
     state: DynamicsState,
     batch: Transition,
     value_fn: ValueFn,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
     *,
     loss: ModelLoss,
     config: FitConfig = FitConfig(),
 ) -> tuple[DynamicsState, jax.Array]:
-    """One step of every member on a batch of its own: what `fit` repeats.
+    """Takes one step of every member, each on its own batch; `fit` repeats this step.
 
     Args:
-      state: the model.
+      state: the ensemble.
       batch: `[E, B, ...]` transitions.
-      value_fn: one state to a scalar or to `[K]`.
-      weights: `[E, B, ...]`, what the loss prepared for these rows, if it prepares any.
-      loss: what to minimise.
+      value_fn: one state `[obs_dim]` to a scalar or to `[K]`.
+      prepared: `[E, B, ...]`, what the loss prepared for these rows.
+      loss: the loss.
       config: how to fit.
 
     Returns:
-      The model after the step, with the same elites, and the members' losses `[E]`.
+      The ensemble with unchanged elites, and the members' losses `[E]`.
     """
     problem = _problem(state.params, None, value_fn, loss)
     network, opt_state, losses = _descend(
         problem.objective,
         state.params.network,
         state.opt_state,
-        (batch, weights),
+        (batch, prepared),
         config,
     )
     params = state.params.replace(network=network)
     return state.replace(params=params, opt_state=opt_state), losses
 
 
-def attention(
-    params: DynamicsParams,
-    batch: Transition,
-    value_fn: ValueFn,
-    weights: jax.Array | None = None,
-    *,
-    loss: ModelLoss,
-) -> jax.Array:
-    """Which state dimensions a loss attends to, at a model's own predictions.
-
-        a_d = mean_b |d^2 L_b / d(s_hat_bd)^2|  *  Var_b(s'_bd - s_bd)
-
-    the curvature of the loss in each predicted dimension, times how much there is to
-    predict: what a model that predicts no change loses by each dimension. It is defined
-    for every loss, also for those without weights; one without curvature, as `value_l1`
-    is, has zeros.
-
-    Args:
-      params: a single model.
-      batch: `[B, ...]` transitions.
-      value_fn: one state to a scalar or to `[K]`.
-      weights: `[B, ...]`, what the loss prepared for these rows.
-      loss: the loss.
-
-    Returns:
-      `[obs_dim]`, each dimension's share; they sum to one, or are all zero.
-    """
-
-    def sample_loss(next_obs, rest, transition, weights):
-        return _call(
-            loss,
-            Prediction(next_obs[None], *jax.tree.map(lambda x: x[None], rest)),
-            jax.tree.map(lambda x: x[None], (transition, weights)),
-            value_fn,
-            predict=lambda prediction, obs, action: prediction,
-        )
-
-    next_obs, *rest = dynamics.predict(params, batch.obs, batch.action)
-    curvature = jax.vmap(lambda *row: jnp.diagonal(jax.hessian(sample_loss)(*row)))(
-        next_obs, tuple(rest), batch, weights
-    )
-    change = jnp.var(batch.next_obs - batch.obs, axis=0)
-    share = jnp.mean(jnp.abs(curvature), axis=0) * change
-    return share / jnp.where(jnp.sum(share) > 0.0, jnp.sum(share), 1.0)
-
-
-def _call(loss: ModelLoss, params, batch_and_weights, value_fn, predict) -> jax.Array:
-    """The loss, with its prepared weights if it has any."""
-    batch, weights = batch_and_weights
-    prepared = {} if weights is None else {loss.takes: weights}
-    value = loss.fn(params, batch, value_fn, predict=predict, **prepared)
-    if jnp.shape(value) != ():
-        raise ConfigError(
-            f"loss {loss.name!r}: returned the shape {jnp.shape(value)}; a scalar is "
-            "accepted; take the mean over the batch"
-        )
-    return value
-
-
 def _problem(params: DynamicsParams, data: _Data, value_fn, loss) -> _Problem:
-    def member_loss(network, batch_and_weights):
+    def member_loss(network, batch_and_prepared):
         member = params.replace(network=network)
-        return _call(loss, member, batch_and_weights, value_fn, dynamics.predict)
+        batch, prepared = batch_and_prepared
+        return loss.call(member, batch, value_fn, prepared, predict=dynamics.predict)
 
-    def objective(network, batch_and_weights):
+    def objective(network, batch_and_prepared):
         penalty = dynamics.bounds_penalty(network, config=params.config)
-        return member_loss(network, batch_and_weights) + penalty
+        return member_loss(network, batch_and_prepared) + penalty
 
     return _Problem(data, member_loss, objective)
 
 
-def _split(key, data: ReplayState, weights, num_members: int, config: FitConfig):
-    """A random hold-out set and each member's training rows, all of fixed shape."""
+def _split(key, data: ReplayState, prepared, num_members: int, config: FitConfig):
+    """Draws a hold-out set and each member's training rows, all of fixed shapes."""
     key_order, key_bootstrap = jax.random.split(key)
     capacity, size = data.capacity, data.size
     order = _shuffled(key_order, capacity, size)
@@ -321,12 +250,12 @@ def _split(key, data: ReplayState, weights, num_members: int, config: FitConfig)
     else:
         train_rows = jnp.broadcast_to(train, (num_members, capacity))
     return _Data(
-        data.data, weights, train_rows, num_train, order[:max_score], num_score
+        data.data, prepared, train_rows, num_train, order[:max_score], num_score
     )
 
 
 def _shuffled(key, capacity: int, count) -> jax.Array:
-    """A permutation of `arange(capacity)` that has a random one of `count` in front."""
+    """Returns a permutation of `arange(capacity)` with those below `count` in front."""
     rank = jnp.where(
         jnp.arange(capacity) < count, jax.random.uniform(key, (capacity,)), jnp.inf
     )
@@ -346,19 +275,19 @@ def _start(problem: _Problem, network, opt_state) -> _Progress:
     )
 
 
-def _goes_on(carry: _Progress, config: FitConfig) -> jax.Array:
-    patient = carry.epochs_since_improved < config.patience
-    return patient & (carry.epoch < config.max_epochs)
+def _continues(carry: _Progress, config: FitConfig) -> jax.Array:
+    is_patient = carry.epochs_since_improved < config.patience
+    return is_patient & (carry.epoch < config.max_epochs)
 
 
 def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Progress:
-    """One pass over the training rows, then the hold-out scores."""
+    """Trains on all training rows once, and updates the hold-out scores."""
     network, opt_state, train_loss = _pass(
         jax.random.fold_in(key, carry.epoch), carry, problem, config
     )
     score = _scores(problem, network)
     best = carry.best_score
-    # A score that isn't finite is no improvement on any, and any is one on it.
+    # A non-finite score never improves; any finite score improves on a non-finite one.
     margin = config.min_improvement * jnp.abs(best)
     improved = jnp.isfinite(score) & ((score < best - margin) | ~jnp.isfinite(best))
     return _Progress(
@@ -375,7 +304,7 @@ def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Prog
 
 
 def _pass(key, carry: _Progress, problem: _Problem, config: FitConfig):
-    """Minibatch steps over all training rows in random order; the last wraps around."""
+    """Takes minibatch steps over all training rows; the last minibatch wraps around."""
     data = problem.data
     order = _shuffled(key, data.train_rows.shape[1], data.num_train)
     num_batches = -(-data.num_train // config.batch_size)
@@ -384,7 +313,7 @@ def _pass(key, carry: _Progress, problem: _Problem, config: FitConfig):
         network, opt_state, total = inner
         positions = i * config.batch_size + jnp.arange(config.batch_size)
         rows = data.train_rows[:, order[positions % data.num_train]]  # [E, B]
-        batch = jax.tree.map(lambda x: x[rows], (data.transitions, data.weights))
+        batch = jax.tree.map(lambda x: x[rows], (data.transitions, data.prepared))
         network, opt_state, losses = _descend(
             problem.objective, network, opt_state, batch, config
         )
@@ -397,20 +326,20 @@ def _pass(key, carry: _Progress, problem: _Problem, config: FitConfig):
     return network, opt_state, total / num_batches
 
 
-def _descend(objective, network, opt_state, batch_and_weights, config: FitConfig):
-    """One step of every member: network, optimiser's state and losses `[E]`."""
+def _descend(objective, network, opt_state, batch_and_prepared, config: FitConfig):
+    """Takes one step of each member; returns network, optimizer state and losses."""
     losses, gradient = jax.vmap(jax.value_and_grad(objective))(
-        network, batch_and_weights
+        network, batch_and_prepared
     )
     updates, opt_state = _optimizer(config).update(gradient, opt_state, network)
     return optax.apply_updates(network, updates), opt_state, losses
 
 
 def _scores(problem: _Problem, network: dict) -> jax.Array:
-    """The mean hold-out loss of each member, `[E]`."""
+    """Returns the mean hold-out loss of each member, `[E]`."""
     data, rows = problem.data, problem.data.score_rows
-    batch = jax.tree.map(lambda x: x[rows, None], (data.transitions, data.weights))
-    # Each row is a batch of one, so that rows that aren't there can be left out.
+    batch = jax.tree.map(lambda x: x[rows, None], (data.transitions, data.prepared))
+    # Each row is its own batch, so that invalid rows can be masked.
     errors = jax.vmap(jax.vmap(problem.loss, in_axes=(None, 0)), in_axes=(0, None))(
         network, batch
     )  # [E, M]
@@ -418,33 +347,31 @@ def _scores(problem: _Problem, network: dict) -> jax.Array:
 
 
 def _diagnose(params, value_fn, loss: ModelLoss, split: _Data, best) -> Metrics:
-    """Errors per dimension and attention, on hold-out rows."""
-    count = min(_ATTENTION_ROWS, split.score_rows.size)
-    # Fewer rows than that are repeated; errors are counted once.
+    """Returns errors per dimension and attention, on hold-out rows."""
+    count = min(_DIAGNOSTIC_ROWS, split.score_rows.size)
+    # Where there are fewer hold-out rows they repeat, and the errors count each once.
     rows = split.score_rows[jnp.arange(count) % split.num_score]
     once = (jnp.arange(count) < split.num_score)[:, None]
-    batch, weights = jax.tree.map(lambda x: x[rows], (split.transitions, split.weights))
-    prediction = dynamics.predict(params, batch.obs, batch.action)
-    square = jnp.square(prediction.next_obs - batch.next_obs)
-    square = jnp.mean(square, axis=(0, 1), where=once)
-    change = jnp.var(batch.next_obs - batch.obs, axis=0, where=once)
+    batch, prepared = jax.tree.map(
+        lambda x: x[rows], (split.transitions, split.prepared)
+    )
     member = params.replace(network=jax.tree.map(lambda x: x[best], params.network))
     return {
-        "model/error_dim": jnp.sqrt(square / jnp.where(change > 0.0, change, 1.0)),
-        "model/attention_dim": attention(member, batch, value_fn, weights, loss=loss),
+        "model/error_dim": diagnostics.error_per_dim(params, batch, once),
+        "model/attention_dim": diagnostics.attention(
+            member, batch, value_fn, prepared, loss=loss
+        ),
     }
 
 
-def _weightless(weights: jax.Array | None, valid: jax.Array) -> Metrics:
-    """The share of rows without any weight, for a loss that has weights."""
-    if weights is None:
-        return {}
+def _weightless(weights: jax.Array, valid: jax.Array) -> jax.Array:
+    """Returns the share of valid rows whose weights are all zero."""
     flat = jnp.all(weights.reshape(valid.size, -1) == 0.0, axis=1)
-    return {"model/weightless": jnp.mean(flat, where=valid)}
+    return jnp.mean(flat, where=valid)
 
 
 def _where_member(mask: jax.Array, new, old):
-    """Leaf by leaf the members of `new` where `mask [E]` says so, else of `old`."""
+    """Selects the members of `new` where `mask [E]` is True, else those of `old`."""
     return jax.tree.map(
         lambda a, b: jnp.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old
     )

@@ -1,38 +1,118 @@
-"""The training loop: from one training state to the next, in one pure function.
+"""Model-based policy optimization: the training config, the training state, one epoch.
 
-Comes in: a state, an environment, a config. Goes out: the state one epoch later. An
-epoch fits the model with the value function frozen, imagines, and then steps the
-environment, updating the agent after each step (MBPO, Janner et al. 2019,
-arXiv 1906.08253). Nothing here knows of seeds: `vmap` the functions.
+An epoch fits the dynamics model with the value function frozen, imagines rollouts, and
+then steps the environment and updates the agent after each step (MBPO, Janner et al.
+2019, arXiv 1906.08253). All functions are pure and for one seed: `vmap` them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from vagram_jax import fit as model_fit
-from vagram_jax import imagine, losses, replay, sac, termination, training
+from vagram_jax import dynamics, imagine, losses, replay, sac, schedules, termination
+from vagram_jax import fit as fitting
+from vagram_jax.config import ConfigError, leaf, nested, static
+from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import base, episodes
-from vagram_jax.fit import DynamicsState
-from vagram_jax.termination import TerminationState
-from vagram_jax.training import NO_MODEL, MBPOConfig, MBPOState
+from vagram_jax.fit import DynamicsState, FitConfig
+from vagram_jax.imagine import ImagineConfig
+from vagram_jax.losses import GradientConfig, WeightConfig
+from vagram_jax.replay import ReplayState
+from vagram_jax.sac import SACConfig, SACState
+from vagram_jax.schedules import Schedule
+from vagram_jax.termination import TerminationConfig, TerminationState
 from vagram_jax.types import Metrics, TerminationFn, Transition
+
+NO_MODEL = "none"
+"""The loss name for plain SAC on real data, without a dynamics model."""
+
+
+@struct.dataclass(kw_only=True)
+class MBPOConfig:
+    """The config of the algorithm.
+
+    Attributes:
+      loss: a name in `losses.LOSSES`, or "none" for plain SAC without a model.
+      dynamics: size and kind of the ensemble.
+      gradients: how value gradients are taken.
+      weights: how the loss weights its errors.
+      fit: how the model is fitted.
+      termination: the classifier, used if `imagine.termination` is "learned".
+      imagine: length and number of imagined rollouts.
+      sac: the agent.
+      batch_size: rows of an agent's batch.
+      updates_per_step: agent updates after each environment step.
+      steps_per_epoch: environment steps between two fits of the model.
+      warmup_steps: uniformly random steps before the first fit.
+      real_fraction: share of real rows in the agent's batches.
+      replay_capacity: number of real transitions that are kept.
+      divergence_slack: a seed counts as diverged when the value of a critic exceeds
+        this many times the bound that rewards, initial temperature and discount give.
+    """
+
+    loss: str = static("vagram")
+    dynamics: DynamicsConfig = nested(DynamicsConfig)
+    gradients: GradientConfig = nested(GradientConfig)
+    weights: WeightConfig = nested(WeightConfig)
+    fit: FitConfig = nested(FitConfig)
+    termination: TerminationConfig = nested(TerminationConfig)
+    imagine: ImagineConfig = nested(ImagineConfig)
+    sac: SACConfig = nested(SACConfig)
+    batch_size: int = static(256, low=1)
+    updates_per_step: int = static(20, low=1)
+    steps_per_epoch: int = static(250, low=1)
+    warmup_steps: int = static(1000, low=2)
+    real_fraction: Schedule = leaf(schedules.constant(0.05), low=0.0, high=1.0)
+    replay_capacity: int = static(100_000, low=2)
+    divergence_slack: float = leaf(10.0, above=0.0)
+
+
+@struct.dataclass(kw_only=True)
+class MBPOState:
+    """Everything that the training of one seed needs to continue.
+
+    Attributes:
+      key: random key for everything that is still to be drawn.
+      env_steps: int32 scalar, environment steps so far.
+      episode: state of the environment.
+      replay: real transitions.
+      imagined: imagined transitions.
+      dynamics: the ensemble.
+      termination: the learned termination classifier, or None.
+      agent: the agent.
+      alive: bool scalar; False once the seed has diverged, which freezes its state.
+      diverged_at: int32 scalar, the step of the divergence, -1 while alive.
+      dropped: int32 scalar, transitions left out because a number wasn't finite.
+    """
+
+    key: jax.Array  # []
+    env_steps: jax.Array  # []
+    episode: episodes.EpisodeState
+    replay: ReplayState
+    imagined: ReplayState
+    dynamics: DynamicsState
+    termination: TerminationState | None
+    agent: SACState
+    alive: jax.Array  # []
+    diverged_at: jax.Array  # []
+    dropped: jax.Array  # []
 
 
 @struct.dataclass(kw_only=True)
 class Fitted:
-    """What the first half of an epoch leaves for the second.
+    """Result of the first half of an epoch, input of the second.
 
     Attributes:
-      key: of what is to be drawn after the epoch.
-      key_imagine: used once, to imagine.
-      key_interact: used once, for the environment's steps and the agent's updates.
-      dynamics: the ensemble.
-      termination: which steps end, if that is learned, else None.
+      key: random key of the state after the epoch.
+      key_imagine: key for the rollouts.
+      key_interact: key for the environment steps and the agent's updates.
+      dynamics: the fitted ensemble.
+      termination: the fitted classifier, or None.
     """
 
     key: jax.Array  # []
@@ -42,69 +122,86 @@ class Fitted:
     termination: TerminationState | None
 
 
-def warm_up(
-    state: MBPOState, *, env: base.Env, episode_length: int, config: MBPOConfig
-) -> MBPOState:
-    """The state after `config.warmup_steps` uniformly random steps.
+def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
+    """Returns the config with "auto" settings resolved, or refuses it.
+
+    Raises:
+      ConfigError: an unknown loss, a model head that the loss can't use, more elites
+        than members, a buffer smaller than the warm-up, or no termination function
+        where imagination needs one.
+    """
+    dynamics.check(config.dynamics)
+    if config.warmup_steps > config.replay_capacity:
+        raise ConfigError(
+            f"config: replay_capacity={config.replay_capacity}; at least warmup_steps="
+            f"{config.warmup_steps}"
+        )
+    if config.loss == NO_MODEL:
+        if schedules.bounds(config.real_fraction)[0] < 1.0:
+            raise ConfigError(
+                f"config: real_fraction={schedules.to_plain(config.real_fraction)}; "
+                "without a model (loss=none) only 1 is possible; set real_fraction=1"
+            )
+        return config
+    _check_termination(env, config)
+    return _check_loss(config)
+
+
+def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
+    """Returns the state before the first step.
 
     Args:
-      state: as `training.init` returned it.
+      key: random key of the seed.
       env: the environment.
-      episode_length: steps until an episode is truncated.
-      config: what `training.check` returned.
-
-    Returns:
-      The state, with the steps in its buffer.
+      config: a config that `check` returned, as for all functions below.
     """
+    key, key_env, key_model, key_agent = jax.random.split(key, 4)
+    sizes = {"obs_dim": env.observation_size, "action_dim": env.action_size}
+    classifier = None
+    if config.imagine.termination == "learned" and config.loss != NO_MODEL:
+        key_model, key_classifier = jax.random.split(key_model)
+        classifier = termination.init(
+            key_classifier, **sizes, config=config.termination
+        )
+    return MBPOState(
+        key=key,
+        env_steps=jnp.int32(0),
+        episode=episodes.reset(key_env, env=env),
+        replay=replay.init(**sizes, capacity=config.replay_capacity),
+        imagined=replay.init(**sizes, capacity=_imagined_capacity(config)),
+        dynamics=fitting.init(
+            key_model, **sizes, dynamics_config=config.dynamics, config=config.fit
+        ),
+        termination=classifier,
+        agent=sac.init(key_agent, **sizes, config=config.sac),
+        alive=jnp.bool_(True),
+        diverged_at=jnp.int32(-1),
+        dropped=jnp.int32(0),
+    )
+
+
+def warm_up(state: MBPOState, *, env: base.Env, config: MBPOConfig) -> MBPOState:
+    """Returns the state after `config.warmup_steps` uniformly random steps."""
 
     def step(state, key):
         key_act, key_env = jax.random.split(key)
         action = jax.random.uniform(
             key_act, (env.action_size,), minval=-1.0, maxval=1.0
         )
-        return observe(key_env, state, action, env, episode_length), None
+        return observe(key_env, state, action, env=env), None
 
     key, key_steps = jax.random.split(state.key)
     keys = jax.random.split(key_steps, config.warmup_steps)
     return jax.lax.scan(step, state.replace(key=key), keys)[0]
 
 
-def epoch(
-    state: MBPOState, *, env: base.Env, episode_length: int, config: MBPOConfig
-) -> tuple[MBPOState, Metrics]:
-    """One epoch: fit the model, imagine, and step the environment while learning.
-
-    Args:
-      state: as `warm_up` or the last epoch returned it.
-      env: the environment.
-      episode_length: steps until an episode is truncated.
-      config: what `training.check` returned.
+def fit_model(state: MBPOState, *, config: MBPOConfig) -> tuple[Fitted, Metrics]:
+    """First half of an epoch: fits the model, with the value function frozen.
 
     Returns:
-      The state after `config.steps_per_epoch` environment steps, and metrics. A seed
-      that diverges is frozen as it was before the epoch.
-    """
-    fitted, model_metrics = learn_model(state, config=config)
-    state, metrics = learn_policy(
-        state, fitted, env=env, episode_length=episode_length, config=config
-    )
-    return state, model_metrics | metrics
-
-
-def learn_model(state: MBPOState, *, config: MBPOConfig) -> tuple[Fitted, Metrics]:
-    """The first half of an epoch: fit the model, with the value function frozen.
-
-    Args:
-      state: as `warm_up` or the last epoch returned it.
-      config: what `training.check` returned.
-
-    Returns:
-      What `learn_policy` takes, and metrics.
+      The fitted model, and the metrics of `fit.fit` and `termination.fit`.
     """
     key, key_fit, key_imagine, key_interact = jax.random.split(state.key, 4)
-    metrics = {}
-    if config.loss != NO_MODEL:
-        state, metrics = fit(key_fit, state, config=config)
     fitted = Fitted(
         key=key,
         key_imagine=key_imagine,
@@ -112,154 +209,130 @@ def learn_model(state: MBPOState, *, config: MBPOConfig) -> tuple[Fitted, Metric
         dynamics=state.dynamics,
         termination=state.termination,
     )
-    return fitted, metrics
+    if config.loss == NO_MODEL:
+        return fitted, {}
+    metrics = {}
+    if state.termination is not None:
+        key_fit, key_classifier = jax.random.split(key_fit)
+        classifier, metrics = termination.fit(
+            key_classifier, state.termination, state.replay, config=config.termination
+        )
+        fitted = fitted.replace(termination=classifier)
+    model, model_metrics = fitting.fit(
+        key_fit,
+        state.dynamics,
+        state.replay,
+        sac.value_fn(state.agent, config=config.sac),
+        loss=losses.bind(
+            losses.get(config.loss),
+            gradients=config.gradients,
+            weights=losses.resolve(config.weights, state.env_steps),
+            discount=config.sac.discount,
+        ),
+        config=config.fit,
+    )
+    return fitted.replace(dynamics=model), model_metrics | metrics
 
 
-def learn_policy(
-    state: MBPOState,
-    fitted: Fitted,
-    *,
-    env: base.Env,
-    episode_length: int,
-    config: MBPOConfig,
+def improve_policy(
+    state: MBPOState, fitted: Fitted, *, env: base.Env, config: MBPOConfig
 ) -> tuple[MBPOState, Metrics]:
-    """The second half: imagine, and step the environment while learning.
+    """Second half of an epoch: imagines, and steps the environment while learning.
 
-    It reads whether there is a model, not by which loss it was fitted: losses that are
-    compared share this program.
+    It is independent of the loss, so that all losses share one compiled program.
 
     Args:
-      state: the one that `learn_model` was given.
-      fitted: what it returned.
+      state: the state that `fit_model` was given.
+      fitted: the result of `fit_model`.
       env: the environment.
-      episode_length: steps until an episode is truncated.
-      config: what `training.check` returned.
+      config: the algorithm.
 
     Returns:
-      As `epoch`.
+      The state and metrics, as `epoch`.
     """
     new, metrics = state.replace(key=fitted.key), {}
     if config.loss != NO_MODEL:
         new = new.replace(dynamics=fitted.dynamics, termination=fitted.termination)
         new, metrics = add_imagined(fitted.key_imagine, new, env=env, config=config)
-    new, more = interact(
-        fitted.key_interact,
-        new,
-        env=env,
-        episode_length=episode_length,
-        config=config,
-    )
-    metrics |= more
+    new, agent_metrics = interact(fitted.key_interact, new, env=env, config=config)
+    metrics |= agent_metrics
     return freeze_if_diverged(state, new, metrics, config=config), metrics
 
 
-def fit(
-    key: jax.Array, state: MBPOState, *, config: MBPOConfig
+def epoch(
+    state: MBPOState,
+    *,
+    env: base.Env,
+    config: MBPOConfig,
+    fit_model: Callable[..., tuple[Fitted, Metrics]] = fit_model,
+    improve_policy: Callable[..., tuple[MBPOState, Metrics]] = improve_policy,
 ) -> tuple[MBPOState, Metrics]:
-    """The state with the model fitted to the real data, for the current value function.
+    """Runs one epoch: fits the model, imagines, and steps the environment.
 
     Args:
-      key: used once.
-      state: the state.
-      config: what `training.check` returned.
+      state: the state after `warm_up` or the last epoch.
+      env: the environment.
+      config: the algorithm.
+      fit_model: the first half, by default `fit_model`; a caller that compiles the
+        halves on their own passes the compiled ones.
+      improve_policy: the second half, by default `improve_policy`.
 
     Returns:
-      The state and the metrics of `fit.fit`, and those of `termination.fit` if
-      termination is learned.
+      The state after `config.steps_per_epoch` environment steps, and metrics. A seed
+      that diverges keeps the state before the epoch.
     """
-    head, head_metrics = state.termination, {}
-    if head is not None:
-        key, key_head = jax.random.split(key)
-        head, head_metrics = termination.fit(
-            key_head, head, state.replay, config=config.termination
-        )
-    weights = config.weights
-    mixes = state.env_steps < weights.mse_steps
-    model, metrics = model_fit.fit(
-        key,
-        state.dynamics,
-        state.replay,
-        sac.value_fn(state.agent, config=config.sac),
-        loss=losses.get(config.loss),
-        weight_config=weights.replace(
-            mse_coef=jnp.where(mixes, weights.mse_coef, 0.0),
-            gradient_share=(
-                imagine.scheduled(weights.gradient_share, state.env_steps),
-            ),
-            discount=weights.discount or (config.sac.discount,),
-        ),
-        config=config.fit,
-    )
-    return state.replace(dynamics=model, termination=head), metrics | head_metrics
+    fitted, model_metrics = fit_model(state, config=config)
+    state, metrics = improve_policy(state, fitted, env=env, config=config)
+    return state, model_metrics | metrics
 
 
 def add_imagined(
     key: jax.Array, state: MBPOState, *, env: base.Env, config: MBPOConfig
 ) -> tuple[MBPOState, Metrics]:
-    """The state with an epoch's worth of imagined transitions added.
-
-    Args:
-      key: used once.
-      state: the state.
-      env: the environment, for its termination function.
-      config: what `training.check` returned.
+    """Adds the imagined transitions of one epoch to the buffer.
 
     Returns:
-      The state, and metrics: `imagine/horizon`, `imagine/valid` (the share of rows that
-      were kept) and `imagine/terminated`.
+      The state, and metrics: `model/horizon`, `model/valid` (share of rows that were
+      kept) and `model/terminated` (share of those that terminated).
     """
     key_start, key_rollout = jax.random.split(key)
-    horizon = imagine.scheduled(config.imagine.horizon, state.env_steps)
+    horizon = schedules.value(config.imagine.horizon, state.env_steps)
     horizon = jnp.round(horizon).astype(jnp.int32)
-    starts = replay.sample(
-        key_start, state.replay, (training.rollouts_per_epoch(config),)
-    )
+    starts = replay.sample(key_start, state.replay, (_rollouts_per_epoch(config),))
     rollouts, valid = imagine.imagine(
         key_rollout,
         state.dynamics.params,
         state.dynamics.elites,
         starts.obs,
         act=sac.policy(state.agent, config=config.sac),
-        termination=_termination(env, state, config),
+        termination=_termination_fn(env, state, config),
         horizon=horizon,
         max_horizon=imagine.max_horizon(config.imagine),
     )
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollouts)
     imagined = replay.add(state.imagined, flat, valid.reshape(-1))
     return state.replace(imagined=imagined), {
-        "imagine/horizon": horizon,
-        "imagine/valid": jnp.mean(valid),
-        "imagine/terminated": jnp.mean(rollouts.terminated, where=valid),
+        "model/horizon": horizon,
+        "model/valid": jnp.mean(valid),
+        "model/terminated": jnp.mean(rollouts.terminated, where=valid),
     }
 
 
 def interact(
-    key: jax.Array,
-    state: MBPOState,
-    *,
-    env: base.Env,
-    episode_length: int,
-    config: MBPOConfig,
+    key: jax.Array, state: MBPOState, *, env: base.Env, config: MBPOConfig
 ) -> tuple[MBPOState, Metrics]:
-    """An epoch's environment steps, each followed by updates of the agent.
-
-    Args:
-      key: used once.
-      state: the state.
-      env: the environment.
-      episode_length: steps until an episode is truncated.
-      config: what `training.check` returned.
+    """Steps the environment for one epoch, and updates the agent after each step.
 
     Returns:
-      The state and the agent's metrics, means over the epoch; `sac/q_max` is its
-      maximum.
+      The state and the agent's metrics: means over the epoch, but for `sac/q_max`,
+      which is the maximum.
     """
 
     def step(state, key):
         key_act, key_env, key_sample, key_update = jax.random.split(key, 4)
         obs = state.episode.env_state.obs
         action = sac.act(key_act, state.agent.actor, obs, config=config.sac)
-        state = observe(key_env, state, action, env, episode_length)
+        state = observe(key_env, state, action, env=env)
         batches = mixed_batches(key_sample, state, config=config)
         keys = jax.random.split(key_update, config.updates_per_step)
         agent, metrics = jax.lax.scan(
@@ -276,22 +349,18 @@ def interact(
 
 
 def observe(
-    key: jax.Array, state: MBPOState, action: jax.Array, env: base.Env, length: int
+    key: jax.Array, state: MBPOState, action: jax.Array, *, env: base.Env
 ) -> MBPOState:
-    """The state after one environment step, which is stored if it is finite.
+    """Steps the environment once, and stores the transition if it is finite.
 
     Args:
-      key: used once, if an episode ends.
-      state: the state.
-      action: `[action_dim]`.
+      key: random key, used if an episode ends.
+      state: the training state.
+      action: `[action_dim]`, each in [-1, 1].
       env: the environment.
-      length: steps until an episode is truncated.
-
-    Returns:
-      The state.
     """
     episode, transition, valid = episodes.step(
-        key, state.episode, action, env=env, episode_length=length
+        key, state.episode, action, env=env, episode_length=episodes.length(env)
     )
     one_row = jax.tree.map(lambda x: x[None], transition)
     return state.replace(
@@ -305,23 +374,18 @@ def observe(
 def mixed_batches(
     key: jax.Array, state: MBPOState, *, config: MBPOConfig
 ) -> Transition:
-    """The agent's batches for one environment step: part real, part imagined.
-
-    Args:
-      key: used once.
-      state: the state.
-      config: what `training.check` returned.
+    """Draws the agent's batches for one environment step, part real, part imagined.
 
     Returns:
-      `[updates_per_step, batch_size, ...]`; the first rows of each batch are real, all
-      of them while nothing is imagined.
+      `[updates_per_step, batch_size, ...]` transitions. The first rows of each batch
+      are real; all of them are while the imagined buffer is empty.
     """
     key_real, key_imagined = jax.random.split(key)
     shape = (config.updates_per_step, config.batch_size)
     real = replay.sample(key_real, state.replay, shape)
     if config.loss == NO_MODEL:
         return real
-    fraction = imagine.scheduled(config.real_fraction, state.env_steps)
+    fraction = schedules.value(config.real_fraction, state.env_steps)
     fraction = jnp.where(state.imagined.size > 0, fraction, 1.0)
     is_real = jnp.arange(config.batch_size) < jnp.round(fraction * config.batch_size)
     imagined = replay.sample(key_imagined, state.imagined, shape)
@@ -335,21 +399,18 @@ def mixed_batches(
 def freeze_if_diverged(
     old: MBPOState, new: MBPOState, metrics: Metrics, *, config: MBPOConfig
 ) -> MBPOState:
-    """The new state of a healthy seed, the old one of a seed that has diverged.
+    """Returns the new state of a healthy seed, or the old one of a diverged seed.
 
-    A seed has diverged when a parameter isn't finite, or a critic's value is beyond
-    `divergence_slack (max |r| + alpha_0 action_dim) / (1 - discount)`, with the initial
-    temperature: a temperature that runs away takes the values with it, and is found
-    out. Selecting keeps NaN out of every other seed; nothing is summed over seeds.
+    A seed has diverged when a parameter isn't finite, or when the value of a critic
+    exceeds `divergence_slack (max |r| + alpha_0 action_dim) / (1 - discount)`. The
+    bound has the initial temperature alpha_0: a temperature that runs away takes the
+    values along and is detected. Selecting keeps NaN out of all other seeds.
 
     Args:
-      old: before the epoch.
-      new: after it.
-      metrics: of the epoch.
-      config: what `training.check` returned.
-
-    Returns:
-      The state to go on from.
+      old: the state before the epoch.
+      new: the state after it.
+      metrics: metrics of the epoch.
+      config: the algorithm.
     """
     learned = (new.agent, new.dynamics.params.network, new.termination)
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(learned)]
@@ -358,19 +419,61 @@ def freeze_if_diverged(
     bound = config.divergence_slack * (reward + bonus)
     within = metrics["sac/q_max"] * (1.0 - config.sac.discount) <= bound
     healthy = jnp.all(jnp.stack(finite)) & within
-    go_on = old.alive & healthy
-    state = jax.tree.map(partial(episodes.choose, go_on), new, old)
+    alive = old.alive & healthy
+    state = jax.tree.map(partial(episodes.choose, alive), new, old)
     return state.replace(
-        alive=go_on,
+        alive=alive,
         diverged_at=jnp.where(
             old.alive & ~healthy, new.env_steps, old.diverged_at
         ).astype(jnp.int32),
     )
 
 
-def _termination(env: base.Env, state: MBPOState, config: MBPOConfig) -> TerminationFn:
+def _check_loss(config: MBPOConfig) -> MBPOConfig:
+    """Returns the config with the model head that the loss needs."""
+    loss = losses.get(config.loss, also=(NO_MODEL,))
+    if loss.reads:
+        raise ConfigError(
+            f"config: loss={config.loss!r}; it reads batch.{loss.reads[0]}, which "
+            "training doesn't record; register a loss with a `prepare` that makes it"
+        )
+    if loss.gaussian and config.dynamics.head == "deterministic":
+        raise ConfigError(
+            f"config: dynamics.head='deterministic'; loss={config.loss!r} needs a "
+            "variance; set dynamics.head to gaussian or auto"
+        )
+    if config.dynamics.head != "auto":
+        return config
+    head = "gaussian" if loss.gaussian else "deterministic"
+    return config.replace(dynamics=config.dynamics.replace(head=head))
+
+
+def _check_termination(env: base.Env, config: MBPOConfig) -> None:
+    uses_env = config.imagine.termination == "env"
+    if uses_env and getattr(env, "termination", None) is None:
+        raise ConfigError(
+            f"config: imagine.termination='env'; {type(env).__name__} has no method "
+            "termination(obs, action, next_obs); add one, or set imagine.termination "
+            "to learned, or to none if no episode terminates"
+        )
+
+
+def _termination_fn(
+    env: base.Env, state: MBPOState, config: MBPOConfig
+) -> TerminationFn:
     if config.imagine.termination == "none":
         return lambda obs, action, next_obs: jnp.bool_(False)
     if config.imagine.termination == "learned":
         return termination.termination_fn(state.termination, config=config.termination)
     return env.termination
+
+
+def _rollouts_per_epoch(config: MBPOConfig) -> int:
+    return config.imagine.rollouts_per_step * config.steps_per_epoch
+
+
+def _imagined_capacity(config: MBPOConfig) -> int:
+    if config.loss == NO_MODEL:
+        return 1
+    horizon = imagine.max_horizon(config.imagine)
+    return _rollouts_per_epoch(config) * horizon * config.imagine.keep_epochs

@@ -1,8 +1,7 @@
-"""The networks: a multi-layer perceptron, and on it policy, critic and dynamics.
+"""Flax modules: a multi-layer perceptron, and with it policy, critic and dynamics.
 
-Comes in: observations and actions with any leading axes. Goes out: raw outputs of one
-network; members, twin critics and seeds are made of it by `vmap`. Architecture may be
-changed here; what outputs mean is said in `dynamics` and `sac`.
+Each module is one network with any leading axes; `vmap` makes ensembles, twin critics
+and seeds of it. `dynamics` and `sac` interpret the outputs.
 """
 
 from __future__ import annotations
@@ -16,16 +15,9 @@ from flax import linen as nn
 
 @jax.custom_jvp
 def silu(x: jax.Array) -> jax.Array:
-    """The activation of MBPO's models, `x sigmoid(x)`, also called swish.
+    """Returns `x sigmoid(x)`, the activation of MBPO's models, also called swish.
 
-    Its derivative is written out with what the function has computed already: that
-    saves 3% of a fit step on a CPU.
-
-    Args:
-      x: any shape.
-
-    Returns:
-      The shape of `x`.
+    The derivative reuses the sigmoid, which saves 3% of a fit step on a CPU.
     """
     return x * nn.sigmoid(x)
 
@@ -53,8 +45,8 @@ class MLP(nn.Module):
       hidden: widths of the hidden layers.
       out_dim: width of the output.
       activation: a name in `ACTIVATIONS`.
-      unit_features: scale the features before the last layer to norm one (the paper's
-        code does so in actor and critic, after Bjorck et al. 2021, arXiv 2112.04966).
+      unit_features: scale the features before the last layer to norm one, as the
+        paper's code does in actor and critic (Bjorck et al. 2021, arXiv 2112.04966).
     """
 
     hidden: tuple[int, ...]
@@ -65,14 +57,14 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[..., in_dim]` to `[..., out_dim]`."""
-        # Inside, a sample is a column: XLA's batched products of the backward pass are
-        # a fifth faster on a CPU that way.
+        # Samples are columns inside, because XLA's batched products of the backward
+        # pass are then a fifth faster on a CPU.
         features = inputs.reshape(-1, inputs.shape[-1]).T  # [in_dim, B]
         for i, width in enumerate(self.hidden):
             features = _Columns(width, name=f"Dense_{i}")(features)
             features = ACTIVATIONS[self.activation](features)
         if self.unit_features:
-            # The epsilon stands inside the root: a zero vector keeps a finite gradient.
+            # The epsilon is inside the root, so that a zero vector has a gradient.
             square = jnp.sum(jnp.square(features), axis=0, keepdims=True)
             features = features * jax.lax.rsqrt(square + 1e-8)
         outputs = _Columns(self.out_dim, name=f"Dense_{len(self.hidden)}")(features)
@@ -80,7 +72,7 @@ class MLP(nn.Module):
 
 
 class _Columns(nn.Module):
-    """A dense layer on samples that are columns, with the parameters of `nn.Dense`."""
+    """A dense layer for samples in columns, with the parameters of `nn.Dense`."""
 
     width: int
 
@@ -98,17 +90,17 @@ class Policy(nn.Module):
 
     Attributes:
       mlp: the network, with `out_dim` twice the size of an action.
-      log_std_range: the least and the largest log-standard-deviation.
+      log_std_range: lowest and highest log-standard-deviation.
     """
 
     mlp: MLP
     log_std_range: tuple[float, float] = (-5.0, 2.0)
 
     def __call__(self, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """`[..., obs_dim]` to two of `[..., action_dim]`."""
+        """`[..., obs_dim]` to mean and log-std, `[..., action_dim]` each."""
         mean, raw = jnp.split(self.mlp(obs), 2, axis=-1)
         low, high = self.log_std_range
-        # A smooth squashing keeps a gradient where a clip would have none.
+        # Unlike a clip, the tanh has a gradient everywhere.
         return mean, low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0)
 
 
@@ -127,13 +119,13 @@ class Critic(nn.Module):
 
 
 class Dynamics(nn.Module):
-    """One member of a dynamics ensemble, on normalised inputs and outputs.
+    """One member of a dynamics ensemble, with normalized inputs and outputs.
 
     Attributes:
       mlp: the network, with `out_dim` the number of targets, or twice that with
         `gaussian`.
-      gaussian: also give the log-variance of each target.
-      log_var_range: where the bounds of the log-variance start.
+      gaussian: also return the log-variance of each target.
+      log_var_range: initial bounds of the log-variance.
     """
 
     mlp: MLP
@@ -156,9 +148,9 @@ class Dynamics(nn.Module):
 
 
 def soft_clamp(value: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """A value kept between bounds, with a gradient everywhere (Chua et al. 2018).
+    """Returns a value within bounds, with a gradient everywhere (Chua et al. 2018).
 
-    The upper end is `low + softplus(high - low)`, a little above `high`.
+    The upper limit is `low + softplus(high - low)`, slightly above `high`.
 
     Args:
       value: `[...]`.

@@ -1,7 +1,6 @@
-"""The buffers: real transitions and imagined ones, as arrays in the training state.
+"""Ring buffers of real and of imagined transitions, as arrays in the training state.
 
-Comes in: transitions from the environment or from the model. Goes out: random
-batches. A full buffer forgets its oldest rows first.
+A full buffer overwrites its oldest rows.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ class ReplayState:
 
     Attributes:
       data: `[N, ...]` each; rows from `size` on were never written.
-      insert_at: int32 scalar, the row that the next transition goes to.
-      size: int32 scalar, how many rows hold transitions.
+      insert_at: int32 scalar, the row of the next transition.
+      size: int32 scalar, number of rows that hold transitions.
     """
 
     data: Transition  # [N, ...]
@@ -29,21 +28,12 @@ class ReplayState:
 
     @property
     def capacity(self) -> int:
-        """N, the number of rows."""
+        """Returns N, the number of rows."""
         return self.data.reward.shape[0]
 
 
 def init(*, obs_dim: int, action_dim: int, capacity: int) -> ReplayState:
-    """An empty buffer.
-
-    Args:
-      obs_dim: size of an observation.
-      action_dim: size of an action.
-      capacity: N, the most transitions that it holds.
-
-    Returns:
-      The buffer, with zeros in its rows.
-    """
+    """Returns an empty buffer of `capacity` rows."""
     return ReplayState(
         data=Transition(
             obs=jnp.zeros((capacity, obs_dim)),
@@ -59,15 +49,12 @@ def init(*, obs_dim: int, action_dim: int, capacity: int) -> ReplayState:
 
 
 def add(state: ReplayState, batch: Transition, valid: jax.Array) -> ReplayState:
-    """The buffer with a batch of transitions added, in order.
+    """Adds a batch of transitions to the buffer, in order.
 
     Args:
       state: the buffer.
       batch: `[B, ...]`, B at most the capacity.
-      valid: `[B]` bool; rows that are False are left out.
-
-    Returns:
-      The new buffer.
+      valid: `[B]` bool; other rows are left out.
 
     Raises:
       ValueError: the batch is larger than the buffer.
@@ -78,8 +65,8 @@ def add(state: ReplayState, batch: Transition, valid: jax.Array) -> ReplayState:
             f"replay.add: batch of {batch_size} rows; at most the capacity, "
             f"{capacity}; raise the capacity or add in parts"
         )
-    rank = jnp.cumsum(valid) - 1  # the how-manieth valid row this is
-    # Writes out of bounds are dropped, which is what invalid rows want.
+    rank = jnp.cumsum(valid) - 1  # index of a row among the valid ones
+    # Invalid rows get an index out of bounds, and such writes are dropped.
     rows = jnp.where(valid, (state.insert_at + rank) % capacity, capacity)
     num_added = jnp.sum(valid, dtype=jnp.int32)
     return state.replace(
@@ -94,12 +81,12 @@ def add(state: ReplayState, batch: Transition, valid: jax.Array) -> ReplayState:
 
 
 def sample(key: jax.Array, state: ReplayState, shape: tuple[int, ...]) -> Transition:
-    """Uniformly random transitions, with replacement.
+    """Samples transitions uniformly, with replacement.
 
     Args:
-      key: used once.
-      state: the buffer. An empty one gives its first, unwritten row.
-      shape: the leading axes of the result.
+      key: random key.
+      state: the buffer; from an empty one the first, unwritten row is sampled.
+      shape: leading axes of the result.
 
     Returns:
       `[*shape, ...]` transitions.
@@ -109,14 +96,11 @@ def sample(key: jax.Array, state: ReplayState, shape: tuple[int, ...]) -> Transi
 
 
 def take(data: Transition, rows: jax.Array) -> Transition:
-    """The named rows of transitions.
+    """Returns the given rows of transitions.
 
     Args:
       data: `[N, ...]`.
       rows: `[...]` int, each in [0, N).
-
-    Returns:
-      `[..., ...]` transitions.
     """
-    # The rows are in bounds by construction; saying so saves a pass over them.
+    # The rows are in bounds by construction; the promise saves a pass over them.
     return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), data)

@@ -1,8 +1,7 @@
-"""Soft actor-critic: how to act, how to learn from a batch, and the value function.
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905) and its value function.
 
-Comes in: batches of transitions, real or imagined. Goes out: a better policy, and
-`value_fn`, the plain function of one state that the model losses weight with (Haarnoja
-et al. 2018, arXiv 1812.05905).
+`value_fn` turns an agent into a function of one state; the model losses take their
+weights from its gradient.
 """
 
 from __future__ import annotations
@@ -23,25 +22,27 @@ _NUM_CRITICS = 2
 
 @struct.dataclass(kw_only=True)
 class SACConfig:
-    """Networks and learning rates.
+    """Networks and learning rates of the agent.
 
     Attributes:
       hidden: widths of the hidden layers of actor and critics.
       activation: a name in `networks.ACTIVATIONS`.
-      unit_features: features of norm one before the last layer, in actor and critics.
-      actor_learning_rate: of Adam.
-      critic_learning_rate: of Adam.
-      temperature_learning_rate: of Adam, on the temperature's logarithm.
-      initial_temperature: of the entropy bonus, learned from then on.
-      target_entropy: what the policy's entropy is held at, in nats; nothing stands for
-        minus the size of an action.
-      discount: of the next step's value.
-      target_rate: by how much the target critics move to the critics at each update.
-      value_critics: whose values `value_fn` gives, "all" four critics', or those of the
-        two "target" critics alone.
-      value_through_policy: whether `value_fn` differentiates through the policy's
-        action too, the gradient of V(s) = Q(s, pi(s)), or holds the action (the paper's
-        code does).
+      unit_features: scale the features before the last layer of actor and critics to
+        norm one.
+      actor_learning_rate: learning rate of Adam.
+      critic_learning_rate: learning rate of Adam.
+      temperature_learning_rate: learning rate of Adam, for the logarithm of the
+        temperature.
+      initial_temperature: temperature of the entropy bonus at the start; it is learned.
+      target_entropy: target of the policy's entropy, in nats; None means minus the
+        size of an action.
+      discount: discount factor per step.
+      target_rate: step size of the target critics' moving average.
+      value_critics: the critics that `value_fn` returns: "all" (two critics and two
+        targets), or only the two "target" critics.
+      value_through_policy: differentiate `value_fn` through the policy's action, that
+        is V(s) = Q(s, pi(s)); otherwise the action is held constant, as in the paper's
+        code.
     """
 
     hidden: tuple[int, ...] = static((256, 256), low=1)
@@ -51,7 +52,7 @@ class SACConfig:
     critic_learning_rate: float = leaf(3e-4, above=0.0)
     temperature_learning_rate: float = leaf(3e-4, above=0.0)
     initial_temperature: float = leaf(0.1, above=0.0)
-    target_entropy: tuple[float, ...] = leaf(())
+    target_entropy: float | None = leaf(None)
     discount: float = leaf(0.99, low=0.0, high=1.0)
     target_rate: float = leaf(0.005, above=0.0, high=1.0)
     value_critics: str = static("all", choices=("all", "target"))
@@ -60,16 +61,16 @@ class SACConfig:
 
 @struct.dataclass(kw_only=True)
 class SACState:
-    """What the next update goes on from.
+    """Parameters and optimizer states of the agent.
 
     Attributes:
       actor: parameters of the policy.
       critics: parameters of the twin critics, `[2, ...]` each.
-      target_critics: their slow copies.
+      target_critics: moving averages of the critics.
       log_temperature: scalar.
-      actor_opt: state of the actor's optimiser.
-      critic_opt: state of the critics' optimiser.
-      temperature_opt: state of the temperature's optimiser.
+      actor_opt: optimizer state of the actor.
+      critic_opt: optimizer state of the critics.
+      temperature_opt: optimizer state of the temperature.
     """
 
     actor: dict
@@ -84,17 +85,7 @@ class SACState:
 def init(
     key: jax.Array, *, obs_dim: int, action_dim: int, config: SACConfig
 ) -> SACState:
-    """A new agent.
-
-    Args:
-      key: used once.
-      obs_dim: size of an observation.
-      action_dim: size of an action.
-      config: networks and learning rates.
-
-    Returns:
-      The agent; its targets equal its critics.
-    """
+    """Returns a new agent, whose target critics equal its critics."""
     key_actor, key_critics = jax.random.split(key)
     obs, action = jnp.zeros(obs_dim), jnp.zeros(action_dim)
     actor = _policy(config, action_dim).init(key_actor, obs)
@@ -117,13 +108,13 @@ def init(
 
 
 def act(key: jax.Array, actor: dict, obs: jax.Array, *, config: SACConfig) -> jax.Array:
-    """A random action of the policy.
+    """Samples an action of the policy.
 
     Args:
-      key: used once.
+      key: random key.
       actor: parameters of the policy.
       obs: `[..., obs_dim]`.
-      config: the agent's.
+      config: the agent's config.
 
     Returns:
       `[..., action_dim]`, each in (-1, 1).
@@ -134,12 +125,12 @@ def act(key: jax.Array, actor: dict, obs: jax.Array, *, config: SACConfig) -> ja
 
 
 def act_mean(actor: dict, obs: jax.Array, *, config: SACConfig) -> jax.Array:
-    """The policy's action without noise: the tanh of the Gaussian's mean.
+    """Returns the policy's mean action, the tanh of the Gaussian's mean.
 
     Args:
       actor: parameters of the policy.
       obs: `[..., obs_dim]`.
-      config: the agent's.
+      config: the agent's config.
 
     Returns:
       `[..., action_dim]`, each in (-1, 1).
@@ -148,35 +139,30 @@ def act_mean(actor: dict, obs: jax.Array, *, config: SACConfig) -> jax.Array:
 
 
 def policy(state: SACState, *, config: SACConfig) -> ActFn:
-    """The random policy as a function that `jit` and `vmap` take as data.
+    """Returns the stochastic policy, a function `(key, obs)` to an action.
 
-    Args:
-      state: the agent.
-      config: the agent's.
-
-    Returns:
-      `(key, obs)` to an action.
+    It is a pytree, so that `jit` and `vmap` take it as an argument.
     """
-    # The config goes in as data: then each agent is a call of the same program.
+    # The config is bound as data: agents that differ in numbers share a program.
     return jax.tree_util.Partial(_act, state.actor, config=config)
 
 
 def value_fn(state: SACState, *, config: SACConfig) -> ValueFn:
-    """The values of a state: of both critics and both targets, at the mean action.
+    """Returns the value function of an agent, from its critics and target critics.
 
         V_k(s) = Q_k(s, pi(s)),  k = 1..4,  pi(s) the policy's mean action
 
-    as the paper's code has it. The entropy bonus is left out.
+    as in the paper's code, without the entropy bonus.
 
     Args:
       state: the agent. No gradient flows into it.
-      config: the agent's; `value_critics` leaves out the critics, and
-        `value_through_policy` says whether the action moves with the state when the
+      config: the agent's config: `value_critics` selects the critics, and
+        `value_through_policy` decides whether the action moves with the state when the
         result is differentiated.
 
     Returns:
-      One state `[obs_dim]` to `[4]`, or `[2]`, in units of return; a pytree, so that
-      `jit` and `vmap` take it as data.
+      A function of one state `[obs_dim]` to `[4]` or `[2]` values, in units of return.
+      It is a pytree, so that `jit` and `vmap` take it as an argument.
     """
     critics = state.target_critics
     if config.value_critics == "all":
@@ -190,20 +176,20 @@ def value_fn(state: SACState, *, config: SACConfig) -> ValueFn:
 def update(
     key: jax.Array, state: SACState, batch: Transition, *, config: SACConfig
 ) -> tuple[SACState, Metrics]:
-    """One step of critics, actor, temperature and targets, on one batch.
+    """Updates critics, actor, temperature and target critics once.
 
     Args:
-      key: used once.
+      key: random key.
       state: the agent.
       batch: `[B, ...]` transitions.
-      config: the agent's.
+      config: the agent's config.
 
     Returns:
-      The agent after the step, and metrics: `sac/critic_loss`, `sac/actor_loss`,
-      `sac/entropy`, `sac/temperature`, `sac/q_mean` and `sac/q_max`, the largest
-      magnitude of a critic's value in the batch.
+      The agent, and metrics: `sac/critic_loss`, `sac/actor_loss`, `sac/entropy`,
+      `sac/temperature`, `sac/q_mean`, and `sac/q_max`, the largest magnitude of a
+      critic's value in the batch.
     """
-    # Drawn at once: on a CPU that takes less time than a split and two draws.
+    # One draw takes less time on a CPU than a split and two draws.
     noise_next, noise_now = jax.random.normal(key, (2, *batch.action.shape))
     target = bellman_target(noise_next, state, batch, config=config)
     critics, critic_opt, critic_loss, q = _update_critics(state, batch, target, config)
@@ -242,17 +228,18 @@ def update(
 def bellman_target(
     noise: jax.Array, state: SACState, batch: Transition, *, config: SACConfig
 ) -> jax.Array:
-    """What the critics are trained towards.
+    """Returns the targets of the critics.
 
         y = r + discount (1 - terminated) [ min_k Q'_k(s', a') - alpha log pi(a'|s') ]
 
-    A truncated transition keeps its value: the episode was cut, the task goes on.
+    A truncated transition keeps the value of its successor, because only the recording
+    of the episode ended.
 
     Args:
-      noise: `[B, action_dim]`, standard normal, that the next actions are drawn with.
+      noise: `[B, action_dim]`, standard normal noise of the next actions.
       state: the agent.
       batch: `[B, ...]` transitions.
-      config: the agent's.
+      config: the agent's config.
 
     Returns:
       `[B]`, in units of return.
@@ -262,20 +249,20 @@ def bellman_target(
     )
     values = _apply_critics(state.target_critics, batch.next_obs, action, config)
     soft = jnp.min(values, axis=0) - jnp.exp(state.log_temperature) * log_prob
-    # Selected, not multiplied: a value that isn't finite must not leak past the end.
+    # A selection and no product: a non-finite value must not pass a termination.
     return batch.reward + config.discount * jnp.where(batch.terminated, 0.0, soft)
 
 
 def tanh_gaussian_log_prob(
     raw: jax.Array, mean: jax.Array, log_std: jax.Array
 ) -> jax.Array:
-    """The log-density of `tanh(raw)` where `raw` is a diagonal Gaussian.
+    """Returns the log-density of `tanh(raw)` for a diagonal Gaussian `raw`.
 
-    The correction is `log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))`, which keeps
-    its digits where `1 - tanh(u)^2` has none.
+    The correction is `log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))`, which stays
+    accurate where `1 - tanh(u)^2` underflows.
 
     Args:
-      raw: `[..., action_dim]`, before the tanh.
+      raw: `[..., action_dim]`, the action before the tanh.
       mean: `[..., action_dim]`.
       log_std: `[..., action_dim]`.
 
@@ -299,7 +286,7 @@ def _update_critics(state: SACState, batch, target, config):
 
 
 def _critic_loss(critics, batch, target, config):
-    """The mean over the batch of the critics' summed squared errors."""
+    """Returns the squared error summed over critics, averaged over the batch."""
     q = _apply_critics(critics, batch.obs, batch.action, config)  # [2, B]
     return jnp.mean(jnp.sum(jnp.square(q - target), axis=0)), q
 
@@ -311,9 +298,11 @@ def _actor_loss(actor, noise, critics, temperature, obs, *, config):
 
 
 def _update_temperature(state: SACState, log_prob, action_dim: int, config):
-    """Raises the temperature while the entropy is below its target."""
-    target_entropy = (config.target_entropy or (-float(action_dim),))[0]
-    # The loss is log(alpha) times the excess, so the step doesn't scale with alpha.
+    """Raises the temperature while the entropy is below the target."""
+    target_entropy = config.target_entropy
+    if target_entropy is None:
+        target_entropy = -float(action_dim)
+    # The loss is log(alpha) times the excess, so that steps don't scale with alpha.
     gradient = -jnp.mean(log_prob + target_entropy)
     return _descend(
         config.temperature_learning_rate,
@@ -340,7 +329,7 @@ def _descend(learning_rate, gradient, opt_state, params):
 
 
 def _sample(noise, mean, log_std) -> tuple[jax.Array, jax.Array]:
-    """An action and its log-density, differentiable in the Gaussian's parameters."""
+    """Returns an action and its log-density, differentiable in mean and log_std."""
     raw = mean + jnp.exp(log_std) * noise
     return jnp.tanh(raw), tanh_gaussian_log_prob(raw, mean, log_std)
 
@@ -352,7 +341,7 @@ def _apply_policy(actor, obs, config: SACConfig) -> tuple[jax.Array, jax.Array]:
 
 
 def _apply_critics(critics, obs, action, config: SACConfig) -> jax.Array:
-    """`[K, ...]`, one row per critic."""
+    """Returns the values of K critics, `[K, ...]`."""
     apply = _critic(config).apply
     return jax.vmap(apply, in_axes=(0, None, None))(critics, obs, action)
 

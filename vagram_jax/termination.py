@@ -1,9 +1,8 @@
-"""Termination that is learned, for environments that don't say which steps end.
+"""A learned termination classifier, for environments without a termination function.
 
-Comes in: real transitions with their flag `terminated`. Goes out: a `TerminationFn` for
-imagination, from a classifier of whole steps. Terminations are rare, so minibatches
-have as many rows of either kind; what the network learns from those is a ratio of
-likelihoods, to which `log_odds` adds how often steps did terminate.
+It is trained on the flag `terminated` of real transitions. Terminations are rare, so
+each minibatch has as many terminated rows as others. The network therefore learns a
+likelihood ratio, to which `log_odds` adds the prior of a termination.
 """
 
 from __future__ import annotations
@@ -20,20 +19,19 @@ from vagram_jax.config import leaf, static
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Metrics, TerminationFn, Transition
 
-# The most new rows that answers are judged by.
-_JUDGED_ROWS = 2048
+# Maximum number of new rows on which the error rates are measured.
+_MAX_NEW_ROWS = 2048
 
 
 @struct.dataclass(kw_only=True)
 class TerminationConfig:
-    """How termination is learned, where `imagine.termination` says that it is.
+    """How the classifier is trained, if `imagine.termination` is "learned".
 
     Attributes:
       hidden: widths of the hidden layers.
-      learning_rate: of Adam.
-      batch_size: rows of each kind in a minibatch: so many that terminated, and so
-        many that did not.
-      steps_per_fit: minibatches after each epoch's fit of the model.
+      learning_rate: learning rate of Adam.
+      batch_size: number of terminated rows in a minibatch, and of other rows.
+      steps_per_fit: minibatches per epoch.
     """
 
     hidden: tuple[int, ...] = static((64, 64), low=1)
@@ -44,15 +42,15 @@ class TerminationConfig:
 
 @struct.dataclass(kw_only=True)
 class TerminationState:
-    """What the next fit goes on from, and all that an answer depends on.
+    """Parameters of the classifier, its optimizer state and its normalizer.
 
     Attributes:
       network: parameters of the network.
-      opt_state: of Adam.
-      mean: `[2 obs_dim + action_dim]`, of observation, action and successor.
-      std: `[2 obs_dim + action_dim]`.
-      counts: `[2]` int32, rows at the last fit that terminated, and that did not.
-      seen_to: int32 scalar, the row that the next transition was to go to then.
+      opt_state: state of Adam.
+      mean: `[2 obs_dim + action_dim]`, mean of observation, action and successor.
+      std: `[2 obs_dim + action_dim]`, their standard deviation.
+      counts: `[2]` int32, terminated and other rows at the last fit.
+      seen_to: int32 scalar, the buffer's `insert_at` at the last fit.
     """
 
     network: dict
@@ -66,17 +64,7 @@ class TerminationState:
 def init(
     key: jax.Array, *, obs_dim: int, action_dim: int, config: TerminationConfig
 ) -> TerminationState:
-    """A new state, which takes no step for a termination.
-
-    Args:
-      key: used once.
-      obs_dim: size of an observation.
-      action_dim: size of an action.
-      config: how termination is learned.
-
-    Returns:
-      The state.
-    """
+    """Returns a new classifier, which predicts no termination."""
     in_dim = 2 * obs_dim + action_dim
     network = _module(config).init(key, jnp.zeros(in_dim))
     return TerminationState(
@@ -98,20 +86,20 @@ def fit(
 ) -> tuple[TerminationState, Metrics]:
     """Trains on real transitions for `config.steps_per_fit` minibatches.
 
-    While all rows are of one kind, nothing is trained: `log_odds` knows the answer.
+    Nothing is trained while all rows are of one kind; `log_odds` then needs no network.
 
     Args:
-      key: used once.
-      state: what to go on from.
+      key: random key.
+      state: the classifier to continue from.
       data: real transitions.
-      config: how termination is learned.
+      config: how to train.
 
     Returns:
-      The state, and metrics: `termination/loss`, the mean over the minibatches; and how
-      the state as it was before answers for the steps since the last fit, which it has
-      never seen: `termination/missed`, the share of those that terminated and are taken
-      for others; `termination/false_alarms`, the share of the others that are taken for
-      terminations. Each is NaN if there is nothing to take the mean of.
+      The classifier, and metrics: `model/termination_loss`, the mean over minibatches;
+      and error rates of the classifier before the fit on the steps since the last one,
+      which it has not seen: `model/termination_missed` (share of the terminated steps
+      that it missed) and `model/termination_false_alarms` (share of the other steps
+      that it took for terminations). A mean over nothing is NaN.
     """
     valid = jnp.arange(data.capacity) < data.size
     kinds = jnp.stack([valid & data.data.terminated, valid & ~data.data.terminated])
@@ -132,25 +120,25 @@ def fit(
         state, loss = train_step(state, batch, config=config)
         return state, total + loss
 
-    metrics = _judge(state, data, config)
+    metrics = _error_rates(state, data, config)
     state = state.replace(mean=mean, std=std, counts=counts, seen_to=data.insert_at)
     num_steps = jnp.where(jnp.all(counts > 0), config.steps_per_fit, 0)
     state, total = jax.lax.fori_loop(0, num_steps, step, (state, jnp.zeros(())))
-    return state, metrics | {"termination/loss": total / num_steps}
+    return state, metrics | {"model/termination_loss": total / num_steps}
 
 
 def train_step(
     state: TerminationState, batch: Transition, *, config: TerminationConfig
 ) -> tuple[TerminationState, jax.Array]:
-    """One step on one minibatch: what `fit` repeats.
+    """Takes one step on one minibatch; `fit` repeats this step.
 
     Args:
-      state: the state.
-      batch: `[..., ]` transitions, of which half terminated.
-      config: how termination is learned.
+      state: the classifier.
+      batch: `[..., ]` transitions, half of them terminated.
+      config: how to train.
 
     Returns:
-      The state after the step, and the loss before it.
+      The classifier after the step, and the loss before it.
     """
     loss, gradient = jax.value_and_grad(cross_entropy)(
         state.network, state, batch, config=config
@@ -169,15 +157,15 @@ def cross_entropy(
     *,
     config: TerminationConfig,
 ) -> jax.Array:
-    """The binary cross-entropy of the flags, as if half of all steps terminated.
+    """Returns the binary cross-entropy, as if half of all steps terminated.
 
         L = mean_b log(1 + exp(-y_b f(s_b, a_b, s'_b)))    y = 1 if terminated, else -1
 
     Args:
-      network: what to differentiate in.
-      state: for its mean and standard deviation.
+      network: parameters to differentiate in.
+      state: the classifier, for its mean and standard deviation.
       batch: `[..., ]` transitions.
-      config: how termination is learned.
+      config: how to train.
 
     Returns:
       A scalar, in nats.
@@ -195,19 +183,19 @@ def log_odds(
     *,
     config: TerminationConfig,
 ) -> jax.Array:
-    """The logarithm of the odds that a step has terminated.
+    """Returns the logarithm of the odds that a step has terminated.
 
         log P(y | x) / P(not y | x) = log p(x | y) / p(x | not y) + log N_y / N_not_y
 
-    The first term is what a network learns from minibatches with as many rows of either
-    kind, the second one corrects for how many there are.
+    The network learns the first term from balanced minibatches; the second term is the
+    prior.
 
     Args:
-      state: the state.
+      state: the classifier.
       obs: `[..., obs_dim]`, in the units of the data.
       action: `[..., action_dim]`.
       next_obs: `[..., obs_dim]`.
-      config: how termination is learned.
+      config: how it was trained.
 
     Returns:
       `[...]`, minus infinity while no row has terminated, infinity while all have.
@@ -221,15 +209,10 @@ def log_odds(
 def termination_fn(
     state: TerminationState, *, config: TerminationConfig
 ) -> TerminationFn:
-    """What was learned, as a function that `jit` and `vmap` take as data.
+    """Returns the classifier as a function, a pytree for `jit` and `vmap`.
 
-    Args:
-      state: the state.
-      config: how termination is learned.
-
-    Returns:
-      One step, `[obs_dim], [action_dim], [obs_dim]`, to a bool scalar: whether it is
-      more likely that it has terminated than not, or there is NaN in it.
+    It maps one step, `[obs_dim], [action_dim], [obs_dim]`, to a bool scalar: whether a
+    termination is more likely than not, or the step contains NaN.
     """
     return jax.tree_util.Partial(_has_terminated, state, config=config)
 
@@ -251,7 +234,7 @@ def _log_ratio(network, state, obs, action, next_obs, *, config) -> jax.Array:
 
 
 def _moments(data: Transition, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation of what the network sees."""
+    """Returns mean and standard deviation of the network's inputs."""
     parts = [
         dynamics.moments(part, valid) for part in (data.obs, data.action, data.next_obs)
     ]
@@ -259,15 +242,17 @@ def _moments(data: Transition, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.concatenate(means), jnp.concatenate(stds)
 
 
-def _judge(state: TerminationState, data: ReplayState, config) -> Metrics:
-    """Shares of wrong answers on the rows since the last fit."""
-    age = jnp.arange(min(_JUDGED_ROWS, data.capacity))
+def _error_rates(state: TerminationState, data: ReplayState, config) -> Metrics:
+    """Returns the shares of wrong predictions on the rows since the last fit."""
+    age = jnp.arange(min(_MAX_NEW_ROWS, data.capacity))
     batch = replay.take(data.data, (data.insert_at - 1 - age) % data.capacity)
     is_new = age < (data.insert_at - state.seen_to) % data.capacity
     odds = log_odds(state, batch.obs, batch.action, batch.next_obs, config=config)
     return {
-        "termination/missed": jnp.mean(odds <= 0.0, where=is_new & batch.terminated),
-        "termination/false_alarms": jnp.mean(
+        "model/termination_missed": jnp.mean(
+            odds <= 0.0, where=is_new & batch.terminated
+        ),
+        "model/termination_false_alarms": jnp.mean(
             odds > 0.0, where=is_new & ~batch.terminated
         ),
     }

@@ -1,11 +1,8 @@
-"""The words that all stops of the flow share: data containers, callables and axes.
+"""Data containers, and the types of the functions that a user may provide.
 
-Comes in: nothing. Goes out: the containers that travel from stop to stop and the
-types of the functions that a user may bring. Nothing here computes.
+Docstrings and shape comments name axes by these letters:
 
-Axes, by the letters that docstrings and shape comments use:
-
-    S  seeds (never written in a function: seeds are vmapped)
+    S  seeds (functions are written for one seed and vmapped)
     E  ensemble members          K  value functions
     B  batch                     T  time along a rollout
     N  capacity of a buffer      obs_dim, action_dim  sizes of the task
@@ -19,25 +16,29 @@ import jax
 from flax import struct
 
 Metrics = dict[str, jax.Array]
-"""Flat `"<stage>/<quantity>"` to a scalar, with the same keys at every call."""
+"""Names to scalars or vectors, with the same names at every call.
+
+Names that begin with `model/` become columns of `model.csv`, all others columns of
+`metrics.csv`.
+"""
 
 
 @struct.dataclass(kw_only=True)
 class Transition:
     """One step of an environment, or any number of them along leading axes.
 
-    `terminated` and `truncated` are never merged: after a termination no value
-    follows, after a truncation (a time limit, say) the value goes on. `next_obs` is
-    the true successor, never the first observation of the next episode.
+    `terminated` and `truncated` are kept apart: a terminated step has no value after
+    it, while a truncated one (by a time limit, say) keeps the value of its successor.
+    `next_obs` is the true successor, never the first observation of the next episode.
 
     Attributes:
       obs: `[..., obs_dim]`, in the units of the data.
       action: `[..., action_dim]`, each in [-1, 1].
       reward: `[...]`.
       next_obs: `[..., obs_dim]`, in the units of the data.
-      terminated: `[...]` bool, the successor has no value.
-      truncated: `[...]` bool, the episode was cut but its value goes on.
-      weight: `[...]`, how much it counts in `sample_weighted_loss`, else None.
+      terminated: `[...]` bool, the episode ended and the successor has no value.
+      truncated: `[...]` bool, the episode was cut and the successor keeps its value.
+      weight: `[...]`, weight of the transition in `sample_weighted_loss`, else None.
       next_value: `[...]`, the bootstrapped value of `next_obs` for `muzero_loss`, in
         units of return, else None.
     """
@@ -53,11 +54,11 @@ class Transition:
 
 
 class Prediction(NamedTuple):
-    """What a dynamics model says of the next step, in the units of the data.
+    """The prediction of a dynamics model, in the units of the data.
 
     Attributes:
-      next_obs: `[..., obs_dim]`, the mean of the successor.
-      reward: `[...]`, the mean of the reward.
+      next_obs: `[..., obs_dim]`, mean of the next observation.
+      reward: `[...]`, mean of the reward.
       log_var: `[..., obs_dim + 1]`, natural logarithm of the variance of each
         dimension of the successor and, last, of the reward; None for a
         deterministic model.
@@ -69,45 +70,45 @@ class Prediction(NamedTuple):
 
 
 class ValueFn(Protocol):
-    """One state to its value, or to the values that K functions give it."""
+    """A function of one state that returns its value, or K values."""
 
     def __call__(self, state: jax.Array) -> jax.Array:
         """`[obs_dim]` to a scalar or to `[K]`, in units of return."""
 
 
 class PredictFn(Protocol):
-    """A dynamics model; normalising and ensembling are its own business."""
+    """A dynamics model; it handles normalization and ensembles itself."""
 
     def __call__(self, params, obs: jax.Array, action: jax.Array) -> Prediction:
-        """`[B, obs_dim], [B, action_dim]` to a `Prediction`, or a plain tuple like it.
+        """`[B, obs_dim], [B, action_dim]` to a `Prediction` or an equivalent tuple.
 
-        The result may carry a leading member axis, `[E, B, ...]`.
+        The result may have a leading member axis, `[E, B, ...]`.
         """
 
 
 class LossFn(Protocol):
-    """A model loss: what a fit minimises in `params`."""
+    """A model loss, which a fit minimizes in `params`."""
 
     def __call__(
         self, params, batch: Transition, value_fn: ValueFn, *, predict: PredictFn
     ) -> jax.Array:
-        """A scalar, differentiable in `params`."""
+        """Returns a scalar that is differentiable in `params`."""
 
 
 class ActFn(Protocol):
-    """A policy: which action to take in each state."""
+    """A policy."""
 
     def __call__(self, key: jax.Array, obs: jax.Array) -> jax.Array:
         """`[..., obs_dim]` to `[..., action_dim]`, each in [-1, 1]."""
 
 
 class TerminationFn(Protocol):
-    """Whether a step ended the episode for good, as the environment would judge it."""
+    """A function that returns whether a step terminated its episode."""
 
     def __call__(
         self, obs: jax.Array, action: jax.Array, next_obs: jax.Array
     ) -> jax.Array:
         """One step, `[obs_dim], [action_dim], [obs_dim]`, to a bool scalar.
 
-        A step with NaN in it has terminated.
+        A step that contains NaN has terminated.
         """

@@ -86,29 +86,31 @@ def test_attention_is_zero_for_a_loss_without_curvature():
 
 
 @pytest.mark.parametrize("name", sorted({*losses.LOSSES} - {"value_l1"}))
-def test_attention_is_shares_of_one(name):
+def test_attention_shares_sum_to_one(name):
     found = attention_of(name, make_batch(), curved)
     assert np.all(found >= 0.0)
     np.testing.assert_allclose(np.sum(found), 1.0, rtol=EXACT)
 
 
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
-def test_attention_is_none_where_nothing_changes(name):
+def test_attention_is_zero_where_nothing_changes(name):
     assert attention_of(name, make_batch(), curved)[3] == 0.0
 
 
-def test_attention_of_mse_goes_by_variance():
+def test_attention_of_mse_is_proportional_to_the_variance():
     batch = make_batch()
     assert_shares(attention_of("mse", batch), variances(batch))
 
 
-def test_attention_of_mse_normalized_is_even_over_what_varies():
+def test_attention_of_mse_normalized_is_equal_in_all_varying_dimensions():
     found = attention_of("mse_normalized", make_batch())
     assert_shares(found, np.array([1.0, 1.0, 1.0, 0.0]))
 
 
 @pytest.mark.parametrize("name", ["vagram", "vagram_unbounded", "vaml"])
-def test_attention_of_value_losses_goes_by_squared_slope_times_variance(name):
+def test_attention_of_value_losses_follows_squared_slope_times_variance(
+    name,
+):
     batch = make_batch()
     found = attention_of(name, batch)
     assert found[2] == 0.0  # the third dimension has no slope
@@ -125,7 +127,7 @@ def test_attention_of_vagram_averages_over_rows_and_values():
     assert_shares(found, square.mean(axis=0) * variances(batch))
 
 
-def test_attention_of_mle_goes_by_precision_times_variance():
+def test_attention_of_mle_is_proportional_to_precision_times_variance():
     batch, params = make_batch(), make_member(gaussian=True)
     log_var = dynamics.predict(params, batch.obs, batch.action).log_var
     precision = np.mean(np.exp(-log_var[:, :OBS_DIM]), axis=0)

@@ -1,0 +1,79 @@
+"""Diagnostics of a dynamics model: errors per dimension and what a loss attends to."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from vagram_jax import dynamics
+from vagram_jax.dynamics import DynamicsParams
+from vagram_jax.losses import ModelLoss
+from vagram_jax.types import Prediction, Transition, ValueFn
+
+
+def error_per_dim(
+    params: DynamicsParams, batch: Transition, where: jax.Array
+) -> jax.Array:
+    """Returns the root mean squared error of each state dimension, over all members.
+
+    Args:
+      params: an ensemble.
+      batch: `[B, ...]` transitions.
+      where: `[B, 1]` bool, the rows that count.
+
+    Returns:
+      `[obs_dim]`, in standard deviations of the change from one state to the next.
+    """
+    prediction = dynamics.predict(params, batch.obs, batch.action)
+    square = jnp.square(prediction.next_obs - batch.next_obs)
+    square = jnp.mean(square, axis=(0, 1), where=where)
+    change = jnp.var(batch.next_obs - batch.obs, axis=0, where=where)
+    return jnp.sqrt(square / jnp.where(change > 0.0, change, 1.0))
+
+
+def attention(
+    params: DynamicsParams,
+    batch: Transition,
+    value_fn: ValueFn,
+    prepared: jax.Array | None = None,
+    *,
+    loss: ModelLoss,
+) -> jax.Array:
+    """Returns the share of each state dimension in a loss, at a model's predictions.
+
+        a_d = mean_b |d^2 L_b / d(s_hat_bd)^2|  *  Var_b(s'_bd - s_bd)
+
+    This is the curvature of the loss in each predicted dimension, times the variance
+    that there is to predict: the loss that a model incurs by predicting no change in
+    that dimension. It is defined for every loss. A loss without curvature, such as
+    `value_l1`, has zeros.
+
+    Args:
+      params: a single model.
+      batch: `[B, ...]` transitions.
+      value_fn: one state `[obs_dim]` to a scalar or to `[K]`.
+      prepared: `[B, ...]`, what the loss prepared for these rows.
+      loss: the loss.
+
+    Returns:
+      `[obs_dim]` shares, which sum to one or are all zero.
+    """
+
+    def sample_loss(next_obs, rest, transition, prepared):
+        one_row = jax.tree.map(lambda x: x[None], (rest, transition, prepared))
+        rest, transition, prepared = one_row
+        return loss.call(
+            Prediction(next_obs[None], *rest),
+            transition,
+            value_fn,
+            prepared,
+            predict=lambda prediction, obs, action: prediction,
+        )
+
+    next_obs, *rest = dynamics.predict(params, batch.obs, batch.action)
+    curvature = jax.vmap(lambda *row: jnp.diagonal(jax.hessian(sample_loss)(*row)))(
+        next_obs, tuple(rest), batch, prepared
+    )
+    change = jnp.var(batch.next_obs - batch.obs, axis=0)
+    share = jnp.mean(jnp.abs(curvature), axis=0) * change
+    return share / jnp.where(jnp.sum(share) > 0.0, jnp.sum(share), 1.0)

@@ -1,7 +1,7 @@
-"""What the tests of `fit` share: small problems whose answer is a linear model.
+"""Builders for the tests of `fit`: small problems that a linear model solves.
 
-The networks have no hidden layer, so that NumPy says in one line what they predict, and
-all tests use the same shapes, so that they share a compiled program.
+The networks have no hidden layer, so that one line of NumPy predicts the same, and all
+tests use the same shapes, so that they share a compiled program.
 """
 
 import functools
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from vagram_jax import dynamics, fit, losses
-from vagram_jax.losses.value_gradients import WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Transition
 
@@ -22,8 +21,6 @@ MODEL = dynamics.DynamicsConfig(hidden=(), num_members=MEMBERS, num_elites=2)
 CONFIG = fit.FitConfig(batch_size=16, holdout=0.25, max_epochs=6, patience=3)
 # No score is below zero, so none has improved: exactly `patience` epochs.
 THREE_EPOCHS = CONFIG.replace(min_improvement=1.0)
-# One loss, muzero, needs a discount, and the others don't read it.
-WEIGHTS = WeightConfig(discount=(0.9,))
 # The change of the state and, last, the reward, for `[obs, action]`.
 ANSWER = np.float32([[0.5, -0.3, 1.0], [-0.2, 0.1, 0.0], [0.3, 0.4, -1.0]])
 
@@ -75,9 +72,8 @@ def make_state(seed=0, model=MODEL):
 
 
 def run_fit(key, state, data, config, loss):
-    return fit.fit(
-        key, state, data, two_values, loss=loss, weight_config=WEIGHTS, config=config
-    )
+    loss = losses.bind(loss, discount=0.9)  # only muzero reads the discount
+    return fit.fit(key, state, data, two_values, loss=loss, config=config)
 
 
 solo = jax.jit(run_fit, static_argnames="loss")

@@ -1,4 +1,4 @@
-"""Attention: which dimensions a loss cares for, against closed forms."""
+"""Attention of losses to state dimensions, against closed forms."""
 
 import functools
 
@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vagram_jax import dynamics, fit, losses
-from vagram_jax.losses import value_gradients as value_weights
+from vagram_jax import diagnostics, dynamics, losses
 from vagram_jax.types import Transition
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -63,14 +62,12 @@ def curved(state):
 
 @functools.partial(jax.jit, static_argnames=("name", "value_fn"))
 def attention_of(name, batch, value_fn=linear, params=None):
-    loss = losses.get(name)
-    config = value_weights.WeightConfig(discount=(0.9,))
-    where = jnp.ones(ROWS, bool)
-    weights = None
+    loss = losses.bind(losses.get(name), discount=0.9)
+    prepared = None
     if loss.prepare is not None:
-        weights = loss.prepare(batch, value_fn, where=where, config=config)
+        prepared = loss.prepare(batch, value_fn, where=jnp.ones(ROWS, bool))
     params = make_member(loss.gaussian) if params is None else params
-    return fit.attention(params, batch, value_fn, weights, loss=loss)
+    return diagnostics.attention(params, batch, value_fn, prepared, loss=loss)
 
 
 def variances(batch):

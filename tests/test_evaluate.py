@@ -50,6 +50,13 @@ def push(key, obs):
     return 0.1 * jnp.tanh(obs)
 
 
+def counter(**options):
+    """An environment that pays 1 for each step, and a limit of steps."""
+    env = probe_envs.Counter(**options)
+    env.episode_length = LENGTH
+    return env
+
+
 def noise(key, obs):
     return jax.random.uniform(key, obs.shape, minval=-1.0)
 
@@ -104,13 +111,13 @@ def test_returns_give_the_policy_a_new_key_at_each_step():
 @pytest.mark.parametrize(
     ("env", "wanted"),
     [
-        (probe_envs.Counter(), LENGTH),  # the limit cuts
-        (probe_envs.Counter(ends_after=4), 4),
-        (probe_envs.Counter(ends_after=LENGTH), LENGTH),
-        (probe_envs.Counter(ends_after=1), 1),
-        (probe_envs.Counter(nan_at=3, nan_in="reward"), 2),
-        (probe_envs.Counter(nan_at=3, nan_in="obs"), 2),
-        (probe_envs.Counter(nan_at=1, nan_in="reward"), 0),
+        (counter(), LENGTH),  # the limit cuts
+        (counter(ends_after=4), 4),
+        (counter(ends_after=LENGTH), LENGTH),
+        (counter(ends_after=1), 1),
+        (counter(nan_at=3, nan_in="reward"), 2),
+        (counter(nan_at=3, nan_in="obs"), 2),
+        (counter(nan_at=1, nan_in="reward"), 0),
     ],
 )
 def test_returns_count_the_steps_until_an_end(env, wanted):

@@ -53,7 +53,7 @@ def test_value_of_all_schedules_is_one_program():
     ],
 )
 def test_a_config_reads_one_number_or_four(plain, schedule):
-    assert config.from_mapping(Settings, {"share": plain}).share == schedule
+    assert config.from_mapping(WholeRange, {"share": plain}).share == schedule
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_fit_never_reads_unwritten_rows(name):
 @pytest.mark.parametrize("name", ["vagram", "vagram_unbounded"])
 def test_fit_with_prepared_weights_equals_weights_computed_at_each_step(name):
     config = CONFIG.replace(learning_rate=0.01)
-    afresh = losses.get(name)._replace(prepare=None)
+    afresh = losses.get(name)._replace(prepare=None, reads_config=())
     found, metrics = fit_cases.run(config=config, loss=name)
     wanted, wanted_metrics = fit_cases.run(config=config, loss=afresh)
     assert metrics["model/epochs"] == wanted_metrics["model/epochs"]

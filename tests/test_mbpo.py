@@ -390,9 +390,7 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
         (90.0, {"slack": 3.0}),
     ],
 )
-def test_freeze_if_diverged_bounds_the_critics_by_possible_returns(
-    bound, numbers
-):
+def test_freeze_if_diverged_bounds_the_critics_by_possible_returns(bound, numbers):
     # Far enough from the bound for float32.
     assert judged(0.999 * bound, **numbers)
     assert not judged(1.001 * bound, **numbers)

@@ -368,8 +368,9 @@ def test_imagine_ends_rollouts_where_it_says():
     np.testing.assert_array_equal(valid.sum(axis=0), [2, 1, 5])
 
 
-# Its observation is the part of five steps that is over; it can't say which one ends.
+# The observation is the fraction of the five steps that has passed.
 ENV = probe_envs.Salary(ends_after=5)
+ENV.episode_length = 10
 ENDS_ABOVE = 0.9
 # A constant is added at each step, which a model without hidden layers learns at once.
 LEARNED = cases.CONFIG.replace(
@@ -421,7 +422,7 @@ def test_warm_up_learns_nothing_and_the_first_epoch_does():
 
 
 def keys_given(monkeypatch, *functions):
-    """Where functions of `mbpo`'s modules are going to put the keys they are given."""
+    """Replaces functions, and returns the list of keys that they will be given."""
     seen = []
 
     def record(key, *_, **__):
@@ -437,15 +438,15 @@ def assert_all_differ(keys, count):
     assert len(np.unique(cases.bits(jnp.stack(keys)), axis=0)) == len(keys) == count
 
 
-# JAX's check takes no key for used that others are folded from.
-def test_init_gives_each_part_a_key_of_its_own(monkeypatch):
+# JAX's check for key reuse doesn't count `fold_in` as a use.
+def test_init_gives_each_part_a_different_key(monkeypatch):
     parts = ("envs.episodes.reset", "fit.init", "termination.init", "sac.init")
     seen = keys_given(monkeypatch, *parts)
     state = mbpo.init(jax.random.key(0), env=ENV, config=LEARNED)
     assert_all_differ([*seen, state.key], 5)
 
 
-def test_fit_model_gives_the_model_and_the_classifier_a_key_each(monkeypatch):
+def test_fit_model_gives_model_and_classifier_different_keys(monkeypatch):
     state, _ = epochs_on(0)
     seen = keys_given(monkeypatch, "fit.fit", "termination.fit")
     fitted, _ = mbpo.fit_model(state.replace(key=jax.random.key(0)), config=LEARNED)
@@ -453,7 +454,7 @@ def test_fit_model_gives_the_model_and_the_classifier_a_key_each(monkeypatch):
     assert_all_differ([*seen, *rest, jax.random.key(0)], 6)
 
 
-def test_add_imagined_flags_what_it_says():
+def test_add_imagined_flags_terminations_as_the_classifier_does():
     state, metrics = epochs_on(3)
     rows = jax.tree.map(lambda x: x[: int(state.imagined.size)], state.imagined.data)
     ends = termination.termination_fn(state.termination, config=LEARNED.termination)
@@ -462,11 +463,11 @@ def test_add_imagined_flags_what_it_says():
     assert 0.0 < metrics["model/terminated"] < 1.0
 
 
-def test_epoch_takes_a_network_that_is_not_finite_for_divergence():
+def test_epoch_counts_a_non_finite_classifier_as_divergence():
     state, _ = epochs_on(1)
-    head = state.termination
-    network = jax.tree.map(lambda x: x * jnp.nan, head.network)
-    state = state.replace(termination=head.replace(network=network))
+    classifier = state.termination
+    network = jax.tree.map(lambda x: x * jnp.nan, classifier.network)
+    state = state.replace(termination=classifier.replace(network=network))
     found, _ = _epoch(cases.fresh(state))
     assert not bool(found.alive)
 
@@ -480,12 +481,12 @@ def test_epoch_takes_a_network_that_is_not_finite_for_divergence():
     ],
     ids=["env", "none", "no model"],
 )
-def test_init_has_no_head_where_none_is_learned(algorithm):
+def test_init_has_no_classifier_unless_one_is_learned(algorithm):
     make = functools.partial(mbpo.init, env=ENV, config=algorithm)
     assert jax.eval_shape(make, jax.random.key(0)).termination is None
 
 
-def test_a_state_with_a_head_survives_its_checkpoint(tmp_path):
+def test_a_state_with_a_classifier_survives_its_checkpoint(tmp_path):
     # One lane, as a run has it.
     states = jax.tree.map(lambda x: x[None], cases.fresh(epochs_on(2)[0]))
     packed = checkpoint.pack(states)

@@ -51,7 +51,11 @@ from vagram_jax.losses import (
     value_weighted_loss,
     vaml_loss,
 )
-from vagram_jax.losses.value_gradients import WeightConfig, value_gradient_weights
+from vagram_jax.losses.value_gradients import (
+    GradientConfig,
+    WeightConfig,
+    value_gradient_weights,
+)
 from vagram_jax.mbpo import epoch
 from vagram_jax.run.policies import load_policy
 from vagram_jax.sac import SACConfig, value_fn
@@ -64,6 +68,7 @@ __all__ = [
     "ConfigError",
     "DynamicsConfig",
     "FitConfig",
+    "GradientConfig",
     "ImagineConfig",
     "MBPOConfig",
     "MBPOState",

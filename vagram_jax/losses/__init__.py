@@ -1,25 +1,26 @@
-"""The model losses, one signature, and their registry.
+"""The model losses, which share one signature, and their registry.
 
-Comes in: a model's parameters, a batch, a value function. Goes out: a scalar. A loss is
-in the file of its kind:
+A loss maps parameters of a model, a batch and a value function to a scalar.
 
-    registry    what a config calls a loss; `register` one of your own
-    errors      the model's answer to a batch, checked
-    weighted    weighted squared errors: vagram, mse, mse_normalized, constant_weights,
-                value_weighted, sample_weighted
-    likelihood  mle, vagram_nll
-    taylor      vagram_unbounded, quadratic, quadratic_eigen
-    values      vaml, value_equivalence, value_l1, muzero, calibrated_vaml
+    value_gradients  derivatives of the value function, and weights derived from them
+    registry         names of losses in configs; `register` adds a user's own
+    checks           checks of batches, predictions and prepared arrays
+    weighted         weighted squared errors: vagram, mse, mse_normalized,
+                     constant_weights, value_weighted, sample_weighted
+    likelihood       mle, vagram_nll
+    taylor           vagram_unbounded, quadratic, quadratic_eigen
+    values           vaml, value_equivalence, value_l1, muzero, calibrated_vaml
 """
 
-from vagram_jax.losses.errors import check_batch
+from vagram_jax.losses.checks import check_batch
 from vagram_jax.losses.likelihood import mle_loss, vagram_nll_loss
-from vagram_jax.losses.registry import LOSSES, ModelLoss, get, register
+from vagram_jax.losses.registry import LOSSES, ModelLoss, bind, get, register, unread
 from vagram_jax.losses.taylor import (
     quadratic_eigen_loss,
     quadratic_loss,
     vagram_unbounded_loss,
 )
+from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig, resolve
 from vagram_jax.losses.values import (
     calibrated_vaml_loss,
     muzero_loss,
@@ -38,7 +39,10 @@ from vagram_jax.losses.weighted import (
 
 __all__ = [
     "LOSSES",
+    "GradientConfig",
     "ModelLoss",
+    "WeightConfig",
+    "bind",
     "calibrated_vaml_loss",
     "check_batch",
     "constant_weights_loss",
@@ -50,7 +54,9 @@ __all__ = [
     "quadratic_eigen_loss",
     "quadratic_loss",
     "register",
+    "resolve",
     "sample_weighted_loss",
+    "unread",
     "vagram_loss",
     "vagram_nll_loss",
     "vagram_unbounded_loss",

@@ -1,6 +1,6 @@
-"""Likelihoods: what a probabilistic ensemble is trained with.
+"""Gaussian likelihoods, the losses of probabilistic ensembles.
 
-They predict a variance as well, so that a stochastic environment doesn't bias them.
+The model predicts a variance as well, so that a stochastic environment doesn't bias it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,32 @@ import jax
 import jax.numpy as jnp
 
 from vagram_jax import dynamics
-from vagram_jax.losses import errors, registry
-from vagram_jax.losses import value_gradients as value_weights
-from vagram_jax.types import PredictFn, Transition, ValueFn
+from vagram_jax.losses import checks, registry, weighted
+from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
+from vagram_jax.types import PredictFn, Prediction, Transition, ValueFn
+
+
+def negative_log_likelihood(prediction: Prediction, batch: Transition) -> jax.Array:
+    """Returns the negative log-likelihood of each target, in nats.
+
+    Args:
+      prediction: the prediction of a Gaussian model.
+      batch: `[B, ...]` or `[E, B, ...]` transitions.
+
+    Returns:
+      `[..., B, obs_dim + 1]`, the reward's last.
+    """
+    error = jnp.concatenate(
+        [
+            prediction.next_obs - batch.next_obs,
+            (prediction.reward - batch.reward)[..., None],
+        ],
+        axis=-1,
+    )
+    log_var = prediction.log_var
+    return 0.5 * (
+        jnp.square(error) * jnp.exp(-log_var) + log_var + jnp.log(2.0 * jnp.pi)
+    )
 
 
 @registry.register("mle", gaussian=True)
@@ -26,8 +49,8 @@ def mle_loss(
 
         L = (1/B) sum_b sum_j 1/2 [ e_bj^2 / var_bj + log var_bj + log 2 pi ]
 
-    over the state dimensions and the reward, as in PETS and MBPO (Chua et al. 2018,
-    Janner et al. 2019), there twice this and without the constant.
+    over the state dimensions and the reward. PETS and MBPO (Chua et al. 2018, Janner et
+    al. 2019) use twice this, without the constant.
 
     Args:
       params: what `init_dynamics` with a Gaussian head returned, or any pytree.
@@ -42,46 +65,48 @@ def mle_loss(
       ValueError: shapes disagree, `batch` holds NaN, or there is no log-variance.
     """
     del value_fn
-    prediction = errors.predicted("mle_loss", params, batch, predict, gaussian=True)
-    nll = errors.nll(prediction, batch)
-    # Summed as in `vagram_nll_loss`, which with weights of one is the same to the bit.
+    prediction = checks.predict_checked(
+        "mle_loss", params, batch, predict, gaussian=True
+    )
+    nll = negative_log_likelihood(prediction, batch)
+    # Summed as in `vagram_nll_loss`, which equals it to the bit with weights of one.
     return jnp.mean(jnp.sum(nll[..., :-1], axis=-1) + nll[..., -1])
 
 
-@registry.register("vagram_nll", prepare=value_weights.from_gradients, gaussian=True)
+@registry.register(
+    "vagram_nll",
+    prepare=weighted.vagram_weights,
+    gaussian=True,
+    reads_config=("gradients", "weights"),
+)
 def vagram_nll_loss(
     params,
     batch: Transition,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+    weights: WeightConfig = WeightConfig(),
 ) -> jax.Array:
     """The Gaussian likelihood with each dimension's term weighted as in VaGraM.
 
         L = (1/B) sum_b sum_j w_bj / 2 [ e_bj^2 / var_bj + log var_bj + log 2 pi ]
 
-    with the weights of `vagram_loss`, one for the reward. With weights of one it is
-    `mle_loss`. The paper has no such loss; it is VaGraM's for a probabilistic ensemble.
+    with the weights of `vagram_loss`, and one for the reward. With weights of one it is
+    `mle_loss`. It is not in the paper; it carries VaGraM over to probabilistic
+    ensembles.
 
-    Args:
-      params: what `init_dynamics` with a Gaussian head returned, or any pytree.
-      batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
-      value_fn: one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
-      predict: the model; it returns a log-variance as third element.
-      weights: `[B, obs_dim]` from `value_gradient_weights` for this batch, if at hand.
-
-    Returns:
-      A scalar.
-
-    Raises:
-      ValueError: shapes disagree, `batch` holds NaN, there is no log-variance, or
-        `value_fn` is of another form.
+    Arguments and errors are those of `vagram_loss`; `predict` returns a log-variance as
+    third element. The result is in nats times (units of return)^2.
     """
     where = "vagram_nll_loss"
-    prediction = errors.predicted(where, params, batch, predict, gaussian=True)
-    if weights is None:
-        weights = value_weights.value_gradient_weights(value_fn, batch.next_obs)
-    errors.check_weights(weights, batch, batch.next_obs.shape[-1:])
-    nll = errors.nll(prediction, batch)
-    return jnp.mean(jnp.sum(weights * nll[..., :-1], axis=-1) + nll[..., -1])
+    prediction = checks.predict_checked(where, params, batch, predict, gaussian=True)
+    checks.check_no_options(where, prepared, gradients=gradients, weights=weights)
+    if prepared is None:
+        prepared = weighted.vagram_weights(
+            batch, value_fn, gradients=gradients, weights=weights
+        )
+    checks.check_prepared(where, prepared, batch, batch.next_obs.shape[-1:])
+    nll = negative_log_likelihood(prediction, batch)
+    return jnp.mean(jnp.sum(prepared * nll[..., :-1], axis=-1) + nll[..., -1])

@@ -1,40 +1,47 @@
-"""The registry of the model losses: what a config calls them, what a fit must know.
-
-Comes in: functions of one signature. Goes out: `ModelLoss`es by name. A loss of your
-own: decorate it with `register`.
-"""
+"""The registry of model losses: their names in configs and what a fit must know."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 
+from vagram_jax import config as configs
 from vagram_jax.config import ConfigError
+from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
 from vagram_jax.types import LossFn
+
+_CONFIGS = ("gradients", "weights", "discount")
 
 
 class ModelLoss(NamedTuple):
     """A registered loss.
 
     Attributes:
-      name: what a config calls it.
+      name: its name in configs.
       fn: the loss.
-      prepare: `(batch, value_fn, *, where, config)` to an array with leading axis
-        `[B]`: the part that does not depend on the model. None if there is none.
-      takes: the keyword by which `fn` takes what was prepared.
+      prepare: `prepare(batch, value_fn, *, where, ...)` returns an array with leading
+        axis `[B]`, which `fn` takes as `prepared`: the part that doesn't depend on the
+        model, so that a fit computes it once. None if there is no such part.
       gaussian: whether it needs a model that predicts a variance.
       reads: fields of a batch that it needs and that training doesn't record.
+      reads_config: the settings that `prepare` takes as keywords beside `where`, among
+        "gradients", "weights" and "discount".
+      prepares_weights: whether `prepare` returns weights, so that a row of zeros is a
+        row without weight (a fit reports their fraction as `model/weightless`).
     """
 
     name: str
     fn: LossFn
-    prepare: Callable[..., jax.Array] | None
-    takes: str
-    gaussian: bool
-    reads: tuple[str, ...]
+    prepare: Callable[..., jax.Array] | None = None
+    gaussian: bool = False
+    reads: tuple[str, ...] = ()
+    reads_config: tuple[str, ...] = ()
+    prepares_weights: bool = True
 
 
 LOSSES: dict[str, ModelLoss] = {}
@@ -44,49 +51,60 @@ def register(
     name: str,
     *,
     prepare: Callable[..., jax.Array] | None = None,
-    takes: str = "weights",
     gaussian: bool = False,
     reads: tuple[str, ...] = (),
+    reads_config: tuple[str, ...] = (),
+    prepares_weights: bool = True,
 ) -> Callable[[LossFn], LossFn]:
-    """A decorator that gives a loss a name that configs can use.
+    """Returns a decorator that registers a loss under a name that configs can use.
 
     Args:
-      name: the name, not yet taken.
-      prepare: computes once per fit what the loss takes as a keyword.
-      takes: that keyword.
-      gaussian: the loss needs a model that predicts a variance.
+      name: a name that is not taken.
+      prepare: as in `ModelLoss`, like the other arguments.
+      gaussian: whether the loss needs a model that predicts a variance.
       reads: fields of a batch that it needs and that training doesn't record.
+      reads_config: the settings that `prepare` takes as keywords beside `where`.
+      prepares_weights: whether `prepare` returns weights.
 
     Returns:
-      The decorator; it leaves the function as it is.
+      The decorator; it returns the function unchanged.
 
     Raises:
-      ValueError: the name is taken by another function.
+      ValueError: another function has the name, `reads_config` has an unknown name, or
+        the loss doesn't take what `prepare` returns.
     """
+    if unknown := sorted({*reads_config} - {*_CONFIGS}):
+        raise ValueError(
+            f"register: reads_config={unknown[0]!r}; accepted: {', '.join(_CONFIGS)}"
+        )
 
     def decorator(fn: LossFn) -> LossFn:
         taken = LOSSES.get(name)
         # The same definition may run again: a notebook cell, a reloaded module.
-        if taken and _where_from(taken.fn) != _where_from(fn):
+        if taken and _origin(taken.fn) != _origin(fn):
             raise ValueError(f"register: name={name!r} is taken; choose another name")
-        LOSSES[name] = ModelLoss(name, fn, prepare, takes, gaussian, reads)
+        if prepare is not None and not _takes_prepared(fn):
+            raise ValueError(
+                f"register: the loss {name!r} has a `prepare`; it must take what that "
+                "returns as the keyword `prepared`"
+            )
+        LOSSES[name] = ModelLoss(
+            name, fn, prepare, gaussian, reads, reads_config, prepares_weights
+        )
         return fn
 
     return decorator
 
 
 def get(name: str, *, also: tuple[str, ...] = ()) -> ModelLoss:
-    """The loss of that name.
+    """Returns the loss with that name.
 
     Args:
       name: a registered name.
-      also: other names that the caller takes, for the message.
-
-    Returns:
-      The loss and what a fit must know of it.
+      also: other names that the caller accepts, for the message.
 
     Raises:
-      ConfigError: no such name; the message lists the known ones.
+      ConfigError: the name is unknown; the message lists the known ones.
     """
     if name not in LOSSES:
         known = [*sorted(LOSSES), *also]
@@ -96,5 +114,65 @@ def get(name: str, *, also: tuple[str, ...] = ()) -> ModelLoss:
     return LOSSES[name]
 
 
-def _where_from(fn: LossFn) -> tuple[str, str]:
+def bind(
+    loss: ModelLoss,
+    *,
+    gradients: GradientConfig = GradientConfig(),
+    weights: WeightConfig = WeightConfig(),
+    discount: jax.Array | float | None = None,
+) -> ModelLoss:
+    """Returns the loss with the settings that its `prepare` reads filled in.
+
+    Call `prepare(batch, value_fn, where=...)` of the result; it reads no more settings.
+    Settings that the loss doesn't read are left out: see `unread`.
+
+    Args:
+      loss: from `get`.
+      gradients: how value gradients are taken.
+      weights: how they become weights, without schedules that change.
+      discount: of the next step's value.
+
+    Raises:
+      ConfigError: the loss reads a discount, and there is none.
+    """
+    if "discount" in loss.reads_config and discount is None:
+        raise ConfigError(f"losses.bind: loss {loss.name!r} needs discount=, a number")
+    settings = {"gradients": gradients, "weights": weights, "discount": discount}
+    read = {name: settings[name] for name in loss.reads_config}
+    if not read:
+        return loss
+    prepare = functools.partial(loss.prepare, **read)
+    return loss._replace(prepare=prepare, reads_config=())
+
+
+def unread(
+    loss: ModelLoss, *, gradients: GradientConfig, weights: WeightConfig
+) -> dict[str, object]:
+    """Returns the settings that differ from their defaults and that the loss ignores.
+
+    Args:
+      loss: from `get`.
+      gradients: how value gradients are taken.
+      weights: how they become weights.
+
+    Returns:
+      Keys such as `"weights.normalize"` to their values.
+    """
+    ignored = {}
+    for group, config in (("gradients", gradients), ("weights", weights)):
+        if group not in loss.reads_config:
+            defaults = configs.to_dict(type(config)())
+            for name, value in configs.to_dict(config).items():
+                if value != defaults[name]:
+                    ignored[f"{group}.{name}"] = value
+    return ignored
+
+
+def _origin(fn: LossFn) -> tuple[str, str]:
     return fn.__module__, fn.__qualname__
+
+
+def _takes_prepared(fn: LossFn) -> bool:
+    parameters = inspect.signature(fn).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return open_ended or "prepared" in parameters

@@ -1,12 +1,13 @@
 """Taylor expansions of the value error around the real next state.
 
-Comes in: derivatives of the value function at states that were seen. Goes out: losses
-that need no value at a predicted state, where nothing was learned.
+The losses need derivatives of the value function at observed states only, and no value
+at a predicted state, where nothing was learned. Each loss stands below the function
+that computes its derivatives.
 
-In a stochastic environment the minimiser of the first order is the mean of the states
-that follow, weighted by the squared gradients there: the plain mean where the value is
-linear. That of the second order is biased, as with all losses that compare values of
-single samples.
+In a stochastic environment the minimiser of the first order is the mean of the possible
+next states, weighted by their squared gradients: the plain mean for a linear value. The
+minimiser of the second order is biased, as for all losses that compare values of single
+samples.
 """
 
 from __future__ import annotations
@@ -15,101 +16,194 @@ import jax
 import jax.numpy as jnp
 
 from vagram_jax import dynamics
-from vagram_jax.losses import errors, registry
-from vagram_jax.losses import value_gradients as value_weights
+from vagram_jax.losses import checks, registry, value_gradients, weighted
+from vagram_jax.losses.value_gradients import GradientConfig
 from vagram_jax.types import PredictFn, Transition, ValueFn
 
 
-@registry.register("vagram_unbounded", prepare=value_weights.gradients_of)
+def slopes(
+    batch: Transition,
+    value_fn: ValueFn,
+    *,
+    where: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+) -> jax.Array:
+    """Returns the signed value gradients of a batch.
+
+    Args:
+      batch: `[..., ]` transitions.
+      value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`.
+      where: `[...]` bool, the rows that count for the quantile.
+      gradients: how value gradients are taken.
+
+    Returns:
+      `[..., K, obs_dim]`. No gradient flows through it.
+
+    Raises:
+      ConfigError: `gradients` needs a field that the batch lacks.
+    """
+    states = value_gradients.gradient_states(batch, gradients)
+    where = value_gradients.counted_rows(batch, where, gradients)
+    clipped = value_gradients.clip(
+        value_gradients.value_gradients(value_fn, states),
+        gradients.clip_quantile,
+        where=where,
+    )
+    return _masked(clipped, batch, gradients)
+
+
+@registry.register("vagram_unbounded", prepare=slopes, reads_config=("gradients",))
 def vagram_unbounded_loss(
     params,
     batch: Transition,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
 ) -> jax.Array:
     """The first-order Taylor form of the value error, before it is bounded.
 
         L = (1/B) sum_b [ (1/K) sum_k (dV_k(s'_b)/ds' . (s_hat_b - s'_b))^2
                           + (r_hat_b - r_b)^2 ]
 
-    Voelcker et al. 2022 (arXiv 2204.01464). Any error orthogonal to the gradient is
-    free, which is why the paper bounds it.
+    Voelcker et al. 2022 (arXiv 2204.01464). It ignores errors orthogonal to the
+    gradient, which is why the paper bounds it.
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
-      value_fn: one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
+      value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
       predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      weights: `[B, K, obs_dim]`, the gradients of this batch, if at hand.
+      prepared: `[B, K, obs_dim]`, the gradients of this batch, as from `slopes`;
+        `value_fn` is then not used.
+      gradients: how value gradients are taken.
 
     Returns:
       A scalar, in (units of return)^2.
 
     Raises:
-      ValueError: shapes disagree, `batch` holds NaN, or `value_fn` is of another form.
+      ValueError: as for `vagram_loss`.
     """
-    prediction = errors.predicted("vagram_unbounded_loss", params, batch, predict)
-    if weights is None:
-        weights = value_weights.value_gradients(value_fn, batch.next_obs)
-    num_values, obs_dim = weights.shape[-2], batch.next_obs.shape[-1]
-    errors.check_weights(weights, batch, (num_values, obs_dim))
+    where = "vagram_unbounded_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_no_options(where, prepared, gradients=gradients)
+    if prepared is None:
+        prepared = slopes(batch, value_fn, gradients=gradients)
+    num_values = _num_values(prepared, axis=-2)
+    checks.check_prepared(where, prepared, batch, (num_values, batch.obs.shape[-1]))
     error = prediction.next_obs - batch.next_obs
-    value_error = jnp.einsum("...kd,...d->...k", weights, error)
+    value_error = jnp.einsum("...kd,...d->...k", prepared, error)
     return jnp.mean(
-        jnp.mean(jnp.square(value_error), axis=-1) + errors.reward(prediction, batch)
+        jnp.mean(jnp.square(value_error), axis=-1)
+        + weighted.reward_error(prediction, batch)
     )
 
 
-@registry.register("quadratic", prepare=value_weights.taylor_terms, takes="terms")
+def axis_terms(
+    batch: Transition,
+    value_fn: ValueFn,
+    *,
+    where: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+) -> jax.Array:
+    """Returns the gradient and the diagonal of the Hessian of each value function.
+
+    Args and errors are those of `slopes`; the Hessian is never clipped.
+
+    Returns:
+      `[..., K, 2, obs_dim]`, the gradient first. No gradient flows through it.
+    """
+    gradient = slopes(batch, value_fn, where=where, gradients=gradients)
+    diagonal = jnp.diagonal(_hessians(batch, value_fn, gradients), axis1=-2, axis2=-1)
+    return jnp.stack([gradient, diagonal], axis=-2)
+
+
+@registry.register(
+    "quadratic",
+    prepare=axis_terms,
+    reads_config=("gradients",),
+    prepares_weights=False,
+)
 def quadratic_loss(
     params,
     batch: Transition,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
-    terms: jax.Array | None = None,
+    prepared: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
 ) -> jax.Array:
     """The second-order Taylor form, bounded dimension by dimension.
 
         L = (1/B) sum_b [ (1/K) sum_k sum_d (g_kd e_bd + H_kdd e_bd^2 / 2)^2
                           + (r_hat_b - r_b)^2 ]
 
-    with gradient g and Hessian H of V_k at the real next state. As VaGraM it leaves out
-    the factor obs_dim of the Cauchy-Schwarz bound, and it is VaGraM where H is zero.
-    The mixed terms of H are left out; `quadratic_eigen` has them. Our derivation, after
-    the form in Voelcker's code of 2022 (`cvoelcker/vagram_quadratic`), which sums
-    (lambda_j q_j . e)^2 apart from the gradient's term. A dimension's term is zero also
-    at e = -2 g / H, so a small error is needed to begin with. Critics with ReLU have no
-    curvature but through the policy: take `sac.activation=silu`.
+    with gradient g and Hessian H of V_k at the real next state. Like VaGraM it leaves
+    out the factor obs_dim of the Cauchy-Schwarz bound, and it equals VaGraM for H = 0.
+    It leaves out the mixed terms of H; `quadratic_eigen` includes them. Our derivation,
+    after the form in Voelcker's code of 2022 (`cvoelcker/vagram_quadratic`), which sums
+    (lambda_j q_j . e)^2 separately from the gradient's term. A dimension's term is also
+    zero at e = -2 g / H, so the error must be small from the start. Critics with ReLU
+    have curvature only through the policy: set `sac.activation=silu`.
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
-      value_fn: one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
+      value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
       predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      terms: `[B, K, 2, obs_dim]` from `weights.taylor_terms`, if at hand.
+      prepared: `[B, K, 2, obs_dim]`, as from `axis_terms` for this batch; `value_fn` is
+        then not used.
+      gradients: how value gradients are taken; Hessians are taken at the same states.
 
     Returns:
       A scalar, in (units of return)^2. No gradient flows into `value_fn`.
 
     Raises:
-      ValueError: shapes disagree, `batch` holds NaN, or `value_fn` is of another form.
+      ValueError: as for `vagram_loss`.
     """
-    prediction = errors.predicted("quadratic_loss", params, batch, predict)
-    if terms is None:
-        terms = value_weights.taylor_terms(batch, value_fn)
-    num_values, obs_dim = terms.shape[-3], batch.next_obs.shape[-1]
-    errors.check_weights(terms, batch, (num_values, 2, obs_dim))
+    where = "quadratic_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_no_options(where, prepared, gradients=gradients)
+    if prepared is None:
+        prepared = axis_terms(batch, value_fn, gradients=gradients)
+    num_values, obs_dim = _num_values(prepared, axis=-3), batch.obs.shape[-1]
+    checks.check_prepared(where, prepared, batch, (num_values, 2, obs_dim))
     error = (prediction.next_obs - batch.next_obs)[..., None, :]
-    return _second_order(error, terms, prediction, batch)
+    return _second_order(error, prepared, prediction, batch)
+
+
+def eigenvector_terms(
+    batch: Transition,
+    value_fn: ValueFn,
+    *,
+    where: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+) -> jax.Array:
+    """Returns gradient and curvature of each value along its Hessian's eigenvectors.
+
+    Args and errors are those of `slopes`; the Hessian is never clipped.
+
+    Returns:
+      `[..., K, obs_dim + 2, obs_dim]`: the gradient in the basis of the eigenvectors,
+      the eigenvalues, and the eigenvectors as rows. No gradient flows through it.
+    """
+    gradient = slopes(batch, value_fn, where=where, gradients=gradients)
+    eigenvalues, vectors = jnp.linalg.eigh(_hessians(batch, value_fn, gradients))
+    rotated = jnp.einsum("...dj,...d->...j", vectors, gradient)
+    rows = [
+        rotated[..., None, :],
+        eigenvalues[..., None, :],
+        jnp.swapaxes(vectors, -1, -2),
+    ]
+    return jnp.concatenate(rows, axis=-2)
 
 
 @registry.register(
     "quadratic_eigen",
-    prepare=value_weights.taylor_terms_of_eigenbasis,
-    takes="terms",
+    prepare=eigenvector_terms,
+    reads_config=("gradients",),
+    prepares_weights=False,
 )
 def quadratic_eigen_loss(
     params,
@@ -117,46 +211,57 @@ def quadratic_eigen_loss(
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
-    terms: jax.Array | None = None,
+    prepared: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
 ) -> jax.Array:
     """The second-order Taylor form, bounded along the Hessian's eigenvectors.
 
         L = (1/B) sum_b [ (1/K) sum_k sum_j (q_kj.g_k q_kj.e_b
                           + lambda_kj (q_kj.e_b)^2 / 2)^2 + (r_hat_b - r_b)^2 ]
 
-    with H_k = sum_j lambda_kj q_kj q_kj^T at the real next state. Summed over j before
-    it is squared, the bracket is the whole second-order expansion; otherwise as
-    `quadratic_loss`, from which it differs in the basis. Where H is zero any basis is
-    one of eigenvectors, and the one that comes decides.
+    with H_k = sum_j lambda_kj q_kj q_kj^T at the real next state. It differs from
+    `quadratic_loss` in the basis only. The sum of the brackets over j, before they are
+    squared, is the whole second-order expansion. For H = 0 every basis consists of
+    eigenvectors, and the loss depends on which one `eigh` returns.
 
-    Args:
-      params: what `init_dynamics` returned, or any pytree with `predict`.
-      batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
-      value_fn: one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
-      predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      terms: `[B, K, obs_dim + 2, obs_dim]` from `weights.taylor_terms_of_eigenbasis`,
-        if at hand.
-
-    Returns:
-      A scalar, in (units of return)^2. No gradient flows into `value_fn`.
-
-    Raises:
-      ValueError: shapes disagree, `batch` holds NaN, or `value_fn` is of another form.
+    Arguments, result and errors are those of `quadratic_loss`; `prepared` has the shape
+    `[B, K, obs_dim + 2, obs_dim]`, as from `eigenvector_terms` for this batch.
     """
-    prediction = errors.predicted("quadratic_eigen_loss", params, batch, predict)
-    if terms is None:
-        terms = value_weights.taylor_terms_of_eigenbasis(batch, value_fn)
-    num_values, obs_dim = terms.shape[-3], batch.next_obs.shape[-1]
-    errors.check_weights(terms, batch, (num_values, obs_dim + 2, obs_dim))
-    basis = terms[..., 2:, :]
+    where = "quadratic_eigen_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_no_options(where, prepared, gradients=gradients)
+    if prepared is None:
+        prepared = eigenvector_terms(batch, value_fn, gradients=gradients)
+    num_values, obs_dim = _num_values(prepared, axis=-3), batch.obs.shape[-1]
+    checks.check_prepared(where, prepared, batch, (num_values, obs_dim + 2, obs_dim))
     error = prediction.next_obs - batch.next_obs
-    turned = jnp.einsum("...kjd,...d->...kj", basis, error)
-    return _second_order(turned, terms[..., :2, :], prediction, batch)
+    rotated = jnp.einsum("...kjd,...d->...kj", prepared[..., 2:, :], error)
+    return _second_order(rotated, prepared[..., :2, :], prediction, batch)
 
 
-def _second_order(error, terms, prediction, batch) -> jax.Array:
-    """The bounded form: `error` `[..., B, K or 1, obs_dim]` in the basis of `terms`."""
+def _num_values(prepared: jax.Array, axis: int) -> int:
+    """K, or 1 for an array with too few axes, which the shape check then refuses."""
+    return prepared.shape[axis] if prepared.ndim >= -axis else 1
+
+
+def _hessians(batch: Transition, value_fn, config: GradientConfig) -> jax.Array:
+    """The Hessians at the states of `slopes`, with the same rows masked."""
+    states = value_gradients.gradient_states(batch, config)
+    return _masked(value_gradients.value_hessians(value_fn, states), batch, config)
+
+
+def _masked(derivatives: jax.Array, batch: Transition, config: GradientConfig):
+    """Zero where a transition terminated, if these are masked."""
+    if not config.mask_terminated:
+        return derivatives
+    behind = derivatives.ndim - batch.terminated.ndim
+    ended = batch.terminated.reshape(*batch.terminated.shape, *[1] * behind)
+    return jnp.where(ended, 0.0, derivatives)
+
+
+def _second_order(error, terms, prediction, batch: Transition) -> jax.Array:
+    """The bounded form; `error` is `[..., B, K or 1, obs_dim]` in the terms' basis."""
     slope, curvature = terms[..., 0, :], terms[..., 1, :]
     parts = jnp.square(slope * error + 0.5 * curvature * jnp.square(error))
     value_error = jnp.mean(jnp.sum(parts, axis=-1), axis=-1)
-    return jnp.mean(value_error + errors.reward(prediction, batch))
+    return jnp.mean(value_error + weighted.reward_error(prediction, batch))

@@ -4,10 +4,10 @@ With the model's error `e = (s_hat - s', r_hat - r)` they are
 
     mean over the batch of  sum_d w_d e_d^2  +  (r_hat - r)^2
 
-The weights (`weights.py`) don't depend on the model, so a fit prepares them once. In a
-stochastic environment the minimiser is the mean of the successors that follow, weighted
-by w: the plain mean where all of them weigh the same, as in the losses whose weights
-don't depend on the successor, and in `vagram` where the value is linear.
+Each loss stands below the function that computes its weights. In a stochastic
+environment the minimiser is the mean of the possible next states, weighted by w: the
+plain mean if w is the same for all of them, as in the losses whose weights don't depend
+on the next state, and in `vagram` for a linear value.
 """
 
 from __future__ import annotations
@@ -16,50 +16,140 @@ import jax
 import jax.numpy as jnp
 
 from vagram_jax import dynamics
-from vagram_jax.losses import errors, registry
-from vagram_jax.losses import value_gradients as value_weights
-from vagram_jax.types import PredictFn, Transition, ValueFn
+from vagram_jax.config import ConfigError
+from vagram_jax.losses import checks, registry, value_gradients
+from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
+from vagram_jax.types import PredictFn, Prediction, Transition, ValueFn
 
 
-@registry.register("vagram", prepare=value_weights.from_gradients)
+def squared_error(
+    where: str, prediction: Prediction, batch: Transition, weights: jax.Array
+) -> jax.Array:
+    """Returns the weighted squared error of the state plus that of the reward.
+
+    Args:
+      where: the caller, for the message.
+      prediction: the model's prediction.
+      batch: `[B, ...]` or `[E, B, ...]` transitions.
+      weights: `[B, obs_dim]`, or `[B, obs_dim + 1]` with the reward's weight last.
+
+    Returns:
+      `[..., B]`.
+
+    Raises:
+      ValueError: the weights have another shape.
+    """
+    obs_dim = batch.next_obs.shape[-1]
+    checks.check_prepared(where, weights, batch, (obs_dim,), (obs_dim + 1,))
+    square = jnp.square(prediction.next_obs - batch.next_obs)
+    error = reward_error(prediction, batch)
+    if weights.shape[-1] == obs_dim + 1:
+        error = weights[..., -1] * error
+    return jnp.sum(weights[..., :obs_dim] * square, axis=-1) + error
+
+
+def reward_error(prediction: Prediction, batch: Transition) -> jax.Array:
+    """Returns the squared error of the reward, `[..., B]`."""
+    return jnp.square(prediction.reward - batch.reward)
+
+
+def vagram_weights(
+    batch: Transition,
+    value_fn: ValueFn,
+    *,
+    where: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+    weights: WeightConfig = WeightConfig(),
+) -> jax.Array:
+    """Returns the weights of `vagram_loss` for a batch.
+
+    Args:
+      batch: `[..., ]` transitions.
+      value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
+      where: `[...]` bool, the rows that count for quantiles, means and variances; the
+        others get weights of zero.
+      gradients: how value gradients are taken.
+      weights: how they become weights.
+
+    Returns:
+      `[..., obs_dim]`. No gradient flows through it.
+
+    Raises:
+      ConfigError: a coefficient is a schedule that changes, or an option has no effect.
+      ValueError: `value_fn` doesn't return a floating scalar or `[K]`.
+    """
+    gradient_coef, mse_coef = value_gradients.coefficients(weights)
+    if weights.mse_normalized and _is_zero(mse_coef):
+        raise ConfigError(
+            "weights: mse_normalized=True has no effect with mse_coef=0; set mse_coef"
+        )
+    from_gradients = value_gradients.value_gradient_weights(
+        value_fn,
+        value_gradients.gradient_states(batch, gradients),
+        where=value_gradients.counted_rows(batch, where, gradients),
+        clip_quantile=gradients.clip_quantile,
+        normalize=weights.normalize,
+        scale_by_dim=weights.scale_by_dim,
+    )
+    from_errors = jnp.ones_like(from_gradients)
+    if weights.mse_normalized:
+        from_errors = variance_weights(batch, where=where)[..., :-1]
+        from_errors = from_errors / jnp.mean(from_errors, axis=-1, keepdims=True)
+    if where is not None:
+        from_errors = jnp.where(where[..., None], from_errors, 0.0)
+    return jax.lax.stop_gradient(
+        gradient_coef * from_gradients + mse_coef * from_errors
+    )
+
+
+@registry.register(
+    "vagram", prepare=vagram_weights, reads_config=("gradients", "weights")
+)
 def vagram_loss(
     params,
     batch: Transition,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+    weights: WeightConfig = WeightConfig(),
 ) -> jax.Array:
-    """VaGraM: each dimension counts as much as the value depends on it.
+    """VaGraM: weights each dimension by the squared value gradient.
 
         L = (1/B) sum_b [ sum_d w_bd (s_hat_bd - s'_bd)^2 + (r_hat_b - r_b)^2 ]
         w_bd = (1/K) sum_k (dV_k(s'_b) / ds'_d)^2
 
     The bounded objective of Voelcker et al. 2022 (arXiv 2204.01464), without the factor
     obs_dim of its Cauchy-Schwarz bound, as in the authors' released loss: it would
-    only change the balance with the reward (`WeightConfig.scale_by_dim` puts it back).
-    For an ensemble the mean over members. Differentiate it as it is:
-    `jax.grad(vagram_loss)(params, batch, value_fn)`. To hand `value_fn` through `jit`
-    or `vmap` as an argument, make it a `jax.tree_util.Partial`, or close over it.
+    only change the balance with the reward (`WeightConfig.scale_by_dim` restores it).
+    For an ensemble it is the mean over members. `jax.grad(vagram_loss)` differentiates
+    it in `params`. To pass `value_fn` through `jit` or `vmap` as an argument, make it a
+    `jax.tree_util.Partial`, or close over it.
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
-      value_fn: one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
+      value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
       predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      weights: `[B, obs_dim]` from `value_gradient_weights` for this batch, if at hand;
+      prepared: `[B, obs_dim]`, the weights of this batch, as from `vagram_weights`;
         `value_fn` is then not used.
+      gradients: how value gradients are taken.
+      weights: how they become weights.
 
     Returns:
       A scalar, in (units of return)^2. No gradient flows into `value_fn` or weights.
 
     Raises:
-      ValueError: shapes disagree, `batch` holds NaN, or `value_fn` is of another form.
+      ValueError: shapes disagree, `batch` holds NaN, `value_fn` has another form, or an
+        option has no effect or is a schedule that changes.
     """
-    prediction = errors.predicted("vagram_loss", params, batch, predict)
-    if weights is None:
-        weights = value_weights.value_gradient_weights(value_fn, batch.next_obs)
-    return jnp.mean(errors.squared(prediction, batch, weights))
+    where = "vagram_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_no_options(where, prepared, gradients=gradients, weights=weights)
+    if prepared is None:
+        prepared = vagram_weights(batch, value_fn, gradients=gradients, weights=weights)
+    return jnp.mean(squared_error(where, prediction, batch, prepared))
 
 
 @registry.register("mse")
@@ -87,28 +177,51 @@ def mse_loss(
       ValueError: shapes disagree or `batch` holds NaN.
     """
     del value_fn
-    prediction = errors.predicted("mse_loss", params, batch, predict)
-    return jnp.mean(errors.squared(prediction, batch, jnp.ones_like(batch.next_obs)))
+    prediction = checks.predict_checked("mse_loss", params, batch, predict)
+    ones = jnp.ones_like(batch.next_obs)
+    return jnp.mean(squared_error("mse_loss", prediction, batch, ones))
 
 
-@registry.register("mse_normalized", prepare=value_weights.from_variances)
+def variance_weights(
+    batch: Transition, value_fn: ValueFn = None, *, where: jax.Array | None = None
+) -> jax.Array:
+    """Returns one over the variance of each target, which standardizes the targets.
+
+    Args:
+      batch: `[..., ]` transitions.
+      value_fn: not used.
+      where: `[...]` bool, the rows that count.
+
+    Returns:
+      `[..., obs_dim + 1]`, the same in each row, the reward's last.
+    """
+    del value_fn
+    targets = dynamics.targets(batch)
+    counted = jnp.ones(batch.reward.shape, bool) if where is None else where
+    _, std = dynamics.moments(
+        targets.reshape(-1, targets.shape[-1]), counted.reshape(-1)
+    )
+    return jax.lax.stop_gradient(jnp.broadcast_to(1.0 / jnp.square(std), targets.shape))
+
+
+@registry.register("mse_normalized", prepare=variance_weights)
 def mse_normalized_loss(
     params,
     batch: Transition,
     value_fn: ValueFn = None,
     *,
     predict: PredictFn = dynamics.predict,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
 ) -> jax.Array:
-    """Squared error on standardised targets: each target counts by its variance.
+    """Squared error on standardized targets: weights each target by 1 / its variance.
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
       value_fn: not used.
       predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      weights: `[B, obs_dim + 1]` from `weights.from_variances`, over all of the data;
-        without them the variances of this batch are used.
+      prepared: `[B, obs_dim + 1]`, as from `variance_weights` over all of the data;
+        None takes the variances of this batch.
 
     Returns:
       A scalar, without a unit.
@@ -116,81 +229,130 @@ def mse_normalized_loss(
     Raises:
       ValueError: shapes disagree or `batch` holds NaN.
     """
-    prediction = errors.predicted("mse_normalized_loss", params, batch, predict)
-    if weights is None:
-        weights = value_weights.from_variances(batch, value_fn)
-    return jnp.mean(errors.squared(prediction, batch, weights))
+    where = "mse_normalized_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    if prepared is None:
+        prepared = variance_weights(batch, value_fn)
+    return jnp.mean(squared_error(where, prediction, batch, prepared))
 
 
-@registry.register("value_weighted", prepare=value_weights.from_values)
+def magnitude_weights(
+    batch: Transition, value_fn: ValueFn, *, where: jax.Array | None = None
+) -> jax.Array:
+    """Returns the magnitude of each next state's value, scaled to a mean of one.
+
+    Args:
+      batch: `[..., ]` transitions.
+      value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`.
+      where: `[...]` bool, the rows that count for the mean.
+
+    Returns:
+      `[..., obs_dim]`, the same in each dimension, without a unit.
+    """
+    values = value_gradients.values_of(value_fn, batch.next_obs)
+    magnitudes = jnp.mean(jnp.abs(values), axis=-1)
+    mean = jnp.mean(magnitudes, where=where)
+    weights = magnitudes / jnp.where(mean > 0.0, mean, 1.0)
+    return jax.lax.stop_gradient(
+        jnp.broadcast_to(weights[..., None], batch.next_obs.shape)
+    )
+
+
+@registry.register("value_weighted", prepare=magnitude_weights)
 def value_weighted_loss(
     params,
     batch: Transition,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
 ) -> jax.Array:
-    """Squared error in which a sample counts by the magnitude of its value.
+    """Squared error in which each sample is weighted by the magnitude of its value.
 
         w_b = |V(s'_b)| / mean |V|, with |V| the mean over the K functions
 
-    A baseline of the VaGraM paper: it knows where values are high, not what they depend
-    on.
+    A baseline of the VaGraM paper: its weights depend on how large values are, not on
+    which dimensions they depend on.
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
-      value_fn: one state `[obs_dim]` to a scalar or to `[K]`.
+      value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`.
       predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      weights: `[B, obs_dim]`, prepared over all of the data, if at hand.
+      prepared: `[B, obs_dim]`, as from `magnitude_weights` over all of the data; None
+        takes the mean over this batch.
 
     Returns:
       A scalar.
 
     Raises:
-      ValueError: shapes disagree, `batch` holds NaN, or `value_fn` is of another form.
+      ValueError: shapes disagree, `batch` holds NaN, or `value_fn` has another form.
     """
-    prediction = errors.predicted("value_weighted_loss", params, batch, predict)
-    if weights is None:
-        weights = value_weights.from_values(batch, value_fn)
-    return jnp.mean(errors.squared(prediction, batch, weights))
+    where = "value_weighted_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    if prepared is None:
+        prepared = magnitude_weights(batch, value_fn)
+    return jnp.mean(squared_error(where, prediction, batch, prepared))
 
 
-@registry.register("constant_weights", prepare=value_weights.from_mean_gradients)
+def mean_vagram_weights(
+    batch: Transition,
+    value_fn: ValueFn,
+    *,
+    where: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+    weights: WeightConfig = WeightConfig(),
+) -> jax.Array:
+    """Returns the mean of `vagram_weights` over the rows that count.
+
+    Args and errors are those of `vagram_weights`.
+
+    Returns:
+      `[..., obs_dim]`, the same in each row.
+    """
+    per_row = vagram_weights(
+        batch, value_fn, where=where, gradients=gradients, weights=weights
+    )
+    rows = tuple(range(per_row.ndim - 1))
+    counted = None if where is None else where[..., None]
+    return jnp.broadcast_to(jnp.mean(per_row, axis=rows, where=counted), per_row.shape)
+
+
+@registry.register(
+    "constant_weights",
+    prepare=mean_vagram_weights,
+    reads_config=("gradients", "weights"),
+)
 def constant_weights_loss(
     params,
     batch: Transition,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
+    gradients: GradientConfig = GradientConfig(),
+    weights: WeightConfig = WeightConfig(),
 ) -> jax.Array:
     """VaGraM with one weight per dimension, the same for every sample.
 
         w_d = (1/B) sum_b (1/K) sum_k (dV_k(s'_b) / ds'_d)^2
 
-    What is left of VaGraM without its dependence on the state: an ablation, close to
-    what the paper's code did until April 2022, when it took the gradient at the state
-    difference, which is near the origin for every sample.
+    An ablation: VaGraM without its dependence on the state. The paper's code did nearly
+    this until April 2022, when it took the gradient at the state difference, which is
+    near the origin for every sample.
 
-    Args:
-      params: what `init_dynamics` returned, or any pytree with `predict`.
-      batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
-      value_fn: one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
-      predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      weights: `[B, obs_dim]`, prepared over all of the data, if at hand.
-
-    Returns:
-      A scalar, in (units of return)^2.
-
-    Raises:
-      ValueError: shapes disagree, `batch` holds NaN, or `value_fn` is of another form.
+    Arguments, result and errors are those of `vagram_loss`; `prepared` has the shape
+    `[B, obs_dim]`, as from `mean_vagram_weights` over all of the data; None takes the
+    mean over this batch.
     """
-    prediction = errors.predicted("constant_weights_loss", params, batch, predict)
-    if weights is None:
-        weights = value_weights.from_mean_gradients(batch, value_fn)
-    return jnp.mean(errors.squared(prediction, batch, weights))
+    where = "constant_weights_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_no_options(where, prepared, gradients=gradients, weights=weights)
+    if prepared is None:
+        prepared = mean_vagram_weights(
+            batch, value_fn, gradients=gradients, weights=weights
+        )
+    return jnp.mean(squared_error(where, prediction, batch, prepared))
 
 
 @registry.register("sample_weighted", reads=("weight",))
@@ -200,23 +362,24 @@ def sample_weighted_loss(
     value_fn: ValueFn = None,
     *,
     predict: PredictFn = dynamics.predict,
-    weights: jax.Array | None = None,
+    prepared: jax.Array | None = None,
 ) -> jax.Array:
-    """Squared error in which each transition counts as much as `batch.weight` says.
+    """Squared error in which each transition is weighted by `batch.weight`.
 
         L = (1/B) sum_b w_b [ sum_d (s_hat_bd - s'_bd)^2 + (r_hat_b - r_b)^2 ]
 
-    For weights that come from elsewhere: the occupancy ratio of the policy (TOM, Ma et
-    al. 2023, arXiv 2305.12663), its policy gradient (GAMPS, D'Oro et al. 2020), or a
-    distance to an expert (Lambert et al. 2020). Training records no such weights: there
-    register a loss of your own that calls this one, with a `prepare` that makes them.
+    For weights from another source: the occupancy ratio of the policy (TOM, Ma et al.
+    2023, arXiv 2305.12663), its policy gradient (GAMPS, D'Oro et al. 2020), or a
+    distance to an expert (Lambert et al. 2020). Training records no such weights: to
+    train with them, register a loss that calls this one, with a `prepare` that computes
+    them.
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
       value_fn: not used.
       predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      weights: `[B]`, in place of `batch.weight`.
+      prepared: `[B]`, replaces `batch.weight`.
 
     Returns:
       A scalar.
@@ -225,13 +388,18 @@ def sample_weighted_loss(
       ValueError: shapes disagree, `batch` holds NaN, or there are no weights.
     """
     del value_fn
-    prediction = errors.predicted("sample_weighted_loss", params, batch, predict)
-    weights = batch.weight if weights is None else weights
+    where = "sample_weighted_loss"
+    prediction = checks.predict_checked(where, params, batch, predict)
+    weights = batch.weight if prepared is None else prepared
     if weights is None:
         raise ValueError(
             "sample_weighted_loss: batch.weight is missing; it must hold one weight "
             "for each transition"
         )
-    errors.check_weights(weights, batch, ())
+    checks.check_prepared(where, weights, batch, ())
     ones = jnp.ones_like(batch.next_obs)
-    return jnp.mean(weights * errors.squared(prediction, batch, ones))
+    return jnp.mean(weights * squared_error(where, prediction, batch, ones))
+
+
+def _is_zero(coefficient) -> bool:
+    return not isinstance(coefficient, jax.core.Tracer) and coefficient == 0.0

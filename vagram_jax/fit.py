@@ -20,7 +20,6 @@ from vagram_jax import dynamics
 from vagram_jax.config import ConfigError, leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
 from vagram_jax.losses import ModelLoss
-from vagram_jax.losses.value_gradients import WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Metrics, Prediction, Transition, ValueFn
 
@@ -139,7 +138,6 @@ def fit(
     value_fn: ValueFn,
     *,
     loss: ModelLoss,
-    weight_config: WeightConfig = WeightConfig(),
     config: FitConfig = FitConfig(),
 ) -> tuple[DynamicsState, Metrics]:
     """Trains until no member improves, and keeps the best parameters of each member.
@@ -149,8 +147,7 @@ def fit(
       state: the model to go on from.
       data: at least two transitions.
       value_fn: one state to a scalar or to `[K]`; frozen for the whole fit.
-      loss: what to minimise, from `losses.get`.
-      weight_config: how the loss prepares its weights.
+      loss: what to minimise, from `losses.get` or `losses.bind`.
       config: how to fit.
 
     Returns:
@@ -165,7 +162,7 @@ def fit(
     params = dynamics.fit_normalizer(state.params, data.data, valid)
     weights = None
     if loss.prepare is not None:
-        weights = loss.prepare(data.data, value_fn, where=valid, config=weight_config)
+        weights = loss.prepare(data.data, value_fn, where=valid)
     rows = _split(key_split, data, weights, params.config.num_members, config)
     problem = _problem(params, rows, value_fn, loss)
     last = jax.lax.while_loop(
@@ -187,7 +184,7 @@ def fit(
         "model/train_loss": last.train_loss,
         "model/holdout_loss": last.best_score,
     }
-    metrics |= _weightless(weights if loss.takes == "weights" else None, valid)
+    metrics |= _weightless(weights if loss.prepares_weights else None, valid)
     return new_state, metrics | _diagnose(
         params, value_fn, loss, rows, new_state.elites[0]
     )
@@ -276,7 +273,7 @@ def attention(
 def _call(loss: ModelLoss, params, batch_and_weights, value_fn, predict) -> jax.Array:
     """The loss, with its prepared weights if it has any."""
     batch, weights = batch_and_weights
-    prepared = {} if weights is None else {loss.takes: weights}
+    prepared = {} if weights is None else {"prepared": weights}
     value = loss.fn(params, batch, value_fn, predict=predict, **prepared)
     if jnp.shape(value) != ():
         raise ConfigError(

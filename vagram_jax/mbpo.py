@@ -173,21 +173,18 @@ def fit(
         head, head_metrics = termination.fit(
             key_head, head, state.replay, config=config.termination
         )
-    weights = config.weights
-    mixes = state.env_steps < weights.mse_steps
+    loss = losses.bind(
+        losses.get(config.loss),
+        gradients=config.gradients,
+        weights=losses.resolve(config.weights, state.env_steps),
+        discount=config.sac.discount,
+    )
     model, metrics = model_fit.fit(
         key,
         state.dynamics,
         state.replay,
         sac.value_fn(state.agent, config=config.sac),
-        loss=losses.get(config.loss),
-        weight_config=weights.replace(
-            mse_coef=jnp.where(mixes, weights.mse_coef, 0.0),
-            gradient_share=(
-                imagine.scheduled(weights.gradient_share, state.env_steps),
-            ),
-            discount=weights.discount or (config.sac.discount,),
-        ),
+        loss=loss,
         config=config.fit,
     )
     return state.replace(dynamics=model, termination=head), metrics | head_metrics

@@ -17,7 +17,7 @@ from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import base, episodes
 from vagram_jax.fit import DynamicsState, FitConfig
 from vagram_jax.imagine import ImagineConfig
-from vagram_jax.losses.value_gradients import WeightConfig
+from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.termination import TerminationConfig, TerminationState
@@ -33,7 +33,8 @@ class MBPOConfig:
     Attributes:
       loss: a name in `losses.LOSSES`, or "none" for plain SAC without a model.
       dynamics: size and kind of the ensemble.
-      weights: how the loss prepares its weights.
+      gradients: how value gradients are taken.
+      weights: how they become the weights of a loss.
       fit: how the model is fitted.
       termination: how termination is learned, if `imagine.termination` is "learned".
       imagine: how much is imagined.
@@ -51,6 +52,7 @@ class MBPOConfig:
 
     loss: str = static("vagram")
     dynamics: DynamicsConfig = nested(DynamicsConfig)
+    gradients: GradientConfig = nested(GradientConfig)
     weights: WeightConfig = nested(WeightConfig)
     fit: FitConfig = nested(FitConfig)
     termination: TerminationConfig = nested(TerminationConfig)
@@ -114,7 +116,6 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
     dynamics.check(config.dynamics)
     imagine.check(config.imagine)
     _check_share("real_fraction", config.real_fraction)
-    _check_share("weights.gradient_share", config.weights.gradient_share)
     if config.warmup_steps > config.replay_capacity:
         raise ConfigError(
             f"config: replay_capacity={config.replay_capacity}; at least warmup_steps="

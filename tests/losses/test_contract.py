@@ -148,37 +148,37 @@ def configs(group, option):
 @every_form
 @every_loss
 def test_loss_is_a_finite_scalar_with_finite_gradients(name, form):
-    found = run(name, make_params(name, form), make_batch(form))
-    assert found[0].shape == ()
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    actual = run(name, make_params(name, form), make_batch(form))
+    assert actual[0].shape == ()
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(actual))
 
 
 @every_loss
 def test_loss_is_the_same_without_jit(name):
     params, batch = make_params(name), make_batch()
-    found = jax.value_and_grad(losses.get(name).fn)(params, batch, make_value())
-    wanted = run(name, params, batch)
-    chex.assert_trees_all_close((found[0], found[1].network), wanted, **FLOAT32)
+    actual = jax.value_and_grad(losses.get(name).fn)(params, batch, make_value())
+    expected = run(name, params, batch)
+    chex.assert_trees_all_close((actual[0], actual[1].network), expected, **FLOAT32)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_is_the_same_under_checkpoint(name):
     params, batch = make_params(name), make_batch()
     saving = jax.checkpoint(losses.get(name).fn)
-    found = jax.jit(jax.value_and_grad(saving))(params, batch, make_value())
-    wanted = run(name, params, batch)
-    chex.assert_trees_all_close((found[0], found[1].network), wanted, **FLOAT32)
+    actual = jax.jit(jax.value_and_grad(saving))(params, batch, make_value())
+    expected = run(name, params, batch)
+    chex.assert_trees_all_close((actual[0], actual[1].network), expected, **FLOAT32)
 
 
 @every_loss
 def test_loss_vmapped_over_seeds_equals_a_loop(name):
     models = [make_params(name, seed=seed) for seed in range(2)]
     batches = [make_batch(seed=seed) for seed in range(2)]
-    wanted = [run(name, *case)[0] for case in zip(models, batches, strict=True)]
+    expected = [run(name, *case)[0] for case in zip(models, batches, strict=True)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *zip(models, batches, strict=True))
     over_seeds = jax.vmap(losses.get(name).fn, in_axes=(0, 0, None))
-    found = jax.jit(over_seeds)(*stacked, make_value())
-    np.testing.assert_allclose(found, wanted, **FLOAT32)
+    actual = jax.jit(over_seeds)(*stacked, make_value())
+    np.testing.assert_allclose(actual, expected, **FLOAT32)
 
 
 @pytest.mark.usefixtures("x64")
@@ -189,11 +189,11 @@ def test_loss_keeps_the_dtype_of_what_it_is_given(name):
         lambda x: x if x.dtype == bool else x.astype(jnp.float32), make_batch()
     )
     loss = functools.partial(losses.get(name).fn, predict=linear_predict)
-    found = jax.eval_shape(
+    actual = jax.eval_shape(
         lambda params: jax.value_and_grad(loss)(params, narrow, lambda s: s[:2] ** 2),
         linear_params(jnp.float32),
     )
-    assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.usefixtures("x64")
@@ -226,15 +226,15 @@ def test_loss_and_gradient_of_an_ensemble_are_means_over_members(name, form):
         rows = take(make_batch("ensemble"), jnp.arange(ROWS))
         orders = jnp.stack([jnp.roll(jnp.arange(ROWS), i) for i in range(MEMBERS)])
         batch = take(rows, orders)
-    found = run(name, params, batch)
+    actual = run(name, params, batch)
     for index in range(MEMBERS):
         rows = take(batch, index) if form == "per_member" else batch
-        wanted = run(name, member(params, index), rows)[1]
-        scaled = jax.tree.map(lambda x: x / MEMBERS, wanted)
-        chex.assert_trees_all_close(take(found[1], index), scaled, **FLOAT32)
+        expected = run(name, member(params, index), rows)[1]
+        scaled = jax.tree.map(lambda x: x / MEMBERS, expected)
+        chex.assert_trees_all_close(take(actual[1], index), scaled, **FLOAT32)
     rows = [take(batch, i) if form == "per_member" else batch for i in range(MEMBERS)]
     members = [run(name, member(params, i), rows[i])[0] for i in range(MEMBERS)]
-    np.testing.assert_allclose(found[0], np.mean(members), **FLOAT32)
+    np.testing.assert_allclose(actual[0], np.mean(members), **FLOAT32)
 
 
 @pytest.mark.parametrize("name", sorted({*ALL} - {*POOLED}))
@@ -243,14 +243,14 @@ def test_loss_of_one_member_ignores_the_batches_of_others(name):
     changed = batch.replace(
         next_obs=batch.next_obs.at[1].multiply(-2.0), reward=batch.reward.at[1].add(1.0)
     )
-    wanted, found = run(name, params, batch)[1], run(name, params, changed)[1]
+    expected, actual = run(name, params, batch)[1], run(name, params, changed)[1]
     for index in (0, 2):
         # Without spread there is still a gradient in it, of the order of its size.
         noise = 1e-15 if name == "calibrated_vaml" else 0.0
         chex.assert_trees_all_close(
-            take(found, index), take(wanted, index), rtol=0, atol=noise
+            take(actual, index), take(expected, index), rtol=0, atol=noise
         )
-    moved = jax.tree.map(lambda x, y: np.any(x[1] != y[1]), found, wanted)
+    moved = jax.tree.map(lambda x, y: np.any(x[1] != y[1]), actual, expected)
     assert any(jax.tree.leaves(moved))
 
 
@@ -260,8 +260,8 @@ def test_loss_permutes_its_gradients_with_the_members(name):
     order = jnp.array([2, 0, 1])
     loss, gradient = run(name, params, batch)
     turned = params.replace(network=take(params.network, order))
-    found = run(name, turned, take(batch, order))
-    chex.assert_trees_all_close(found, (loss, take(gradient, order)), **FLOAT32)
+    actual = run(name, turned, take(batch, order))
+    chex.assert_trees_all_close(actual, (loss, take(gradient, order)), **FLOAT32)
 
 
 @every_loss
@@ -281,9 +281,9 @@ def test_loss_with_prepared_is_bit_identical(name):
     loss = losses.bind(losses.get(name), **settings)
     prepared = loss.prepare(batch, make_value())
     value_fn = make_value() if name == "muzero" else None
-    found = loss.fn(params, batch, value_fn, prepared=prepared)
+    actual = loss.fn(params, batch, value_fn, prepared=prepared)
     direct = loss.fn(params, batch, make_value(), **settings)
-    np.testing.assert_array_equal(found, direct)
+    np.testing.assert_array_equal(actual, direct)
 
 
 @every_option
@@ -318,8 +318,8 @@ def test_schedules_must_be_constant_outside_training():
     arguments = make_params("vagram"), make_batch(), make_value()
     with pytest.raises(config.ConfigError, match="outside training a constant"):
         losses.vagram_loss(*arguments, weights=ramp)
-    found = losses.vagram_loss(*arguments, weights=losses.resolve(ramp, 5))
-    np.testing.assert_array_equal(found, losses.vagram_loss(*arguments))
+    actual = losses.vagram_loss(*arguments, weights=losses.resolve(ramp, 5))
+    np.testing.assert_array_equal(actual, losses.vagram_loss(*arguments))
 
 
 def test_masking_terminated_rows_needs_to_know_them():
@@ -364,13 +364,13 @@ def test_loss_passes_no_gradient_to_the_normalizer(name):
 def test_loss_of_identical_rows_and_a_flat_value_is_finite(name):
     batch = make_batch()
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1, :1], x.shape), batch)
-    found = run(name, make_params(name), same, scale=0.0)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    actual = run(name, make_params(name), same, scale=0.0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(actual))
 
 
 def test_vagram_loss_needs_three_arguments_alone():
-    found = losses.vagram_loss(make_params("vagram"), make_batch(), make_value())
-    assert found.shape == ()
+    actual = losses.vagram_loss(make_params("vagram"), make_batch(), make_value())
+    assert actual.shape == ()
 
 
 def test_register_keeps_the_function_and_every_option(monkeypatch):

@@ -79,11 +79,11 @@ def test_every_registered_loss_has_an_oracle():
 def test_each_loss_equals_its_oracle(name, leading):
     batch, prediction = make_case(1, leading=leading)
     value, plain = make_value(2, num_values=4)
-    found = loss_of(name, prediction, batch, value, **options_of(name))
-    wanted = ORACLES[name](prediction, batch, plain)
+    actual = loss_of(name, prediction, batch, value, **options_of(name))
+    expected = ORACLES[name](prediction, batch, plain)
     is_second_order = name.startswith("quadratic")
     tolerance = SECOND_DIFFERENCES if is_second_order else DIFFERENCES
-    np.testing.assert_allclose(found, wanted, rtol=tolerance)
+    np.testing.assert_allclose(actual, expected, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -92,9 +92,9 @@ def test_each_loss_of_rows_given_twice_is_that_of_the_rows(name):
     prediction = without_spread(name, prediction)
     value, _ = make_value(4)
     twice = {key: np.concatenate([x, x]) for key, x in batch.items()}
-    found = {key: np.concatenate([x, x], axis=1) for key, x in prediction.items()}
+    actual = {key: np.concatenate([x, x], axis=1) for key, x in prediction.items()}
     np.testing.assert_allclose(
-        loss_of(name, found, twice, value),
+        loss_of(name, actual, twice, value),
         loss_of(name, prediction, batch, value),
         rtol=EXACT,
     )
@@ -103,8 +103,8 @@ def test_each_loss_of_rows_given_twice_is_that_of_the_rows(name):
 @pytest.mark.parametrize("name", ALL)
 def test_each_loss_of_a_single_row_is_finite(name):
     batch, prediction = make_case(3, leading=(1,))
-    found = loss_and_grad(name, prediction, batch, lambda s: 0.0 * s[0])
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    actual = loss_and_grad(name, prediction, batch, lambda s: 0.0 * s[0])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(actual))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -167,17 +167,17 @@ def test_vagram_averages_squares_over_value_functions():
 
 def test_vagram_equals_mse_for_unit_gradients():
     batch, prediction = make_case(9)
-    found = loss_of("vagram", prediction, batch, lambda s: s[0] - s[1] + s[2])
-    np.testing.assert_array_equal(found, loss_of("mse", prediction, batch))
+    actual = loss_of("vagram", prediction, batch, lambda s: s[0] - s[1] + s[2])
+    np.testing.assert_array_equal(actual, loss_of("mse", prediction, batch))
 
 
 def test_vagram_is_mse_scaled_for_gradients_of_equal_size():
     batch, prediction = make_case(10)
     states = without_reward(prediction, batch)
     # A power of two, so that the equality is exact.
-    found = grad_of("vagram", states, batch, lambda s: -4.0 * jnp.sum(s))
-    wanted = grad_of("mse", states, batch)
-    np.testing.assert_array_equal(found["next_obs"], 16.0 * wanted["next_obs"])
+    actual = grad_of("vagram", states, batch, lambda s: -4.0 * jnp.sum(s))
+    expected = grad_of("mse", states, batch)
+    np.testing.assert_array_equal(actual["next_obs"], 16.0 * expected["next_obs"])
 
 
 def test_vagram_equals_the_unbounded_form_in_one_dimension():
@@ -200,11 +200,11 @@ def test_vagram_is_invariant_to_the_units_of_each_dimension():
     batch, prediction = make_case(13)
     value, _ = make_value(14)
     scale = np.array([0.01, 1.0, 30.0])
-    found = loss_of(
+    actual = loss_of(
         "vagram", *rescaled(prediction, batch, scale), lambda s: value(s / scale)
     )
-    wanted = loss_of("vagram", prediction, batch, value)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    expected = loss_of("vagram", prediction, batch, value)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_mse_depends_on_the_units_of_each_dimension():
@@ -220,8 +220,8 @@ def rotated_ratio(name):
     turn = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2.0)
     new = batch | {"obs": batch["obs"] @ turn, "next_obs": batch["next_obs"] @ turn}
     turned = moved(states, next_obs=states["next_obs"] @ turn)
-    found = loss_of(name, turned, new, lambda s: (turn @ s)[0])
-    return found / loss_of(name, states, batch, lambda s: s[0])
+    actual = loss_of(name, turned, new, lambda s: (turn @ s)[0])
+    return actual / loss_of(name, states, batch, lambda s: s[0])
 
 
 def test_vagram_unbounded_is_invariant_to_rotations():
@@ -232,9 +232,9 @@ def test_vagram_depends_on_the_axes():
     # The weights (1, 0) become (1/2, 1/2): half of the whole squared error.
     batch, prediction = make_case(15, obs_dim=2)
     error = np.mean((prediction["next_obs"] - batch["next_obs"]) ** 2, axis=(0, 1))
-    wanted = 0.5 * np.sum(error) / error[0]
-    assert abs(wanted - 1.0) > 0.01
-    np.testing.assert_allclose(rotated_ratio("vagram"), wanted, rtol=1e-10)
+    expected = 0.5 * np.sum(error) / error[0]
+    assert abs(expected - 1.0) > 0.01
+    np.testing.assert_allclose(rotated_ratio("vagram"), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -248,18 +248,18 @@ def test_value_losses_scale_the_state_term_with_the_square_of_the_value(name):
     batch, prediction = make_case(16)
     value, _ = make_value(17)
     states = without_reward(prediction, batch)
-    found = loss_of(name, states, batch, lambda s: -3.0 * value(s) + 5.0)
-    wanted = 9.0 * loss_of(name, states, batch, value)
-    np.testing.assert_allclose(found, wanted, rtol=1e-11)  # 5.0 costs a digit
+    actual = loss_of(name, states, batch, lambda s: -3.0 * value(s) + 5.0)
+    expected = 9.0 * loss_of(name, states, batch, value)
+    np.testing.assert_allclose(actual, expected, rtol=1e-11)  # 5.0 costs a digit
 
 
 @pytest.mark.parametrize("name", ["vagram", "vagram_unbounded", "vaml"])
 def test_value_losses_leave_the_reward_term_as_the_value_scales(name):
     batch, prediction = make_case(18)
     value, _ = make_value(19)
-    found = grad_of(name, prediction, batch, lambda s: -3.0 * value(s))["reward"]
-    wanted = 2.0 * (prediction["reward"] - batch["reward"]) / found.size
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = grad_of(name, prediction, batch, lambda s: -3.0 * value(s))["reward"]
+    expected = 2.0 * (prediction["reward"] - batch["reward"]) / actual.size
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_vaml_differs_from_the_unbounded_form_by_the_cube_of_the_error():
@@ -281,10 +281,10 @@ def test_vaml_differs_from_the_unbounded_form_by_the_cube_of_the_error():
 def test_vagram_has_the_gradient_of_a_weighted_square():
     batch, prediction = make_case(22)
     value, plain = make_value(23)
-    found = grad_of("vagram", prediction, batch, value)["next_obs"]
+    actual = grad_of("vagram", prediction, batch, value)["next_obs"]
     weight = oracles.value_gradient_weights(plain, batch["next_obs"])
     error = prediction["next_obs"] - batch["next_obs"]
-    np.testing.assert_allclose(found, 2.0 * weight * error / 12, rtol=DIFFERENCES)
+    np.testing.assert_allclose(actual, 2.0 * weight * error / 12, rtol=DIFFERENCES)
 
 
 @pytest.mark.parametrize(
@@ -325,19 +325,19 @@ def test_added_dimensions_without_influence_or_error_leave_squared_losses(name):
     states = np.concatenate([prediction["next_obs"], np.ones((2, 6, 4))], axis=-1)
     if name == "mle":  # four certain unit Gaussians add half of log 2 pi each
         log_var = np.insert(prediction["log_var"], [3] * 4, 0.0, axis=-1)
-        found = loss_of(
+        actual = loss_of(
             name, moved(prediction, next_obs=states, log_var=log_var), batch | wide
         )
-        wanted = loss_of(name, prediction, batch) + 2.0 * np.log(2.0 * np.pi)
+        expected = loss_of(name, prediction, batch) + 2.0 * np.log(2.0 * np.pi)
     else:
-        found = loss_of(
+        actual = loss_of(
             name,
             moved(prediction, next_obs=states),
             batch | wide,
             lambda s: value(s[:3]),
         )
-        wanted = loss_of(name, prediction, batch, value)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+        expected = loss_of(name, prediction, batch, value)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def isoline_case():
@@ -351,24 +351,24 @@ def isoline_case():
 @pytest.mark.parametrize(("name", "zero"), [("vaml", 1), ("mse", 0), ("vagram", 0)])
 def test_vaml_alone_is_zero_along_an_isoline_of_the_value(name, zero):
     batch, prediction = isoline_case()
-    found = loss_of(name, prediction, batch, lambda s: jnp.sum(s**2))
+    actual = loss_of(name, prediction, batch, lambda s: jnp.sum(s**2))
     if zero:
-        np.testing.assert_allclose(found, 0.0, atol=1e-28)  # squares of rounding
+        np.testing.assert_allclose(actual, 0.0, atol=1e-28)  # squares of rounding
     else:
-        assert found > 0.1
+        assert actual > 0.1
 
 
 def test_vagram_nll_with_weights_of_one_equals_mle():
     batch, prediction = make_case(28)
-    found = loss_of("vagram_nll", prediction, batch, prepared=np.ones((6, 3)))
-    np.testing.assert_array_equal(found, loss_of("mle", prediction, batch))
+    actual = loss_of("vagram_nll", prediction, batch, prepared=np.ones((6, 3)))
+    np.testing.assert_array_equal(actual, loss_of("mle", prediction, batch))
 
 
 def test_mle_of_unit_variance_is_half_of_mse_and_a_constant():
     batch, prediction = make_case(29)
     certain = moved(prediction, log_var=np.zeros((2, 6, 4)))
-    wanted = 0.5 * loss_of("mse", prediction, batch) + 2.0 * np.log(2.0 * np.pi)
-    np.testing.assert_allclose(loss_of("mle", certain, batch), wanted, rtol=EXACT)
+    expected = 0.5 * loss_of("mse", prediction, batch) + 2.0 * np.log(2.0 * np.pi)
+    np.testing.assert_allclose(loss_of("mle", certain, batch), expected, rtol=EXACT)
 
 
 @pytest.mark.parametrize("name", ["mle", "mse", "mse_normalized", "sample_weighted"])
@@ -393,5 +393,5 @@ def test_squared_losses_and_their_gradients_are_zero_for_a_perfect_model(name):
         without_reward(prediction, batch),
         next_obs=np.broadcast_to(batch["next_obs"], (2, 6, 3)),
     )
-    found = loss_and_grad(name, perfect, batch, value)
-    assert_identical(found, jax.tree.map(np.zeros_like, found))
+    actual = loss_and_grad(name, perfect, batch, value)
+    assert_identical(actual, jax.tree.map(np.zeros_like, actual))

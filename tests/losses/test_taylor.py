@@ -66,11 +66,11 @@ def test_second_order_of_a_diagonal_hessian_is_a_sum_of_squares(name):
     slope, curvature = np.array([0.5, -2.0, 1.0]), np.array([3.0, -1.0, 0.25])
     error = states["next_obs"] - batch["next_obs"]
     gradient = slope + curvature * batch["next_obs"]
-    wanted = np.sum((gradient * error + 0.5 * curvature * error**2) ** 2, axis=-1)
-    found = loss_of(
+    expected = np.sum((gradient * error + 0.5 * curvature * error**2) ** 2, axis=-1)
+    actual = loss_of(
         name, states, batch, lambda s: slope @ s + 0.5 * jnp.sum(curvature * s**2)
     )
-    np.testing.assert_allclose(found, np.mean(wanted), rtol=EXACT)
+    np.testing.assert_allclose(actual, np.mean(expected), rtol=EXACT)
 
 
 @every_form
@@ -109,12 +109,12 @@ def test_the_parts_along_the_eigenvectors_add_up_to_vaml_for_quadratic_values():
     error = states["next_obs"] - batch["next_obs"]
     turned = np.einsum("bkjd,ebd->ebkj", basis, error)
     whole = np.sum(slope * turned + 0.5 * curvature * turned**2, axis=-1)
-    wanted = loss_of("vaml", states, batch, value)
-    np.testing.assert_allclose(np.mean(whole**2), wanted, rtol=1e-11)
+    expected = loss_of("vaml", states, batch, value)
+    np.testing.assert_allclose(np.mean(whole**2), expected, rtol=1e-11)
     # Squared before they are added up they are the loss.
     parts = np.sum((slope * turned + 0.5 * curvature * turned**2) ** 2, axis=-1)
-    found = loss_of("quadratic_eigen", states, batch, value)
-    np.testing.assert_allclose(found, np.mean(parts), rtol=EXACT)
+    actual = loss_of("quadratic_eigen", states, batch, value)
+    np.testing.assert_allclose(actual, np.mean(parts), rtol=EXACT)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -137,9 +137,9 @@ def test_quadratic_leaves_out_the_mixed_terms_and_quadratic_eigen_does_not():
     assert loss_of("quadratic", states, batch, lambda s: s[0] * s[1]) == 0.0
     # Its eigenvectors are the diagonals, with eigenvalues of one and minus one.
     sums, differences = error[..., 0] + error[..., 1], error[..., 0] - error[..., 1]
-    found = loss_of("quadratic_eigen", states, batch, lambda s: s[0] * s[1])
-    wanted = np.mean((sums**2 / 4) ** 2 + (differences**2 / 4) ** 2)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = loss_of("quadratic_eigen", states, batch, lambda s: s[0] * s[1])
+    expected = np.mean((sums**2 / 4) ** 2 + (differences**2 / 4) ** 2)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_quadratic_eigen_is_invariant_to_rotations():
@@ -148,10 +148,10 @@ def test_quadratic_eigen_is_invariant_to_rotations():
     turn, _ = np.linalg.qr(np.random.default_rng(8).normal(size=(3, 3)))
     turned = batch | {name: batch[name] @ turn for name in ("obs", "next_obs")}
     states = moved(prediction, next_obs=prediction["next_obs"] @ turn)
-    found = loss_of("quadratic_eigen", states, turned, lambda s: value(turn @ s))
-    wanted = loss_of("quadratic_eigen", prediction, batch, value)
+    actual = loss_of("quadratic_eigen", states, turned, lambda s: value(turn @ s))
+    expected = loss_of("quadratic_eigen", prediction, batch, value)
     # Eigenvectors are as exact as their eigenvalues are apart.
-    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10)
 
 
 def test_quadratic_is_invariant_to_the_units_of_each_dimension():
@@ -160,9 +160,9 @@ def test_quadratic_is_invariant_to_the_units_of_each_dimension():
     scale = np.array([0.01, 1.0, 30.0])
     scaled = batch | {name: batch[name] * scale for name in ("obs", "next_obs")}
     states = moved(prediction, next_obs=prediction["next_obs"] * scale)
-    found = loss_of("quadratic", states, scaled, lambda s: value(s / scale))
-    wanted = loss_of("quadratic", prediction, batch, value)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = loss_of("quadratic", states, scaled, lambda s: value(s / scale))
+    expected = loss_of("quadratic", prediction, batch, value)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def two_quadratics(state):

@@ -37,42 +37,42 @@ def test_value_equivalence_is_vaml_times_the_number_of_values():
     batch, prediction = make_case(1)
     value, _ = make_value(2, num_values=4)
     states = without_reward(prediction, batch)
-    found = loss_of("value_equivalence", states, batch, value)
-    wanted = 4 * loss_of("vaml", states, batch, value)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = loss_of("value_equivalence", states, batch, value)
+    expected = 4 * loss_of("vaml", states, batch, value)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_value_equivalence_leaves_the_reward_term_as_it_is():
     batch, prediction = make_case(1)
     states = without_reward(prediction, batch)
-    found = loss_of("value_equivalence", prediction, batch, linear)
-    found -= loss_of("value_equivalence", states, batch, linear)
-    wanted = np.mean((prediction["reward"] - batch["reward"]) ** 2)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = loss_of("value_equivalence", prediction, batch, linear)
+    actual -= loss_of("value_equivalence", states, batch, linear)
+    expected = np.mean((prediction["reward"] - batch["reward"]) ** 2)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_value_equivalence_is_a_sum_of_squares_for_linear_values():
     batch, prediction = make_case(3)
     states = without_reward(prediction, batch)
-    wanted = np.mean(np.sum(linear_errors(states, batch) ** 2, axis=-1))
-    found = loss_of("value_equivalence", states, batch, linear)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    expected = np.mean(np.sum(linear_errors(states, batch) ** 2, axis=-1))
+    actual = loss_of("value_equivalence", states, batch, linear)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_value_l1_is_the_mean_absolute_error_for_linear_values():
     batch, prediction = make_case(4)
     states = without_reward(prediction, batch)
-    found = loss_of("value_l1", states, batch, linear)
-    wanted = np.mean(np.abs(linear_errors(states, batch)))
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = loss_of("value_l1", states, batch, linear)
+    expected = np.mean(np.abs(linear_errors(states, batch)))
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_value_l1_has_the_sign_of_the_error_as_its_slope():
     batch, prediction = make_case(5)
-    found = grad_of("value_l1", prediction, batch, linear)["next_obs"]
+    actual = grad_of("value_l1", prediction, batch, linear)["next_obs"]
     signs = np.sign(linear_errors(prediction, batch))
     # A mean over two members, six rows and four values.
-    np.testing.assert_allclose(found, signs @ ROWS / 48, rtol=EXACT, atol=1e-15)
+    np.testing.assert_allclose(actual, signs @ ROWS / 48, rtol=EXACT, atol=1e-15)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -81,8 +81,8 @@ def test_value_l1_is_bounded_by_the_root_of_vaml(seed):
     value, _ = make_value(seed)
     states = without_reward(prediction, batch)
     bound = np.sqrt(loss_of("vaml", states, batch, value))
-    found = loss_of("value_l1", states, batch, value)
-    assert 0.5 * bound < found <= bound
+    actual = loss_of("value_l1", states, batch, value)
+    assert 0.5 * bound < actual <= bound
 
 
 def test_muzero_with_the_value_of_the_successor_as_target_is_vaml():
@@ -98,20 +98,20 @@ def test_muzero_with_the_value_of_the_successor_as_target_is_vaml():
 
 def test_muzero_takes_a_target_for_each_value_function():
     batch, prediction = make_case(8)
-    found = loss_of(
+    actual = loss_of(
         "muzero", prediction, batch, linear, prepared=batch["next_obs"] @ ROWS.T
     )
-    wanted = loss_of("vaml", prediction, batch, linear)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    expected = loss_of("vaml", prediction, batch, linear)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_muzero_is_a_squared_difference_to_the_target_for_linear_values():
     batch, prediction = make_case(9)
     values = prediction["next_obs"] @ ROWS.T
     square = (values - batch["next_value"][:, None]) ** 2
-    wanted = np.mean(square) + np.mean((prediction["reward"] - batch["reward"]) ** 2)
-    found = loss_of("muzero", prediction, batch, linear)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    expected = np.mean(square) + np.mean((prediction["reward"] - batch["reward"]) ** 2)
+    actual = loss_of("muzero", prediction, batch, linear)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 # The states before and after each row of a full ring, whose oldest row is the fourth.
@@ -144,7 +144,7 @@ def bootstrapped(batch, where=None):
 
 
 def test_next_values_bootstrap_from_the_row_that_follows():
-    wanted = [
+    expected = [
         [7 + 0.5 * 25, 7 - 0.5 * 2.5],
         [8 + 0.5 * 15, 8 - 0.5 * 1.5],
         [15, -1.5],  # the newest row: the oldest follows, from another state
@@ -154,7 +154,7 @@ def test_next_values_bootstrap_from_the_row_that_follows():
         [50, -5],  # terminated
         [6 + 0.5 * 70, 6 - 0.5 * 7],  # around the end of the ring
     ]
-    np.testing.assert_array_equal(bootstrapped(make_ring()), wanted)
+    np.testing.assert_array_equal(bootstrapped(make_ring()), expected)
 
 
 @pytest.mark.parametrize(("row", "value"), [(4, 30.0), (6, 50.0)])
@@ -168,9 +168,9 @@ def test_next_values_do_not_go_on_after_an_end_in_the_first_state_of_the_next(
 
 def test_next_values_do_not_go_on_in_rows_that_do_not_count():
     where = np.arange(8) < 4
-    found = bootstrapped(make_ring(), where)
+    actual = bootstrapped(make_ring(), where)
     # From the fourth row the fifth would go on.
-    np.testing.assert_array_equal(found[:4, 0], [19.5, 15.5, 15.0, 20.0])
+    np.testing.assert_array_equal(actual[:4, 0], [19.5, 15.5, 15.0, 20.0])
 
 
 def test_next_values_never_read_garbage_in_rows_that_do_not_count():
@@ -179,8 +179,8 @@ def test_next_values_never_read_garbage_in_rows_that_do_not_count():
     batch = make_ring(
         obs=broken[0], next_obs=broken[1], reward=np.where(where, REWARDS, np.nan)
     )
-    found = bootstrapped(batch, where)
-    np.testing.assert_array_equal(found[:4], bootstrapped(make_ring(), where)[:4])
+    actual = bootstrapped(batch, where)
+    np.testing.assert_array_equal(actual[:4], bootstrapped(make_ring(), where)[:4])
 
 
 def test_next_values_bootstrap_along_the_last_axis_of_the_rows():
@@ -209,8 +209,8 @@ def test_muzero_with_a_discount_bootstraps_the_rows_of_the_batch():
     ring = make_ring()
     prediction = {"next_obs": RING[:, 1:] + 0.5, "reward": REWARDS, "log_var": None}
     options = {"predict": table}
-    found = losses.muzero_loss(prediction, ring, tenfold, discount=0.5, **options)
+    actual = losses.muzero_loss(prediction, ring, tenfold, discount=0.5, **options)
     given = losses.muzero_loss(
         prediction, ring, tenfold, prepared=bootstrapped(ring), **options
     )
-    np.testing.assert_allclose(found, given, rtol=EXACT)
+    np.testing.assert_allclose(actual, given, rtol=EXACT)

@@ -37,18 +37,18 @@ def test_constant_weights_of_a_quadratic_value_are_squared_curvature_times_sprea
     states, curvature = without_reward(prediction, batch), np.array([3.0, -1.0, 0.25])
     error = states["next_obs"] - batch["next_obs"]
     weights = curvature**2 * np.mean(batch["next_obs"] ** 2, axis=0)
-    found = loss_of(
+    actual = loss_of(
         "constant_weights", states, batch, lambda s: 0.5 * jnp.sum(curvature * s**2)
     )
-    np.testing.assert_allclose(found, np.mean(error**2 @ weights), rtol=EXACT)
+    np.testing.assert_allclose(actual, np.mean(error**2 @ weights), rtol=EXACT)
 
 
 def test_sample_weighted_with_weights_of_one_is_mse():
     batch, prediction = make_case(12)
     batch["weight"] = np.ones(6)
-    found = loss_of("sample_weighted", prediction, batch)
-    wanted = loss_of("mse", prediction, batch)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = loss_of("sample_weighted", prediction, batch)
+    expected = loss_of("mse", prediction, batch)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_sample_weighted_with_one_weight_is_the_share_of_that_row():
@@ -56,27 +56,27 @@ def test_sample_weighted_with_one_weight_is_the_share_of_that_row():
     batch["weight"] = np.eye(6)[4]
     row = {name: x[4:5] for name, x in batch.items()}
     predicted = {name: x[:, 4:5] for name, x in prediction.items()}
-    found = loss_of("sample_weighted", prediction, batch)
-    wanted = loss_of("mse", predicted, row) / 6
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = loss_of("sample_weighted", prediction, batch)
+    expected = loss_of("mse", predicted, row) / 6
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_sample_weighted_is_linear_in_the_weights():
     batch, prediction = make_case(14)
     first, second = np.random.default_rng(14).uniform(size=(2, 6))
-    found, *parts = [
+    actual, *parts = [
         loss_of("sample_weighted", prediction, batch, prepared=weights)
         for weights in (first + 3.0 * second, first, second)
     ]
-    np.testing.assert_allclose(found, parts[0] + 3.0 * parts[1], rtol=EXACT)
+    np.testing.assert_allclose(actual, parts[0] + 3.0 * parts[1], rtol=EXACT)
 
 
 def test_sample_weighted_takes_weights_in_place_of_those_of_the_batch():
     batch, prediction = make_case(15)
     given = batch["weight"][::-1].copy()
-    found = loss_of("sample_weighted", prediction, batch, prepared=given)
-    wanted = loss_of("sample_weighted", prediction, batch | {"weight": given})
-    np.testing.assert_array_equal(found, wanted)
+    actual = loss_of("sample_weighted", prediction, batch, prepared=given)
+    expected = loss_of("sample_weighted", prediction, batch | {"weight": given})
+    np.testing.assert_array_equal(actual, expected)
 
 
 def half_square(state):
@@ -105,7 +105,7 @@ def vagram_weights(batch, where=None, prepare=weighted.vagram_weights, **weights
 def test_vagram_weights_follow_every_option(gradients, weights):
     batch, where = make_batch(28), np.arange(6) < 5
     config = GradientConfig(**gradients)
-    found = weights_by(
+    actual = weights_by(
         weighted.vagram_weights,
         batch,
         where=where,
@@ -120,7 +120,7 @@ def test_vagram_weights_follow_every_option(gradients, weights):
         clip_quantile=config.clip_quantile,
         **weights,
     )
-    np.testing.assert_allclose(found, expected, rtol=EXACT)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_default_coefficients_leave_every_bit():

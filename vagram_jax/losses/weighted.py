@@ -98,7 +98,7 @@ def vagram_weights(
     if where is not None:
         from_errors = jnp.where(where[..., None], from_errors, 0.0)
     return jax.lax.stop_gradient(
-        gradient_coef * from_gradients + mse_coef * from_errors
+        mse_coef * from_errors + gradient_coef * from_gradients
     )
 
 

@@ -332,12 +332,6 @@ def test_masking_terminated_rows_needs_to_know_them():
 
 
 @every_loss
-def test_loss_without_episode_ends_is_finite(name):
-    batch = make_batch().replace(terminated=None, truncated=None)
-    assert np.isfinite(run(name, make_params(name), batch)[0])
-
-
-@every_loss
 def test_loss_passes_no_gradient_to_a_value_given_as_argument(name):
     _, (_, gradient) = program(name)(make_params(name), make_batch(), make_value())
     assert_all_zero(gradient)

@@ -1,7 +1,7 @@
-"""What the tests of the losses' formulas share: a model that is a table, and cases.
+"""Batches, value functions and a tabular model for the tests of the losses.
 
-The parameters of the table are the predictions themselves, so that a test says what a
-model predicts, and a gradient is that in the prediction.
+The parameters of the table are the predictions themselves, so that a test chooses what
+the model predicts, and a gradient is the gradient in the prediction.
 """
 
 import functools
@@ -28,6 +28,11 @@ def table(params, obs, action):
     return params["next_obs"], params["reward"], params["log_var"]
 
 
+def make_batch(seed=0, **sizes):
+    """Random transitions of NumPy arrays."""
+    return Transition(**oracles.random_batch(seed, **sizes))
+
+
 def make_case(seed, members=2, leading=(6,), obs_dim=3, **sizes):
     """A batch and predictions for it, as dicts of NumPy arrays."""
     batch = oracles.random_batch(seed, leading=leading, obs_dim=obs_dim, **sizes)
@@ -42,7 +47,7 @@ def make_case(seed, members=2, leading=(6,), obs_dim=3, **sizes):
 
 
 def make_value(seed, **sizes):
-    """K value functions, for JAX and for the oracles."""
+    """K tanh networks, as a JAX function and as one for the oracles."""
     params = oracles.random_values(seed, **sizes)
 
     def value(state):
@@ -65,7 +70,7 @@ def loss_and_grad(name, prediction, batch, value_fn=None, **options):
 
 
 def compiled(transform, name, value_fn, **options):
-    """The loss in one program: eager steps are compiled one by one, which is slow."""
+    """The loss in one program; without it each operation would compile by itself."""
 
     def run(prediction, batch):
         rows, fn = Transition(**batch), losses.get(name).fn

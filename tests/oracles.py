@@ -1,9 +1,9 @@
-"""Slow, plain NumPy float64 versions of the formulas, by explicit loops.
+"""Independent versions of the losses' formulas in NumPy float64, with explicit loops.
 
-Nothing of the package is imported here, so that a mistake in one of its formulas is
-not made twice. Predictions always carry a member axis, `[E, B, ...]`; the batch is
-`[B, ...]`, or `[E, B, ...]` with one batch per member. A value function takes one
-state `[obs_dim]` and returns a list or an array of K numbers.
+This module imports nothing from the package, so that a mistake in one of its formulas
+is not repeated here. Predictions always have a member axis, `[E, B, ...]`; the batch is
+`[B, ...]`, or `[E, B, ...]` with one batch per member. A value function maps one state
+`[obs_dim]` to a list or an array of K numbers.
 """
 
 import math
@@ -53,16 +53,16 @@ def random_values(seed, num_values=2, obs_dim=3, hidden=5):
 
 
 def values(params, state):
-    """What the functions of `random_values` give one state, as a list of K."""
-    found = []
+    """The values of one state by the functions of `random_values`, a list of K."""
+    results = []
     for inner, shift, outer in zip(
         params["inner"], params["shift"], params["outer"], strict=True
     ):
         total = 0.0
         for row, offset, factor in zip(inner, shift, outer, strict=True):
             total += factor * math.tanh(float(np.dot(row, state)) + offset)
-        found.append(total)
-    return found
+        results.append(total)
+    return results
 
 
 def value_gradients(value_fn, states):
@@ -74,7 +74,7 @@ def value_gradients(value_fn, states):
             above, below = np.array(state), np.array(state)
             above[dim] += STEP
             below[dim] -= STEP
-            # What was really added, after rounding, and not what was meant.
+            # The step after rounding, which differs from 2 STEP.
             width = above[dim] - below[dim]
             change = np.asarray(value_fn(above)) - np.asarray(value_fn(below))
             columns.append(change / width)
@@ -179,9 +179,9 @@ def calibrated_vaml(prediction, batch, value_fn, noise):
     for place, (predicted, row) in enumerate(_samples(prediction, batch)):
         std = np.exp(0.5 * predicted["log_var"][:-1])
         states = [predicted["next_obs"] + std * eps for eps in noise[:, place]]
-        found = np.array([value_fn(state) for state in states])  # [M, K]
+        values = np.array([value_fn(state) for state in states])  # [M, K]
         parts = []
-        for column, real in zip(found.T, value_fn(row["next_obs"]), strict=True):
+        for column, real in zip(values.T, value_fn(row["next_obs"]), strict=True):
             square = (statistics.fmean(column) - real) ** 2
             parts.append(square - statistics.variance(column) / len(column))
         scale = math.exp(0.5 * predicted["log_var"][-1])
@@ -215,13 +215,13 @@ def constant_weights(prediction, batch, value_fn):
 
 
 def sample_weighted(prediction, batch, value_fn=None):
-    """Squared errors of state and reward, each row's times its weight."""
+    """Squared errors of state and reward, times the weight of each row."""
     del value_fn
     losses = []
     for predicted, row in _samples(prediction, batch):
         square = (predicted["reward"] - row["reward"]) ** 2
-        for found, real in zip(predicted["next_obs"], row["next_obs"], strict=True):
-            square += (found - real) ** 2
+        for guess, real in zip(predicted["next_obs"], row["next_obs"], strict=True):
+            square += (guess - real) ** 2
         losses.append(row["weight"] * square)
     return math.fsum(losses) / len(losses)
 
@@ -271,7 +271,7 @@ def gaussian_nll(prediction, batch, value_fn=None):
 
 
 def vagram_nll(prediction, batch, value_fn):
-    """The same with the terms of the state weighted as VaGraM weights them."""
+    """The same, with the state's terms weighted by the weights of VaGraM."""
     return _weighted_nll(
         prediction,
         batch,
@@ -281,8 +281,8 @@ def vagram_nll(prediction, batch, value_fn):
 
 def moments(values, where):
     """Mean and standard deviation of the rows that count, one column at a time."""
-    kept = [row for row, counts in zip(values, where, strict=True) if counts]
-    columns = np.asarray(kept, np.float64).T
+    rows = [row for row, counts in zip(values, where, strict=True) if counts]
+    columns = np.asarray(rows, np.float64).T
     means = [math.fsum(column) / len(column) for column in columns]
     variances = [
         math.fsum((x - mean) ** 2 for x in column) / len(column)
@@ -315,7 +315,7 @@ def _obs_dim(batch):
 
 
 def _samples(prediction, batch):
-    """Each member's prediction of each row, beside that row of the member's batch."""
+    """Yields each member's prediction of each row, and that row of its batch."""
     shared = batch["obs"].ndim == 2
     for member in range(prediction["next_obs"].shape[0]):
         for index in range(prediction["next_obs"].shape[1]):
@@ -344,7 +344,7 @@ def _of_value_errors(prediction, batch, value_fn, of_errors):
 
 
 def _of_taylor_terms(prediction, batch, value_fn, basis_of):
-    """`basis_of` a Hessian has the directions in its columns; None are the axes."""
+    """`basis_of(hessian)` has directions in its columns; None means the axes."""
 
     def sample_loss(error, row):
         state = row["next_obs"][None]

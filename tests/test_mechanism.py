@@ -1,4 +1,4 @@
-"""The mechanism in closed form: which model each loss chooses when capacity is short.
+"""Which model each loss prefers if the capacity is limited, in closed form.
 
 The model is linear and of rank r: s_hat = x A C with x = (obs, action), A [p, r] and
 C [r, d]. Any loss (1/B) sum_b a_b e_b M e_b^T of its error e = s_hat - s', with row
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 # float64 arithmetic in another order.
 EXACT = 1e-10
-# Where a descent ends: near the root of the precision, and some margin.
+# The precision of a descent: near the root of that of float64, with some margin.
 REACHED = 1e-5
 
 OBS_DIM, ACTION_DIM, RANK = 5, 2, 2
-# K = 3 linear value functions: more than the rank, so that it binds, and fewer than
-# there are dimensions, so that some errors are free where values alone are compared.
+# K = 3 linear value functions: more than the rank, so that it limits, and fewer than
+# the dimensions, so that losses of values alone ignore some errors.
 SLOPES = np.random.default_rng(10).normal(size=(3, OBS_DIM)) * [3.0, 2.0, 1.0, 0.5, 0.2]
 RIDGE = np.array([2.0, -1.5, 1.0, 0.7, -0.3])
 CURVATURES = np.array([3.0, -2.0, 1.0, 0.5, 0.2])
@@ -40,7 +40,7 @@ def linear(state):
 
 
 def ridge(state):
-    """Quadratic along one direction u: the gradients (u.s) u differ in length alone."""
+    """Quadratic along one direction u: its gradients (u.s) u differ only in length."""
     return 0.5 * (state @ RIDGE) ** 2
 
 
@@ -50,7 +50,7 @@ def separable(state):
 
 
 def low_rank(params, obs, action):
-    """The model; the reward has a head of its own and takes no part in the rank."""
+    """The model; the reward has a separate head, outside of the rank limit."""
     inputs = jnp.concatenate([obs, action], axis=-1)
     return inputs @ params["encoder"] @ params["decoder"], inputs @ params["reward"]
 
@@ -64,7 +64,7 @@ def inputs_of(batch):
 
 
 def make_params(encoder, decoder):
-    """With the reward's head where its error is zero: see `make_batch`."""
+    """Parameters whose reward head has no error on `make_batch`."""
     return {"encoder": encoder, "decoder": decoder, "reward": np.ones(len(encoder))}
 
 
@@ -83,9 +83,9 @@ def make_batch(obs, action, next_obs):
 
 
 def random_batch(bend=0.0, rows=60):
-    """A linear truth of full rank plus noise; `bend` adds what no linear model fits.
+    """A linear system of full rank plus noise; `bend` adds a quadratic part.
 
-    The dimensions differ in scale, so that the losses disagree on what is worth a rank.
+    The dimensions differ in scale, so that the losses prefer different ranks.
     """
     rng = np.random.default_rng(1)
     obs = rng.normal(size=(rows, OBS_DIM))
@@ -97,7 +97,7 @@ def random_batch(bend=0.0, rows=60):
 
 
 class Optimum(NamedTuple):
-    """A minimiser, its loss, and L: `s_hat @ root` is what is unique about it."""
+    """A minimizer and its loss; only `s_hat @ root` is unique, with root = L."""
 
     params: dict
     loss: float
@@ -114,7 +114,7 @@ def reduced_rank(batch, metric, rank=RANK, row_weights=1.0):
     singular, directions = np.linalg.svd(scale * (inputs @ fit) @ root)[1:]
     leading = directions[:rank].T
     residual = np.sum((scale * (targets - inputs @ fit) @ root) ** 2)
-    # The prediction is free in a direction without weight; here it is zero.
+    # In a direction without weight any prediction is optimal; this takes zero.
     params = make_params(
         fit @ root @ leading, leading.T @ np.linalg.pinv(root, rcond=1e-6)
     )
@@ -124,7 +124,7 @@ def reduced_rank(batch, metric, rank=RANK, row_weights=1.0):
 
 
 def unlimited(batch, weights):
-    """Without a rank limit each dimension is a weighted least squares of its own."""
+    """The minimizer without a rank limit: weighted least squares per dimension."""
     inputs = inputs_of(batch)
     columns = [
         np.linalg.solve(inputs.T @ (w[:, None] * inputs), inputs.T @ (w * target))
@@ -134,7 +134,7 @@ def unlimited(batch, weights):
 
 
 def objective(name, batch, value_fn=None):
-    """The loss and its gradient, of the parameters alone, in one program."""
+    """The loss and its gradient as one compiled function of the parameters."""
     rows, fn = Transition(**batch), losses.get(name).fn
     return jax.jit(
         jax.value_and_grad(lambda params: fn(params, rows, value_fn, predict=low_rank))
@@ -142,7 +142,7 @@ def objective(name, batch, value_fn=None):
 
 
 def descents(value_and_grad, starts):
-    """Where L-BFGS ends from each start: the parameters and the loss."""
+    """Yields the parameters and the loss at which L-BFGS ends from each start."""
     unravel = ravel_pytree(starts[0])[1]
 
     @jax.jit
@@ -152,19 +152,19 @@ def descents(value_and_grad, starts):
 
     options = {"maxiter": 5000, "maxfun": 10000, "maxcor": 30, "ftol": 0, "gtol": 1e-9}
     for start in starts:
-        found = optimize.minimize(
+        actual = optimize.minimize(
             lambda vector: jax.tree.map(np.asarray, on_vectors(vector)),
             ravel_pytree(start)[0],
             jac=True,
             method="L-BFGS-B",
             options=options,
         )
-        yield jax.tree.map(np.asarray, unravel(found.x)), found.fun
+        yield jax.tree.map(np.asarray, unravel(actual.x)), actual.fun
 
 
 def assert_stationary(value_and_grad, params, loss):
-    found, grad = value_and_grad(params)
-    np.testing.assert_allclose(found, loss, rtol=EXACT)
+    actual, grad = value_and_grad(params)
+    np.testing.assert_allclose(actual, loss, rtol=EXACT)
     for leaf in jax.tree.leaves(grad):
         np.testing.assert_allclose(leaf, 0.0, atol=EXACT * max(1.0, loss))
 
@@ -202,10 +202,10 @@ def along_ridge(batch):
     return (batch["next_obs"] @ RIDGE) ** 2
 
 
-# The row weights and the metric that each loss amounts to, by its formula. Where
-# gradients differ from sample to sample, VaGraM's weights do so in each dimension, and
-# a limited rank has no closed form in general. It has one where they are a factor of
-# the row times one of the dimension, as along a ridge, and where the loss averages.
+# The row weights and the metric of each loss, by its formula. If gradients differ
+# between samples, VaGraM's weights differ in each dimension, and a limited rank has no
+# closed form in general. It has one if the weights are a factor of the row times a
+# factor of the dimension, as for a ridge, and if the loss averages them.
 CASES = [
     ("mse", linear, one, identity),
     ("mse_normalized", linear, one, over_variance),
@@ -225,36 +225,31 @@ each_case = pytest.mark.parametrize(
 
 
 def solve(case, batch):
-    """The closed form of a case, and its loss as a function of the parameters."""
+    """The closed form of a case, and its loss and gradient as a function."""
     name, value_fn, row_weights, metric = case
     best = reduced_rank(batch, metric(batch), row_weights=row_weights(batch))
     return best, objective(name, batch, value_fn)
 
 
 @each_case
-def test_the_closed_form_is_stationary_and_has_its_loss(case):
-    best, value_and_grad = solve(case, random_batch())
-    assert_stationary(value_and_grad, best.params, best.loss)
-
-
-@each_case
-def test_descents_from_anywhere_end_at_the_closed_form(case):
+def test_the_closed_form_is_stationary_and_every_descent_ends_there(case):
     batch = random_batch()
     best, value_and_grad = solve(case, batch)
-    wanted = predicted(best.params, batch) @ best.root
-    starts = [random_params(seed, batch, RANK) for seed in range(3)]
+    assert_stationary(value_and_grad, best.params, best.loss)
+    expected = predicted(best.params, batch) @ best.root
+    starts = [random_params(seed, batch, RANK) for seed in range(2)]
     for params, loss in descents(value_and_grad, starts):
         # Not above the closed form, and never below it.
         np.testing.assert_allclose(loss, best.loss, rtol=EXACT)
-        found = predicted(params, batch) @ best.root
-        np.testing.assert_allclose(found, wanted, atol=REACHED)
+        actual = predicted(params, batch) @ best.root
+        np.testing.assert_allclose(actual, expected, atol=REACHED)
 
 
 @pytest.mark.parametrize("name", ["vaml", "vagram_unbounded"])
-def test_one_linear_value_needs_rank_one_and_leaves_the_rest_free(name):
+def test_one_linear_value_needs_rank_one_and_ignores_other_directions(name):
     batch, slope = random_batch(), SLOPES[0]
     best = reduced_rank(batch, np.outer(slope, slope), rank=1).params
-    # What least squares predicts of the one direction that counts.
+    # The least-squares prediction of the one direction with weight.
     fit = predicted(unlimited(batch, np.ones_like(batch["next_obs"])), batch) @ slope
     # Any change of the decoder that the slope does not see.
     change = np.random.default_rng(2).normal(size=OBS_DIM)
@@ -288,23 +283,23 @@ def test_value_l1_of_one_linear_value_has_its_minimum_at_a_linear_program():
 
 
 def test_vagram_without_a_rank_limit_is_a_weighted_regression_per_dimension():
-    # A curved truth: where a linear model errs is then a matter of the weights.
+    # For a curved system the weights decide where a linear model errs.
     batch = random_batch(bend=0.3)
     weights = (CURVATURES * batch["next_obs"]) ** 2
     best, plain = unlimited(batch, weights), unlimited(batch, np.ones_like(weights))
     squares = (predicted(best, batch) - batch["next_obs"]) ** 2
     value_and_grad = objective("vagram", batch, separable)
     assert_stationary(value_and_grad, best, np.sum(weights * squares) / len(squares))
-    [(found, _)] = descents(value_and_grad, [random_params(0, batch, OBS_DIM)])
+    [(actual, _)] = descents(value_and_grad, [random_params(0, batch, OBS_DIM)])
     np.testing.assert_allclose(
-        predicted(found, batch), predicted(best, batch), atol=REACHED
+        predicted(actual, batch), predicted(best, batch), atol=REACHED
     )
-    # Without weights it would be another model, and a worse one by this measure.
+    # The minimizer without weights is another model, and worse by this loss.
     assert value_and_grad(plain)[0] > 1.1 * value_and_grad(best)[0]
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 5])
-def test_vagram_and_mse_are_each_best_by_their_own_measure(rank):
+def test_vagram_and_mse_are_each_best_by_their_own_loss(rank):
     batch = random_batch()
     ours = reduced_rank(batch, squared_slopes(batch), rank).params
     plain = reduced_rank(batch, identity(batch), rank).params
@@ -318,23 +313,23 @@ def test_vagram_and_mse_are_each_best_by_their_own_measure(rank):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4, 5])
-def test_the_value_error_of_vagrams_choice_is_between_the_least_and_its_bound(rank):
+def test_the_value_error_of_vagrams_model_is_between_the_least_and_its_bound(rank):
     batch = random_batch()
     ours = reduced_rank(batch, squared_slopes(batch), rank)
     least = reduced_rank(batch, outer_slopes(batch), rank).loss
-    found = objective("vaml", batch, linear)(ours.params)[0]
-    assert least * (1.0 - EXACT) <= found <= OBS_DIM * ours.loss
+    actual = objective("vaml", batch, linear)(ours.params)[0]
+    assert least * (1.0 - EXACT) <= actual <= OBS_DIM * ours.loss
 
 
-# Below, each dimension has an input of its own, so each one predicted takes one rank.
+# Below, each dimension has a separate input, so that predicting it takes one rank.
 # Two real dimensions come first, then two distractors of larger scale.
-SIGNAL = np.array([1.0, 1.0, 5.0, 4.0])  # standard deviation that can be predicted
-NOISE = np.array([0.1, 0.5, 1.5, 1.8])  # and that can not
+SIGNAL = np.array([1.0, 1.0, 5.0, 4.0])  # standard deviation of the predictable part
+NOISE = np.array([0.1, 0.5, 1.5, 1.8])  # and of the unpredictable part
 REAL = np.array([2.0, -1.0, 0.0, 0.0])  # slopes of a value that ignores distractors
 
 
 def distracted_batch(rows=40):
-    """Signal and noise on uncorrelated columns: every loss is a sum over dimensions."""
+    """A batch of uncorrelated signal and noise: losses are sums over dimensions."""
     columns = np.random.default_rng(3).normal(size=(rows, 12))
     columns, _ = np.linalg.qr(columns - columns.mean(axis=0))
     before, inputs, noise = np.split(np.sqrt(rows) * columns, 3, axis=1)
@@ -343,37 +338,37 @@ def distracted_batch(rows=40):
     return make_batch(obs, inputs, inputs * SIGNAL + noise * NOISE)
 
 
-KEPT = {
+PREDICTED = {
     "mse": [2, 3],  # the largest signals: both distractors
     "mse_normalized": [0, 2],  # the largest shares of signal in what varies
     "vagram": [0, 1],  # the largest signals times slope: both real dimensions
 }
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_a_short_rank_goes_where_the_loss_looks_and_the_value_error_follows(name):
-    batch, kept = distracted_batch(), np.isin(range(4), KEPT[name])
+@pytest.mark.parametrize("name", PREDICTED)
+def test_a_limited_rank_predicts_the_dimensions_that_the_loss_weights_most(name):
+    batch, chosen = distracted_batch(), np.isin(range(4), PREDICTED[name])
     start = random_params(4, batch, rank=2)
     value_and_grad = objective(name, batch, lambda s: s @ REAL)
     [(params, _)] = descents(value_and_grad, [start])
-    # Where the slope is zero VaGraM leaves the prediction free.
+    # VaGraM ignores the prediction of dimensions with a slope of zero.
     counted = REAL != 0.0 if name == "vagram" else np.full(4, True)
-    found, wanted = predicted(params, batch), batch["action"] * SIGNAL * kept
-    np.testing.assert_allclose(found[:, counted], wanted[:, counted], atol=REACHED)
-    # 0.29 for VaGraM, all of it noise; 1.29 for standardised targets; 5.29 for MSE.
-    least = np.sum(REAL**2 * (NOISE**2 + SIGNAL**2 * ~kept))
+    actual, expected = predicted(params, batch), batch["action"] * SIGNAL * chosen
+    np.testing.assert_allclose(actual[:, counted], expected[:, counted], atol=REACHED)
+    # 0.29 for VaGraM, all of it noise; 1.29 for standardized targets; 5.29 for MSE.
+    least = np.sum(REAL**2 * (NOISE**2 + SIGNAL**2 * ~chosen))
     value_error = objective("vaml", batch, lambda s: s @ REAL)(params)[0]
     np.testing.assert_allclose(value_error, least, rtol=REACHED)
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_with_rank_for_everything_all_losses_choose_the_same_model(name):
+@pytest.mark.parametrize("name", PREDICTED)
+def test_without_a_limit_all_losses_prefer_the_same_model(name):
     batch = distracted_batch()
-    # Distractors need some slope, or VaGraM would not mind what is predicted there.
+    # Distractors need some slope, or VaGraM ignores their prediction.
     value_and_grad = objective(name, batch, lambda s: s @ (REAL + 0.01))
     same = unlimited(batch, np.ones_like(batch["next_obs"]))
     np.testing.assert_allclose(
         predicted(same, batch), batch["action"] * SIGNAL, atol=EXACT
     )
-    # At full rank a loss is convex in the prediction: where it is stationary is best.
+    # At full rank a loss is convex in the prediction: a stationary point is a minimum.
     assert_stationary(value_and_grad, same, value_and_grad(same)[0])

@@ -126,9 +126,9 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
     """Returns the config with "auto" settings resolved, or refuses it.
 
     Raises:
-      ConfigError: an unknown loss, a model head that the loss can't use, more elites
-        than members, a buffer smaller than the warm-up, or no termination function
-        where imagination needs one.
+      ConfigError: an unknown loss, a setting that the loss doesn't read, a model head
+        that it can't use, more elites than members, a buffer smaller than the warm-up,
+        or no termination function where imagination needs one.
     """
     dynamics.check(config.dynamics)
     if config.warmup_steps > config.replay_capacity:
@@ -441,6 +441,11 @@ def _check_loss(config: MBPOConfig) -> MBPOConfig:
         raise ConfigError(
             f"config: dynamics.head='deterministic'; loss={config.loss!r} needs a "
             "variance; set dynamics.head to gaussian or auto"
+        )
+    ignored = losses.unread(loss, gradients=config.gradients, weights=config.weights)
+    for key, value in ignored.items():
+        raise ConfigError(
+            f"config: {key}={value}; loss={config.loss!r} doesn't read it; leave it out"
         )
     if config.dynamics.head != "auto":
         return config

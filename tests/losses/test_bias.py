@@ -1,7 +1,7 @@
-"""What a deterministic model learns of a stochastic environment, loss by loss.
+"""The state that a deterministic model learns in a stochastic environment, per loss.
 
-From one state there are a few outcomes, equally probable. All that a model can do is to
-predict one state, and the loss's minimum says which.
+One state has a few equally probable outcomes. The model predicts a single state, the
+minimum of the loss.
 """
 
 import functools
@@ -17,7 +17,7 @@ from vagram_jax.types import Transition
 
 pytestmark = pytest.mark.usefixtures("x64")
 
-# The minimum of a loss on a grid, and how far off that is from its minimum.
+# The grid on which losses are minimized, and its resolution.
 GRID = np.linspace(-1.5, 1.5, 3001)
 STEP = 1e-3
 E = np.e
@@ -44,10 +44,10 @@ def exponential(state):
 
 @functools.partial(jax.jit, static_argnames=("name", "value_fn"))
 def losses_on_grid(batch, name, value_fn):
-    def loss(place):
+    def loss(state):
         count = batch.reward.shape[0]
         prediction = {
-            "next_obs": jnp.full((count, 1), place),
+            "next_obs": jnp.full((count, 1), state),
             "reward": jnp.zeros(count),
             "log_var": jnp.zeros((count, 2)),
         }
@@ -56,7 +56,7 @@ def losses_on_grid(batch, name, value_fn):
     return jax.vmap(loss)(GRID)
 
 
-def learnt(name, batch, value_fn=exponential):
+def minimizer(name, batch, value_fn=exponential):
     return GRID[np.argmin(losses_on_grid(batch, name, value_fn))]
 
 
@@ -64,53 +64,57 @@ def learnt(name, batch, value_fn=exponential):
     "name", ["mse", "mse_normalized", "mle", "sample_weighted", "constant_weights"]
 )
 def test_losses_whose_weights_do_not_depend_on_the_outcome_learn_the_mean(name):
-    assert abs(learnt(name, outcomes(-1.0, 1.0))) <= STEP
+    assert abs(minimizer(name, outcomes(-1.0, 1.0))) <= STEP
 
 
 @pytest.mark.parametrize(
     "name", ["vagram", "vagram_unbounded", "vagram_nll", "quadratic", "vaml"]
 )
 def test_value_losses_learn_the_mean_for_linear_values(name):
-    found = learnt(name, outcomes(-1.0, 1.0), lambda s: 2.0 * s[0])
-    assert abs(found) <= STEP
+    actual = minimizer(name, outcomes(-1.0, 1.0), lambda s: 2.0 * s[0])
+    assert abs(actual) <= STEP
 
 
 @pytest.mark.parametrize("name", ["vagram", "vagram_unbounded", "vagram_nll"])
 def test_vagram_learns_the_mean_weighted_by_the_squared_slopes(name):
     # The slope of exp is exp, so that the outcomes weigh e^-2 and e^2.
-    found = learnt(name, outcomes(-1.0, 1.0))
-    wanted = (E**2 - E**-2) / (E**2 + E**-2)
-    assert abs(found - wanted) <= STEP
+    actual = minimizer(name, outcomes(-1.0, 1.0))
+    expected = (E**2 - E**-2) / (E**2 + E**-2)
+    assert abs(actual - expected) <= STEP
 
 
 def test_value_weighted_learns_the_mean_weighted_by_the_values():
-    found = learnt("value_weighted", outcomes(-1.0, 1.0))
-    assert abs(found - (E - 1.0 / E) / (E + 1.0 / E)) <= STEP
+    actual = minimizer("value_weighted", outcomes(-1.0, 1.0))
+    assert abs(actual - (E - 1.0 / E) / (E + 1.0 / E)) <= STEP
 
 
 @pytest.mark.parametrize("name", ["vaml", "value_equivalence", "muzero"])
 def test_losses_of_values_learn_a_state_of_the_mean_value(name):
-    # The mean of e^-1 and e is cosh(1), the value of no outcome and not of the mean.
-    found = learnt(name, outcomes(-1.0, 1.0))
-    assert abs(found - np.log(np.cosh(1.0))) <= STEP
+    # The mean of e^-1 and e is cosh(1): no outcome has that value, nor has the mean.
+    actual = minimizer(name, outcomes(-1.0, 1.0))
+    assert abs(actual - np.log(np.cosh(1.0))) <= STEP
 
 
-def test_vaml_learns_an_outcome_rather_than_the_mean_where_both_have_its_value():
-    assert abs(abs(learnt("vaml", outcomes(-1.0, 1.0), lambda s: s[0] ** 2)) - 1) < STEP
+def test_vaml_learns_an_outcome_and_not_the_mean_if_all_outcomes_have_one_value():
+    assert (
+        abs(abs(minimizer("vaml", outcomes(-1.0, 1.0), lambda s: s[0] ** 2)) - 1) < STEP
+    )
 
 
 def test_value_l1_learns_the_state_of_the_median_value():
     batch = outcomes(-1.0, -0.4, 1.0)
-    assert abs(learnt("value_l1", batch) + 0.4) <= STEP
+    assert abs(minimizer("value_l1", batch) + 0.4) <= STEP
     mean_value = np.log(np.mean(np.exp([-1.0, -0.4, 1.0])))
-    assert abs(learnt("vaml", batch) - mean_value) <= STEP
+    assert abs(minimizer("vaml", batch) - mean_value) <= STEP
 
 
 @pytest.mark.parametrize("name", ["quadratic", "quadratic_eigen"])
-def test_second_orders_learn_what_their_expansions_say(name):
+def test_second_order_losses_learn_the_minimum_of_their_expansion(name):
     # Slope and curvature of exp are exp: e (exp(s') + exp(s') e / 2) for the error e.
     states = np.array([-1.0, 1.0])
     error = GRID[:, None] - states
-    wanted = GRID[np.argmin(np.mean((np.exp(states) * (error + error**2 / 2)) ** 2, 1))]
-    assert abs(learnt(name, outcomes(*states)) - wanted) <= STEP
-    assert abs(wanted) > 0.5
+    expected = GRID[
+        np.argmin(np.mean((np.exp(states) * (error + error**2 / 2)) ** 2, 1))
+    ]
+    assert abs(minimizer(name, outcomes(*states)) - expected) <= STEP
+    assert abs(expected) > 0.5

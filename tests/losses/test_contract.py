@@ -1,7 +1,8 @@
-"""What every registered loss promises, whatever its formula, and what it refuses."""
+"""Promises of every registered loss, whatever its formula, and the registry."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,20 +11,43 @@ import pytest
 from jax.test_util import check_grads
 
 import vagram_jax
-from vagram_jax import config, dynamics, losses
+from vagram_jax import config, dynamics, losses, schedules
 from vagram_jax.losses import registry
 from vagram_jax.types import Transition
 
 ALL = sorted(losses.LOSSES)
-# The targets of `muzero` are no function of a batch, but of the order of all data.
-PREPARED = [name for name in ALL if losses.get(name).prepare and name != "muzero"]
-# Where a batch's own mean or variance scales the loss, members share that scale.
+PREPARED = [name for name in ALL if losses.get(name).prepare]
+# One loss of each way in which a loss reads the value function.
+FAMILIES = ["calibrated_vaml", "mle", "quadratic_eigen", "vagram", "vaml"]
+# The mean or variance of the whole batch scales the loss, so that members share it.
 POOLED = ["constant_weights", "mse_normalized", "value_weighted"]
 FORMS = ["single", "ensemble", "per_member"]
 MEMBERS, ROWS = 3, 8
 
 every_loss = pytest.mark.parametrize("name", ALL)
 every_form = pytest.mark.parametrize("form", FORMS)
+
+# Each option of the value gradients and of the weights, with what it needs.
+GRADIENTS = [{"at": "delta"}, {"clip_quantile": 0.5}, {"mask_terminated": True}]
+WEIGHTS = [
+    {"normalize": True},
+    {"scale_by_dim": True},
+    {"gradient_coef": 0.5},
+    {"mse_coef": 0.5},
+    {"mse_coef": 0.5, "mse_normalized": True},
+]
+OPTIONS = [
+    (name, group, option)
+    for group, options in (("gradients", GRADIENTS), ("weights", WEIGHTS))
+    for name in ALL
+    if group in losses.get(name).reads_config
+    for option in options
+]
+every_option = pytest.mark.parametrize(
+    ("name", "group", "option"),
+    OPTIONS,
+    ids=[f"{name}-{group}.{'-'.join(option)}" for name, group, option in OPTIONS],
+)
 
 # The rounding of float32 in sums of some dozen terms.
 FLOAT32 = {"rtol": 1e-5, "atol": 2e-6}
@@ -44,10 +68,10 @@ def make_params(name, form="per_member", seed=0):
 
 
 def without_spread(name, form="per_member"):
-    """Parameters with which a loss that samples has samples that are all the same.
+    """Parameters of a model whose samples have no variance, for the loss that samples.
 
-    It draws noise for a place in the batch, with a key made of all of the batch: only
-    without spread is the loss that of the rows, wherever they stand, and beside which.
+    The noise of a row depends on its position and on the whole batch. Without variance
+    the loss is a mean over rows.
     """
     params = make_params(name, form)
     if name != "calibrated_vaml":
@@ -111,50 +135,50 @@ def linear_params(dtype):
     }
 
 
-def assert_trees_close(found, wanted, **tolerance):
-    found, wanted = jax.tree.leaves(found), jax.tree.leaves(wanted)
-    for x, y in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(x, y, **tolerance)
-
-
 def assert_all_zero(tree):
-    assert_trees_close(tree, jax.tree.map(jnp.zeros_like, tree), rtol=0)
+    chex.assert_trees_all_equal(tree, jax.tree.map(jnp.zeros_like, tree))
+
+
+def configs(group, option):
+    """The keyword of one option, as a loss and its `prepare` take it."""
+    kind = losses.GradientConfig if group == "gradients" else losses.WeightConfig
+    return {group: kind(**option)}
 
 
 @every_form
 @every_loss
 def test_loss_is_a_finite_scalar_with_finite_gradients(name, form):
-    found = run(name, make_params(name, form), make_batch(form))
-    assert found[0].shape == ()
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    actual = run(name, make_params(name, form), make_batch(form))
+    assert actual[0].shape == ()
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(actual))
 
 
 @every_loss
 def test_loss_is_the_same_without_jit(name):
     params, batch = make_params(name), make_batch()
-    found = jax.value_and_grad(losses.get(name).fn)(params, batch, make_value())
-    wanted = run(name, params, batch)
-    assert_trees_close((found[0], found[1].network), wanted, **FLOAT32)
+    actual = jax.value_and_grad(losses.get(name).fn)(params, batch, make_value())
+    expected = run(name, params, batch)
+    chex.assert_trees_all_close((actual[0], actual[1].network), expected, **FLOAT32)
 
 
-@every_loss
+@pytest.mark.parametrize("name", FAMILIES)
 def test_loss_is_the_same_under_checkpoint(name):
     params, batch = make_params(name), make_batch()
     saving = jax.checkpoint(losses.get(name).fn)
-    found = jax.jit(jax.value_and_grad(saving))(params, batch, make_value())
-    wanted = run(name, params, batch)
-    assert_trees_close((found[0], found[1].network), wanted, **FLOAT32)
+    actual = jax.jit(jax.value_and_grad(saving))(params, batch, make_value())
+    expected = run(name, params, batch)
+    chex.assert_trees_all_close((actual[0], actual[1].network), expected, **FLOAT32)
 
 
 @every_loss
 def test_loss_vmapped_over_seeds_equals_a_loop(name):
     models = [make_params(name, seed=seed) for seed in range(2)]
     batches = [make_batch(seed=seed) for seed in range(2)]
-    wanted = [run(name, *case)[0] for case in zip(models, batches, strict=True)]
+    expected = [run(name, *case)[0] for case in zip(models, batches, strict=True)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *zip(models, batches, strict=True))
     over_seeds = jax.vmap(losses.get(name).fn, in_axes=(0, 0, None))
-    found = jax.jit(over_seeds)(*stacked, make_value())
-    np.testing.assert_allclose(found, wanted, **FLOAT32)
+    actual = jax.jit(over_seeds)(*stacked, make_value())
+    np.testing.assert_allclose(actual, expected, **FLOAT32)
 
 
 @pytest.mark.usefixtures("x64")
@@ -165,11 +189,11 @@ def test_loss_keeps_the_dtype_of_what_it_is_given(name):
         lambda x: x if x.dtype == bool else x.astype(jnp.float32), make_batch()
     )
     loss = functools.partial(losses.get(name).fn, predict=linear_predict)
-    found = jax.eval_shape(
+    actual = jax.eval_shape(
         lambda params: jax.value_and_grad(loss)(params, narrow, lambda s: s[:2] ** 2),
         linear_params(jnp.float32),
     )
-    assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.usefixtures("x64")
@@ -202,15 +226,15 @@ def test_loss_and_gradient_of_an_ensemble_are_means_over_members(name, form):
         rows = take(make_batch("ensemble"), jnp.arange(ROWS))
         orders = jnp.stack([jnp.roll(jnp.arange(ROWS), i) for i in range(MEMBERS)])
         batch = take(rows, orders)
-    found = run(name, params, batch)
+    actual = run(name, params, batch)
     for index in range(MEMBERS):
         rows = take(batch, index) if form == "per_member" else batch
-        wanted = run(name, member(params, index), rows)[1]
-        scaled = jax.tree.map(lambda x: x / MEMBERS, wanted)
-        assert_trees_close(take(found[1], index), scaled, **FLOAT32)
+        expected = run(name, member(params, index), rows)[1]
+        scaled = jax.tree.map(lambda x: x / MEMBERS, expected)
+        chex.assert_trees_all_close(take(actual[1], index), scaled, **FLOAT32)
     rows = [take(batch, i) if form == "per_member" else batch for i in range(MEMBERS)]
     members = [run(name, member(params, i), rows[i])[0] for i in range(MEMBERS)]
-    np.testing.assert_allclose(found[0], np.mean(members), **FLOAT32)
+    np.testing.assert_allclose(actual[0], np.mean(members), **FLOAT32)
 
 
 @pytest.mark.parametrize("name", sorted({*ALL} - {*POOLED}))
@@ -219,12 +243,14 @@ def test_loss_of_one_member_ignores_the_batches_of_others(name):
     changed = batch.replace(
         next_obs=batch.next_obs.at[1].multiply(-2.0), reward=batch.reward.at[1].add(1.0)
     )
-    wanted, found = run(name, params, batch)[1], run(name, params, changed)[1]
+    expected, actual = run(name, params, batch)[1], run(name, params, changed)[1]
     for index in (0, 2):
         # Without spread there is still a gradient in it, of the order of its size.
         noise = 1e-15 if name == "calibrated_vaml" else 0.0
-        assert_trees_close(take(found, index), take(wanted, index), rtol=0, atol=noise)
-    moved = jax.tree.map(lambda x, y: np.any(x[1] != y[1]), found, wanted)
+        chex.assert_trees_all_close(
+            take(actual, index), take(expected, index), rtol=0, atol=noise
+        )
+    moved = jax.tree.map(lambda x, y: np.any(x[1] != y[1]), actual, expected)
     assert any(jax.tree.leaves(moved))
 
 
@@ -234,8 +260,8 @@ def test_loss_permutes_its_gradients_with_the_members(name):
     order = jnp.array([2, 0, 1])
     loss, gradient = run(name, params, batch)
     turned = params.replace(network=take(params.network, order))
-    found = run(name, turned, take(batch, order))
-    assert_trees_close(found, (loss, take(gradient, order)), **FLOAT32)
+    actual = run(name, turned, take(batch, order))
+    chex.assert_trees_all_close(actual, (loss, take(gradient, order)), **FLOAT32)
 
 
 @every_loss
@@ -243,23 +269,66 @@ def test_loss_is_the_same_for_rows_in_another_order(name):
     params, batch = without_spread(name), make_batch()
     order = np.random.default_rng(0).permutation(ROWS)
     turned = jax.tree.map(lambda x: x[:, order], batch)
-    assert_trees_close(run(name, params, turned), run(name, params, batch), **FLOAT32)
+    chex.assert_trees_all_close(
+        run(name, params, turned), run(name, params, batch), **FLOAT32
+    )
 
 
 @pytest.mark.parametrize("name", PREPARED)
-def test_loss_with_prepared_weights_is_bit_identical(name):
+def test_loss_with_prepared_is_bit_identical(name):
+    params, batch = make_params(name), make_batch().replace(next_value=None)
+    settings = {"discount": 0.9} if name == "muzero" else {}
+    loss = losses.bind(losses.get(name), **settings)
+    prepared = loss.prepare(batch, make_value())
+    value_fn = make_value() if name == "muzero" else None
+    actual = loss.fn(params, batch, value_fn, prepared=prepared)
+    direct = loss.fn(params, batch, make_value(), **settings)
+    np.testing.assert_array_equal(actual, direct)
+
+
+@every_option
+def test_every_option_changes_the_loss_directly_as_by_prepared(name, group, option):
     params, batch, loss = make_params(name), make_batch(), losses.get(name)
-    prepared = {loss.takes: loss.prepare(batch, make_value())}
-    found = loss.fn(params, batch, None, **prepared)
-    np.testing.assert_array_equal(found, loss.fn(params, batch, make_value()))
+    given = configs(group, option)
+    direct = loss.fn(params, batch, make_value(), **given)
+    prepared = losses.bind(loss, **given).prepare(batch, make_value())
+    by_prepared = loss.fn(params, batch, None, prepared=prepared)
+    np.testing.assert_array_equal(direct, by_prepared)
+    assert abs(direct - run(name, params, batch)[0]) > 1e-3 * abs(direct)
 
 
-def test_muzero_with_the_targets_of_the_batch_is_bit_identical():
-    params, batch = make_params("muzero"), make_batch()
-    targets = jnp.stack([batch.next_value] * 2, axis=-1)  # for each value function
-    found = losses.muzero_loss(params, batch, make_value(), targets=targets)
-    wanted = losses.muzero_loss(params, batch, make_value())
-    np.testing.assert_array_equal(found, wanted)
+@every_option
+def test_options_beside_prepared_are_refused(name, group, option):
+    params, batch, loss = make_params(name), make_batch(), losses.get(name)
+    prepared = jnp.ones(4)  # refused before its shape is looked at
+    with pytest.raises(ValueError, match=f"{name}_loss: {group} has no effect toget"):
+        loss.fn(params, batch, None, prepared=prepared, **configs(group, option))
+
+
+def test_muzero_refuses_a_discount_without_effect():
+    params, batch, value = make_params("muzero"), make_batch(), make_value()
+    with pytest.raises(ValueError, match="discount has no effect together with prep"):
+        losses.muzero_loss(params, batch, value, prepared=jnp.ones(4), discount=0.9)
+    with pytest.raises(ValueError, match="discount has no effect together with batch"):
+        losses.muzero_loss(params, batch, value, discount=0.9)
+
+
+def test_schedules_must_be_constant_outside_training():
+    ramp = losses.WeightConfig(mse_coef=schedules.Schedule(1.0, 0.0, 5.0, 5.0))
+    arguments = make_params("vagram"), make_batch(), make_value()
+    with pytest.raises(config.ConfigError, match="outside training a constant"):
+        losses.vagram_loss(*arguments, weights=ramp)
+    actual = losses.vagram_loss(*arguments, weights=losses.resolve(ramp, 5))
+    np.testing.assert_array_equal(actual, losses.vagram_loss(*arguments))
+
+
+def test_masking_terminated_rows_needs_to_know_them():
+    batch = make_batch().replace(terminated=None)
+    masking = losses.GradientConfig(mask_terminated=True)
+    with pytest.raises(config.ConfigError, match=r"needs batch\.terminated, which is"):
+        losses.vagram_loss(
+            make_params("vagram"), batch, make_value(), gradients=masking
+        )
 
 
 @every_loss
@@ -289,36 +358,91 @@ def test_loss_passes_no_gradient_to_the_normalizer(name):
 def test_loss_of_identical_rows_and_a_flat_value_is_finite(name):
     batch = make_batch()
     same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1, :1], x.shape), batch)
-    found = run(name, make_params(name), same, scale=0.0)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+    actual = run(name, make_params(name), same, scale=0.0)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(actual))
 
 
 def test_vagram_loss_needs_three_arguments_alone():
-    found = losses.vagram_loss(make_params("vagram"), make_batch(), make_value())
-    assert found.shape == ()
+    actual = losses.vagram_loss(make_params("vagram"), make_batch(), make_value())
+    assert actual.shape == ()
 
 
-def test_register_leaves_the_function_as_it_is(monkeypatch):
+def test_register_keeps_the_function_and_every_option(monkeypatch):
     monkeypatch.setattr(registry, "LOSSES", {})
 
-    def own_loss(params, batch, value_fn, *, predict=None):
+    def own_loss(params, batch, value_fn, *, predict=None, prepared=None):
         return 0.0
 
-    options = {"takes": "targets", "gaussian": True, "reads": ("weight",)}
-    assert losses.register("own", **options)(own_loss) is own_loss
-    assert losses.get("own")._asdict() == options | {
-        "name": "own",
-        "fn": own_loss,
-        "prepare": None,
+    options = {
+        "prepare": lambda batch, value_fn, *, where=None, discount: batch.reward,
+        "gaussian": True,
+        "reads": ("weight",),
+        "reads_config": ("discount",),
+        "prepares_weights": False,
     }
+    assert losses.register("own", **options)(own_loss) is own_loss
+    assert losses.get("own") == losses.ModelLoss("own", own_loss, **options)
 
 
 def test_register_takes_a_loss_without_options(monkeypatch):
     monkeypatch.setattr(registry, "LOSSES", {})
-    losses.register("own")(lambda params, batch, value_fn: 0.0)
-    found = losses.get("own")
-    assert (found.prepare, found.takes, found.gaussian) == (None, "weights", False)
-    assert found.reads == ()
+
+    @losses.register("own")
+    def own_loss(params, batch, value_fn):
+        return 0.0
+
+    assert losses.get("own") == losses.ModelLoss("own", own_loss)
+
+
+def test_register_refuses_a_loss_that_ignores_what_it_prepares(monkeypatch):
+    monkeypatch.setattr(registry, "LOSSES", {})
+    prepare = losses.get
+    with pytest.raises(ValueError, match="'own' has a `prepare`; it must take"):
+        losses.register("own", prepare=prepare)(lambda params, batch, value_fn: 0.0)
+    losses.register("own", prepare=prepare)(lambda params, **options: 0.0)
+    with pytest.raises(ValueError, match="reads_config='fit'; accepted: gradients, "):
+        losses.register("other", reads_config=("fit",))
+
+
+def test_bind_fills_in_the_settings_that_a_loss_reads():
+    weights = losses.WeightConfig(normalize=True)
+    bound = losses.bind(losses.get("vagram"), weights=weights, discount=0.9)
+    assert bound.prepare.keywords == {
+        "gradients": losses.GradientConfig(),
+        "weights": weights,
+    }
+    assert bound.reads_config == ()
+    assert losses.bind(losses.get("muzero"), discount=0.9).prepare.keywords == {
+        "discount": 0.9
+    }
+    assert losses.bind(losses.get("mse"), weights=weights) == losses.get("mse")
+    with pytest.raises(config.ConfigError, match="'muzero' needs discount="):
+        losses.bind(losses.get("muzero"))
+
+
+def test_unread_lists_the_settings_that_a_loss_ignores():
+    settings = {
+        "gradients": losses.GradientConfig(clip_quantile=0.5),
+        "weights": losses.WeightConfig(normalize=True, gradient_coef=0.5),
+    }
+    ignored = {"weights.normalize": True, "weights.gradient_coef": 0.5}
+    assert losses.unread(losses.get("vagram"), **settings) == {}
+    assert losses.unread(losses.get("quadratic"), **settings) == ignored
+    ignored["gradients.clip_quantile"] = 0.5
+    assert losses.unread(losses.get("mle"), **settings) == ignored
+    defaults = {"gradients": losses.GradientConfig(), "weights": losses.WeightConfig()}
+    assert losses.unread(losses.get("mle"), **defaults) == {}
+
+
+def test_settings_that_losses_read_are_those_of_their_family():
+    read = {name: losses.get(name).reads_config for name in ALL}
+    both, gradients = ("gradients", "weights"), ("gradients",)
+    expected = dict.fromkeys(ALL, ())
+    expected |= dict.fromkeys(("vagram", "vagram_nll", "constant_weights"), both)
+    expected |= dict.fromkeys(
+        ("vagram_unbounded", "quadratic", "quadratic_eigen"), gradients
+    )
+    assert read == expected | {"muzero": ("discount",)}
 
 
 def test_register_refuses_a_name_that_is_taken(monkeypatch):
@@ -350,41 +474,16 @@ def test_get_names_the_known_and_the_nearest_loss():
 
 
 def test_registered_names_are_the_public_functions():
-    public = {
-        "calibrated_vaml": vagram_jax.calibrated_vaml_loss,
-        "constant_weights": vagram_jax.constant_weights_loss,
-        "mle": vagram_jax.mle_loss,
-        "mse": vagram_jax.mse_loss,
-        "mse_normalized": vagram_jax.mse_normalized_loss,
-        "muzero": vagram_jax.muzero_loss,
-        "quadratic": vagram_jax.quadratic_loss,
-        "quadratic_eigen": vagram_jax.quadratic_eigen_loss,
-        "sample_weighted": vagram_jax.sample_weighted_loss,
-        "vagram": vagram_jax.vagram_loss,
-        "vagram_nll": vagram_jax.vagram_nll_loss,
-        "vagram_unbounded": vagram_jax.vagram_unbounded_loss,
-        "value_equivalence": vagram_jax.value_equivalence_loss,
-        "value_l1": vagram_jax.value_l1_loss,
-        "value_weighted": vagram_jax.value_weighted_loss,
-        "vaml": vagram_jax.vaml_loss,
-    }
-    assert {name: losses.LOSSES[name].fn for name in ALL} == public
+    public = {name: getattr(vagram_jax, f"{name}_loss") for name in ALL}
+    assert {name: losses.get(name).fn for name in ALL} == public
+    assert len(ALL) == 16
 
 
 def test_a_prediction_and_a_plain_tuple_are_the_same_to_a_loss():
-    next_obs = jax.random.normal(jax.random.key(0), (4, 3))
-    zeros = jnp.zeros(4, bool)
-    batch = Transition(
-        obs=next_obs,
-        action=jnp.zeros((4, 1)),
-        reward=jnp.ones(4),
-        next_obs=2.0 * next_obs,
-        terminated=zeros,
-        truncated=zeros,
-    )
+    batch = make_batch("single")
+    answer = (2.0 * batch.obs, jnp.zeros(ROWS))
 
-    def loss(predict):
-        return losses.mse_loss({}, batch, predict=lambda *_: predict)
+    def loss(prediction):
+        return losses.mse_loss({}, batch, predict=lambda *_: prediction)
 
-    named = loss(vagram_jax.Prediction(next_obs, jnp.zeros(4)))
-    assert named == loss((next_obs, jnp.zeros(4)))
+    assert loss(vagram_jax.Prediction(*answer)) == loss(answer)

@@ -1,4 +1,4 @@
-"""Bad input to the losses: what is refused, when, and what the message names."""
+"""Bad input to the losses: errors, their time and their messages."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from vagram_jax import losses
 from vagram_jax.types import Transition
 
 ALL = sorted(losses.LOSSES)
-# Only squared errors of their own weights, and the likelihood, ask for no value.
 WITHOUT_VALUE = {"mle", "mse", "mse_normalized", "sample_weighted"}
 WITH_VALUE = sorted({*ALL} - WITHOUT_VALUE)
 GAUSSIAN = [name for name in ALL if losses.get(name).gaussian]
@@ -73,11 +72,20 @@ def test_losses_refuse_a_value_function_of_another_form(name, value_fn, named):
         ("next_value", (3,)),
     ],
 )
-@every_loss
-def test_losses_refuse_a_field_whose_shape_disagrees(name, field, shape):
+def test_losses_refuse_a_field_whose_shape_disagrees(field, shape):
     batch = make_batch(**{field: np.zeros(shape)})
-    with pytest.raises(ValueError, match=rf"{name}_loss: batch\.{field} has shape"):
-        loss_of(name, batch, prediction=perfect(make_batch()))
+    with pytest.raises(ValueError, match=rf"vagram_loss: batch\.{field} has shape"):
+        loss_of("vagram", batch, prediction=perfect(make_batch()))
+
+
+@every_loss
+def test_every_loss_checks_its_batch_and_its_prediction(name):
+    batch = make_batch()
+    with pytest.raises(ValueError, match=rf"{name}_loss: batch\.reward has shape"):
+        loss_of(name, batch.replace(reward=jnp.zeros((4, 1))), perfect(batch))
+    next_obs, reward, log_var = perfect(batch)
+    with pytest.raises(ValueError, match=f"{name}_loss: predict returned next_obs"):
+        loss_of(name, batch, (next_obs, reward[:, None], log_var))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -106,7 +114,7 @@ def test_losses_refuse_nan_in_a_batch_closed_over(name, transform):
 @every_loss
 def test_losses_of_a_traced_batch_with_nan_are_nan(name):
     run = jax.jit(lambda batch: loss_of(name, batch, perfect(make_batch())))
-    # What follows a transition stands for its successor in `muzero`.
+    # `muzero` reads the next state only through the model.
     assert np.isnan(run(poisoned("next_value" if name == "muzero" else "next_obs")))
     assert np.isfinite(run(make_batch()))
 
@@ -121,10 +129,13 @@ def test_losses_name_the_field_that_a_batch_lacks(name, field):
         loss_of(name, make_batch(**{field: None}), perfect(make_batch()))
 
 
-@pytest.mark.parametrize("name", sorted({*ALL} - {"sample_weighted", "muzero"}))
-def test_losses_without_need_of_them_take_a_batch_without_extras(name):
-    batch = make_batch(weight=None, next_value=None)
-    assert np.isfinite(loss_of(name, batch))
+@every_loss
+def test_losses_need_only_the_fields_that_they_read(name):
+    reads = {"sample_weighted": "weight", "muzero": "next_value"}.get(name)
+    optional = {"terminated", "truncated", "weight", "next_value"} - {reads}
+    batch = make_batch(**dict.fromkeys(optional))
+    loss = jax.eval_shape(lambda params: loss_of(name, batch, params), perfect(batch))
+    assert loss.shape == ()
 
 
 @pytest.mark.parametrize("num_samples", [1, 0, -2])
@@ -136,33 +147,30 @@ def test_calibrated_vaml_refuses_fewer_than_two_samples(num_samples):
         )
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (3,), (4, 2), ()])
-def test_muzero_refuses_targets_of_another_shape(shape):
-    batch, targets = make_batch(), jnp.zeros(shape)
-    with pytest.raises(ValueError, match=r"weights: shape .* \[4, 1\] is accepted"):
-        losses.muzero_loss(
-            perfect(batch), batch, jnp.sum, predict=table, targets=targets
-        )
+# The shape that each loss accepts for what was prepared, and others.
+PREPARED = {
+    "vagram": ((4, 3), [(4,), (3,), (4, 1), (4, 2), (1, 3)]),
+    "vagram_nll": ((4, 3), [(4,), (4, 4)]),
+    "constant_weights": ((4, 3), [(3,), (1, 3)]),
+    "value_weighted": ((4, 3), [(4,), (4, 1)]),
+    "mse_normalized": ((4, 3), [(4,), (4, 1)]),
+    "sample_weighted": ((4,), [(4, 1), (3,), (4, 3), ()]),
+    "vagram_unbounded": ((4, 1, 3), [(4, 3), (4, 1, 2), (3,)]),
+    "quadratic": ((4, 1, 2, 3), [(4, 1, 3, 3), (4, 2, 3), (3,)]),
+    "quadratic_eigen": ((4, 1, 5, 3), [(4, 1, 3, 3), (4, 5, 3), (3,)]),
+    "muzero": ((4, 1), [(4, 3), (3,), (4, 2), ()]),
+}
 
 
-@pytest.mark.parametrize("shape", [(4, 1), (3,), (4, 3), ()])
-def test_sample_weighted_refuses_weights_of_another_shape(shape):
-    batch, weights = make_batch(), jnp.ones(shape)
-    with pytest.raises(ValueError, match=r"weights: shape .* \[4\] is accepted"):
-        losses.sample_weighted_loss(
-            perfect(batch), batch, predict=table, weights=weights
-        )
-
-
-@pytest.mark.parametrize(
-    ("name", "accepted"),
-    [("quadratic", r"\[4, 1, 2, 3\]"), ("quadratic_eigen", r"\[4, 1, 5, 3\]")],
-)
-def test_second_orders_refuse_terms_of_another_shape(name, accepted):
-    batch, loss = make_batch(), losses.get(name).fn
-    terms = jnp.ones((4, 1, 3, 3))
-    with pytest.raises(ValueError, match=f"weights: shape .* {accepted} is accepted"):
-        loss(perfect(batch), batch, jnp.sum, predict=table, terms=terms)
+@pytest.mark.parametrize("name", PREPARED)
+def test_losses_refuse_a_prepared_array_of_another_shape(name):
+    accepted, others = PREPARED[name]
+    batch, fn = make_batch(), losses.get(name).fn
+    for shape in others:
+        with pytest.raises(ValueError, match=f"{name}_loss: prepared has shape .* be"):
+            fn(perfect(batch), batch, jnp.sum, predict=table, prepared=jnp.ones(shape))
+    options = {"predict": table, "prepared": jnp.ones(accepted)}
+    assert np.isfinite(fn(perfect(batch), batch, jnp.sum, **options))
 
 
 @pytest.mark.parametrize("name", GAUSSIAN)
@@ -195,15 +203,10 @@ def test_likelihoods_refuse_a_log_variance_of_another_shape(name, shape):
         ((2, 4, 3), (4,)),
     ],
 )
-@every_loss
-def test_losses_refuse_predictions_of_another_shape(name, next_obs, reward):
-    prediction = (
-        jnp.zeros(next_obs),
-        jnp.zeros(reward),
-        jnp.zeros((*next_obs[:-1], 4)),
-    )
-    with pytest.raises(ValueError, match=f"{name}_loss: predict returned next_obs"):
-        loss_of(name, make_batch(), prediction)
+def test_losses_refuse_predictions_of_another_shape(next_obs, reward):
+    prediction = (jnp.zeros(next_obs), jnp.zeros(reward))
+    with pytest.raises(ValueError, match="vagram_loss: predict returned next_obs"):
+        loss_of("vagram", make_batch(), prediction)
 
 
 @pytest.mark.parametrize(
@@ -221,25 +224,3 @@ def test_losses_refuse_one_prediction_for_a_batch_per_member():
     batch = jax.tree.map(lambda x: jnp.stack([x, x]), make_batch())
     with pytest.raises(ValueError, match="vagram_loss: predict returned next_obs"):
         loss_of("vagram", batch, perfect(make_batch()))
-
-
-@pytest.mark.parametrize("shape", [(4,), (3,), (4, 1), (4, 2), (1, 3)])
-def test_vagram_loss_refuses_weights_of_another_shape(shape):
-    keys = jax.random.split(jax.random.key(0), 2)
-    zeros = jnp.zeros(4, bool)
-    batch = Transition(
-        obs=jax.random.normal(keys[0], (4, 3)),
-        action=jnp.zeros((4, 1)),
-        reward=jnp.zeros(4),
-        next_obs=jax.random.normal(keys[1], (4, 3)),
-        terminated=zeros,
-        truncated=zeros,
-    )
-    with pytest.raises(ValueError, match=r"weights: shape .* \[4, 3\] is accepted"):
-        losses.vagram_loss(
-            {},
-            batch,
-            None,
-            predict=lambda params, obs, action: (obs, obs[:, 0]),
-            weights=jnp.ones(shape),
-        )

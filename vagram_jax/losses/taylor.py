@@ -4,9 +4,9 @@ The losses need derivatives of the value function at observed states only, and n
 at a predicted state, where nothing was learned. Each loss stands below the function
 that computes its derivatives.
 
-In a stochastic environment the minimiser of the first order is the mean of the possible
+In a stochastic environment the minimizer of the first order is the mean of the possible
 next states, weighted by their squared gradients: the plain mean for a linear value. The
-minimiser of the second order is biased, as for all losses that compare values of single
+minimizer of the second order is biased, as for all losses that compare values of single
 samples.
 """
 

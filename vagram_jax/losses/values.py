@@ -3,7 +3,7 @@
 They are zero for any prediction with the right value, even if the state is wrong, and
 they evaluate the value function at predicted states, where nothing was learned.
 
-In a stochastic environment a deterministic model that minimises `vaml` predicts a state
+In a stochastic environment a deterministic model that minimizes `vaml` predicts a state
 of the right mean value, which isn't the mean state; for `value_l1` it has the median
 value. A model that is trained on single samples of its own learns too little variance:
 these losses are biased for stochastic models (Voelcker et al. 2025, arXiv 2505.22772),
@@ -97,7 +97,7 @@ def value_l1_loss(
         L = (1/B) sum_b [ (1/K) sum_k |V_k(s_hat_b) - V_k(s'_b)| + (r_hat_b - r_b)^2 ]
 
     The model-advantage loss (Modhe et al. 2021, arXiv 2106.14080). The size of its
-    gradient doesn't depend on the error. In a stochastic environment its minimiser has
+    gradient doesn't depend on the error. In a stochastic environment its minimizer has
     the median of the values, not their mean.
 
     Arguments and errors are those of `vaml_loss`. The result is in units of return and,

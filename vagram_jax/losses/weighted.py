@@ -5,7 +5,7 @@ With the model's error `e = (s_hat - s', r_hat - r)` they are
     mean over the batch of  sum_d w_d e_d^2  +  (r_hat - r)^2
 
 Each loss stands below the function that computes its weights. In a stochastic
-environment the minimiser is the mean of the possible next states, weighted by w: the
+environment the minimizer is the mean of the possible next states, weighted by w: the
 plain mean if w is the same for all of them, as in the losses whose weights don't depend
 on the next state, and in `vagram` for a linear value.
 """
@@ -98,7 +98,7 @@ def vagram_weights(
     if where is not None:
         from_errors = jnp.where(where[..., None], from_errors, 0.0)
     return jax.lax.stop_gradient(
-        gradient_coef * from_gradients + mse_coef * from_errors
+        mse_coef * from_errors + gradient_coef * from_gradients
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import re
@@ -167,6 +168,7 @@ def _command(argv: Sequence[str]) -> str:
     return shlex.join([*start, *(_ABSOLUTE.sub("", each) for each in argv[1:])])
 
 
+@functools.cache
 def _revision() -> str | None:
     """The commit of the repository that tracks this file, if there is one."""
     here = Path(__file__)

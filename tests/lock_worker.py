@@ -12,7 +12,7 @@ def count(folder, times=15):
     """Adds to a number under the lock; a lock with two owners would lose some."""
     while times:
         try:
-            with lock.hold(folder, tell=list):
+            with lock.hold(folder, report=list):
                 number = int((folder / "number").read_text())
                 time.sleep(0.001)
                 (folder / "number").write_text(str(number + 1))
@@ -29,7 +29,7 @@ def main():
             folder = Path(folder.strip())
             try:
                 if command == "hold":
-                    stack.enter_context(lock.hold(folder, tell=list))
+                    stack.enter_context(lock.hold(folder, report=list))
                 elif command == "release":
                     stack.close()
                 else:

@@ -30,7 +30,7 @@ def piece_folder(run, step, seeds):
 def newest(run, seeds, **options):
     """The newest step of one run, and the lines on damaged pieces."""
     lines = []
-    step = checkpoint.newest([(run, seeds)], tell=lines.append, **options)
+    step = checkpoint.newest([(run, seeds)], report=lines.append, **options)
     return step, lines
 
 

@@ -152,7 +152,7 @@ def test_newest_of_several_runs_skips_a_step_that_is_damaged_in_one(run, tmp_pat
     other = shutil.copytree(run, tmp_path / "other")
     manifest_of(other).unlink()
     lines = []
-    assert checkpoint.newest([(run, [0]), (other, [0])], tell=lines.append) == 5
+    assert checkpoint.newest([(run, [0]), (other, [0])], report=lines.append) == 5
     assert len(lines) == 1
     assert newest(run, SEEDS) == (8, [])
 

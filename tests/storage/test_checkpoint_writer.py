@@ -133,7 +133,7 @@ def piece(run, step, size=1):
 
 
 def test_writer_saves_and_keeps_the_last_steps(tmp_path):
-    writer = Writer(tell=None, saved=2)
+    writer = Writer(report=None, saved=2)
     assert writer.saved == 2
     for step in (5, 8, 11, 14):
         writer.save([piece(tmp_path / "a", step), piece(tmp_path / "b", step)], step)

@@ -76,7 +76,7 @@ def sign(folder, *, host="far-away", age_s=0.0):
 def take(folder, **options):
     """Takes and releases the lock; returns the reported lines."""
     lines = []
-    with lock.hold(folder, tell=lines.append, **options) as held:
+    with lock.hold(folder, report=lines.append, **options) as held:
         held.check()
         current = lock.owner(folder)
         assert (current.host, current.pid) == (HOST, os.getpid())
@@ -193,7 +193,7 @@ def test_a_lock_that_another_machine_broke_is_reported_and_left_to_it(
 ):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
     lines = []
-    with lock.hold(tmp_path, tell=lines.append) as held:
+    with lock.hold(tmp_path, report=lines.append) as held:
         path = sign(tmp_path)
         wait_until(lambda: lines)
         with pytest.raises(lock.LockedError, match="lost: pid 12345 on far-away"):

@@ -7,7 +7,7 @@ A piece is what one process saves of one run at one step:
 
 A piece appears in one rename, so it is complete or missing; damage is noticed by its
 SHA-256. Which seeds share a piece depends on devices and chunks; any seeds can be read
-back together. `run.state_arrays` converts states to the arrays saved here.
+back together. `run.states` converts states to the arrays saved here.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def newest(
     *,
     at_most: int | None = None,
     strict: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> int | None:
     """Returns the last step at which all seeds of all runs have undamaged pieces.
 
@@ -145,7 +145,7 @@ def newest(
       wanted: folders of runs, each with its seeds.
       at_most: ignore later steps.
       strict: refuse a damaged piece instead of using an earlier step.
-      tell: receives one line per damaged piece.
+      report: receives one line per damaged piece.
 
     Returns:
       The step, or None.
@@ -167,7 +167,7 @@ def newest(
             raise CheckpointError(
                 f"{damages[0]}; leave out --strict to use an earlier checkpoint"
             )
-        tell(f"{damages[0]}; trying an earlier checkpoint")
+        report(f"{damages[0]}; trying an earlier checkpoint")
     return None
 
 
@@ -232,16 +232,16 @@ class Writer:
     """
 
     def __init__(
-        self, tell: Callable[[str], None] = print, *, saved: int | None = None
+        self, report: Callable[[str], None] = print, *, saved: int | None = None
     ):
         """Creates a writer.
 
         Args:
-          tell: receives one line per save that fails.
+          report: receives one line per save that fails.
           saved: the step that is on the disk already.
         """
         self.saved = saved
-        self._tell = tell
+        self._report = report
         self._thread: threading.Thread | None = None
         self._error: files.ResultsError | None = None
         self._pruned_at_end: set[tuple[Path, range]] = set()
@@ -287,7 +287,7 @@ class Writer:
             if not isinstance(error, files.ResultsError):
                 error = files.ResultsError(f"{type(error).__name__}: {error}")
             self._error = error
-            self._tell(f"no checkpoint at step {step}: {error}; training continues")
+            self._report(f"no checkpoint at step {step}: {error}; training continues")
 
 
 def _pieces(run: Path) -> dict[int, dict[int, Path]]:

@@ -75,14 +75,14 @@ class Lock:
                 f"over at {current.started}; stop one of the two"
             )
 
-    def _beat(self, stop: threading.Event, tell: Callable[[str], None]) -> None:
+    def _beat(self, stop: threading.Event, report: Callable[[str], None]) -> None:
         """Updates the owner file until `stop` is set or the lock is lost."""
         while not stop.wait(HEARTBEAT_S):
             try:
                 self.check()
                 os.utime(self._path)
             except LockedError as error:
-                tell(str(error))
+                report(str(error))
                 return
             except OSError:
                 pass  # the next heartbeat may succeed
@@ -96,14 +96,14 @@ class Lock:
 
 @contextlib.contextmanager
 def hold(
-    folder: Path, *, break_stale: bool = False, tell: Callable[[str], None] = print
+    folder: Path, *, break_stale: bool = False, report: Callable[[str], None] = print
 ) -> Iterator[Lock]:
     """Owns a run for the duration of the `with` block.
 
     Args:
       folder: folder of the run; it exists.
       break_stale: take over a lock whose owner, on another machine, has no heartbeat.
-      tell: receives one line when a dead owner's lock is taken over, or when another
+      report: receives one line when a dead owner's lock is taken over, or when another
         machine takes over this one.
 
     Yields:
@@ -117,9 +117,9 @@ def hold(
     with _system_lock(folder):
         if (previous := owner(folder)) is not None:
             _check_dead(path, previous, break_stale)
-            tell(f"{path}: pid {previous.pid} on {previous.host} ended; taking over")
+            report(f"{path}: pid {previous.pid} on {previous.host} ended; taking over")
         held, stop = Lock(folder), threading.Event()
-        thread = threading.Thread(target=held._beat, args=(stop, tell), daemon=True)
+        thread = threading.Thread(target=held._beat, args=(stop, report), daemon=True)
         thread.start()
         try:
             yield held

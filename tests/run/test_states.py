@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from storage_cases import one_line
 
-from vagram_jax.run import devices, state_arrays
+from vagram_jax.run import devices, states
 from vagram_jax.storage import checkpoint
 from vagram_jax.storage.checkpoint import CheckpointError
 
 
-def states_of(lanes):
-    """States with random keys, nested fields and an empty array."""
+def state_of(lanes):
+    """A state with random keys, nested fields and an empty array."""
     keys = jax.random.split(jax.random.key(0), lanes)
     return {
         "keys": keys,
@@ -22,8 +22,8 @@ def states_of(lanes):
     }
 
 
-def shapes(states):
-    return jax.eval_shape(lambda x: x, states)
+def shapes(tree):
+    return jax.eval_shape(lambda x: x, tree)
 
 
 def bits(arrays):
@@ -31,52 +31,49 @@ def bits(arrays):
 
 
 @pytest.fixture(scope="module")
-def states():
-    return states_of(3)
+def state():
+    """A state of three lanes, which no test changes."""
+    return state_of(3)
 
 
-def test_states_survive_packing_saving_and_unpacking(states, tmp_path):
-    packed = state_arrays.pack(states)
+def test_a_state_survives_packing_saving_and_unpacking(state, tmp_path):
+    packed = states.pack(state)
     assert all(isinstance(array, np.ndarray) for array in packed.values())
     checkpoint.save(checkpoint.Piece(tmp_path, range(3), packed), 7)
     loaded = checkpoint.load(tmp_path, 7, range(3))
-    restored = state_arrays.unpack(loaded, shapes(states), devices.Layout())
-    assert shapes(restored) == shapes(states)
-    assert bits(state_arrays.pack(restored)) == bits(packed)
+    restored = states.unpack(loaded, shapes(state), devices.Layout())
+    assert shapes(restored) == shapes(state)
+    assert bits(states.pack(restored)) == bits(packed)
     # The keys are usable: they draw the same numbers.
     draw = jax.vmap(jax.random.normal)
-    np.testing.assert_array_equal(draw(restored["keys"]), draw(states["keys"]))
+    np.testing.assert_array_equal(draw(restored["keys"]), draw(state["keys"]))
 
 
-def test_named_gives_the_names_of_pack_and_none_to_none(states):
-    assert [*state_arrays.named(states)] == [*state_arrays.pack(states)]
-    part = states | {"more": None, "tree": (None, states["tree"][1])}
-    assert [*state_arrays.named(part)] == ["['empty']", "['keys']", "['tree'][1]['x']"]
+def test_named_returns_the_names_of_pack_and_skips_none(state):
+    assert [*states.named(state)] == [*states.pack(state)]
+    part = state | {"more": None, "tree": (None, state["tree"][1])}
+    assert [*states.named(part)] == ["['empty']", "['keys']", "['tree'][1]['x']"]
 
 
-def test_arrange_takes_a_part_of_the_state_and_any_number_of_lanes(states):
-    packed = state_arrays.pack(states)
+def test_arrange_takes_a_part_of_the_state_and_any_number_of_lanes(state):
+    packed = states.pack(state)
     part = {"keys": None, "more": None, "empty": None}
-    part["tree"] = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), states["tree"]
-    )
-    arrays = {name: packed[name] for name in state_arrays.named(part)}
-    arranged = state_arrays.arrange(arrays, part)
+    part["tree"] = shapes(state_of(1))["tree"]
+    arrays = {name: packed[name] for name in states.named(part)}
+    arranged = states.arrange(arrays, part)
     np.testing.assert_array_equal(arranged["tree"][0], [0, 1, 2])
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(arranged))
     assert arranged["keys"] is None
     with pytest.raises(CheckpointError, match="3 arrays differ"):
-        state_arrays.arrange(packed, part)
+        states.arrange(packed, part)
 
 
 def test_pack_copies_and_uses_no_key(key_reuse):
-    states = states_of(2)
-    packed = state_arrays.pack(states)
+    state = state_of(2)
+    packed = states.pack(state)
     before = bits(packed)
-    increment = jax.jit(
-        lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0
-    )
-    increment(states["tree"])
+    donate = jax.jit(lambda x: jax.tree.map(lambda y: y + 1, x), donate_argnums=0)
+    donate(state["tree"])
     assert bits(packed) == before
 
 
@@ -97,5 +94,5 @@ def test_unpack_refuses_other_states(arrays, message):
     packed = {f"['{name}']": array for name, array in arrays.items()}
     expected = {"x": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
     with pytest.raises(CheckpointError, match=message) as caught:
-        state_arrays.unpack(packed, expected, devices.Layout())
+        states.unpack(packed, expected, devices.Layout())
     one_line(caught)

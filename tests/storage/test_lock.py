@@ -116,7 +116,7 @@ def test_hold_takes_over_the_lock_of_a_killed_process(workers, tmp_path):
     assert lock.owner(tmp_path).pid == worker.pid
     assert not lock.is_held(tmp_path)
     (line,) = take(tmp_path)
-    assert f"pid {worker.pid} on {HOST} ended; taking over" in line
+    assert f"pid {worker.pid} on {HOST} ended without removing it; taking it" in line
 
 
 def test_hold_gives_the_lock_to_one_process_at_a_time(workers, tmp_path):

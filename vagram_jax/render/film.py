@@ -190,6 +190,7 @@ def picture(
 
 
 def _subject(env: base.Env) -> _Subject:
+    """Finds the innermost environment and what draws it."""
     state = jax.eval_shape(lambda: env.reset(jax.random.key(0)))
     inner, state = base.unwrapped(env, state)
     physics = getattr(state, "pipeline_state", None)

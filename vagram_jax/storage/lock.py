@@ -117,7 +117,8 @@ def hold(
     with _system_lock(folder):
         if (previous := owner(folder)) is not None:
             _check_dead(path, previous, break_stale)
-            report(f"{path}: pid {previous.pid} on {previous.host} ended; taking over")
+            left_by = f"pid {previous.pid} on {previous.host}"
+            report(f"{path}: {left_by} ended without removing it; taking it over")
         held, stop = Lock(folder), threading.Event()
         thread = threading.Thread(target=held._beat, args=(stop, report), daemon=True)
         thread.start()

@@ -102,12 +102,6 @@ def test_hold_refuses_a_second_process_and_names_the_first(workers, holder, tmp_
     assert lock.is_held(tmp_path)
 
 
-def test_hold_takes_the_lock_after_the_first_process_released_it(workers, tmp_path):
-    assert workers[0].ask("hold", tmp_path) == "done"
-    assert workers[0].ask("release", tmp_path) == "done"
-    assert take(tmp_path) == []
-
-
 def test_hold_takes_over_the_lock_of_a_killed_process(workers, tmp_path):
     worker = workers[2]
     assert worker.ask("hold", tmp_path) == "done"

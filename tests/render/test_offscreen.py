@@ -1,4 +1,4 @@
-"""The renderer in a process of its own: what it shows, and how it fails."""
+"""The renderer's subprocess: what it shows, and how it fails."""
 
 import subprocess
 import sys
@@ -6,9 +6,9 @@ import sys
 import mujoco
 import numpy as np
 import pytest
-from vagram_jax.render.film.offscreen import NoRendererError
 
-from vagram_jax.render.film import offscreen
+from vagram_jax.render import offscreen
+from vagram_jax.render.offscreen import NoRendererError
 
 BALL = """
 <mujoco>
@@ -21,7 +21,7 @@ BALL = """
 </mujoco>
 """
 SIZE = (64, 48)
-PLACES = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])
+POSITIONS = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0]])
 
 
 def ball(camera="track"):
@@ -29,66 +29,60 @@ def ball(camera="track"):
 
 
 @pytest.fixture(scope="module")
-def seen():
-    """The frames of a ball at `PLACES`, by the camera that looks along y."""
+def frames():
+    """The frames of a ball at `POSITIONS`, by the camera that looks along y."""
     try:
-        return [*offscreen.frames(ball(), PLACES, SIZE)]
+        return [*offscreen.frames(ball(), POSITIONS, SIZE)]
     except NoRendererError as error:
         pytest.skip(str(error))
 
 
-def middle(frame):
-    """Where the red ball is, from the middle of the picture: to the right, up."""
+def center(frame):
+    """The red ball's offset from the center of the picture: to the right, up."""
     rows, columns = np.nonzero(frame[..., 0] > 2 * frame[..., 2].astype(int) + 20)
     assert len(rows) > 10
     width, height = SIZE
     return columns.mean() - (width - 1) / 2, (height - 1) / 2 - rows.mean()
 
 
-def test_frames_are_as_many_and_as_large_as_asked(seen):
-    assert len(seen) == len(PLACES)
-    assert {(f.shape, f.dtype.name) for f in seen} == {((48, 64, 3), "uint8")}
-
-
-def test_frames_show_each_position_upright_and_unmirrored(seen):
-    # 45 degrees are seen on 48 pixels, 5 m away.
+def test_frames_show_each_position_upright_and_not_mirrored(frames):
+    assert {(f.shape, f.dtype.name) for f in frames} == {((48, 64, 3), "uint8")}
+    # The camera sees 45 degrees on 48 pixels, from 5 m.
     pixels = 24 / (5 * np.tan(np.pi / 8))
-    for frame, place in zip(seen, PLACES, strict=True):
-        np.testing.assert_allclose(middle(frame), pixels * place, atol=1.5)
+    for frame, position in zip(frames, POSITIONS, strict=True):
+        np.testing.assert_allclose(center(frame), pixels * position, atol=1.5)
 
 
-def test_a_model_without_the_camera_is_seen_from_one_that_stands_still(seen):
+def test_a_model_without_the_camera_is_seen_from_a_fixed_view(frames):
     model = ball(camera="another")
-    frames = [*offscreen.frames(model, PLACES[[4, 0, 1]], SIZE)]
-    # Nothing moves but the ball: what it leaves is as if it had never been there.
-    differ = [(frame != frames[0]).any(-1) for frame in frames[1:]]
-    assert all(each.sum() > 10 for each in differ)
-    start = abs(np.array(middle(frames[0])))
-    assert (start < 3).all()
+    shown = [*offscreen.frames(model, POSITIONS[[4, 0, 1]], SIZE)]
+    changed = [(frame != shown[0]).any(-1) for frame in shown[1:]]
+    assert all(each.sum() > 10 for each in changed)
+    assert (abs(np.array(center(shown[0]))) < 3).all()
 
 
-def test_an_unfit_backend_is_named_with_the_reason(monkeypatch):
+def test_a_backend_that_fails_is_named_with_the_reason(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "disabled")
     with pytest.raises(NoRendererError) as caught:
-        next(offscreen.frames(ball(), PLACES, SIZE))
-    said = str(caught.value)
-    assert said.startswith("MuJoCo finds no OpenGL (disabled: AttributeError: ")
-    assert said.endswith("or set MUJOCO_GL")
-    assert "\n" not in said
+        next(offscreen.frames(ball(), POSITIONS, SIZE))
+    text = str(caught.value)
+    assert text.startswith("MuJoCo finds no OpenGL (disabled: AttributeError: ")
+    assert text.endswith("or set MUJOCO_GL")
+    assert "\n" not in text
 
 
 def test_both_backends_without_a_window_are_tried_on_linux(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setattr(sys, "platform", "linux")
-    wanted = r"\(egl: exit status 1; osmesa: exit status 1\)"
-    with pytest.raises(NoRendererError, match=wanted):
-        next(offscreen.frames(ball(), PLACES, SIZE))
+    message = r"\(egl: exit status 1; osmesa: exit status 1\)"
+    with pytest.raises(NoRendererError, match=message):
+        next(offscreen.frames(ball(), POSITIONS, SIZE))
 
 
 @pytest.fixture
 def renderer(monkeypatch, tmp_path):
-    """Puts a program in the renderer's place, and notes the processes."""
+    """Replaces the renderer by a shell script; the function returns its processes."""
     monkeypatch.setenv("MUJOCO_GL", "egl")
     started, start = [], subprocess.Popen
 
@@ -110,24 +104,24 @@ def renderer(monkeypatch, tmp_path):
 FRAME = f"head -c {64 * 48 * 3} /dev/zero"
 
 
-def test_a_renderer_that_dies_midway_is_told_with_its_last_words(renderer):
+def test_a_renderer_that_dies_midway_is_reported_with_its_last_line(renderer):
     renderer(f"cat > /dev/null; {FRAME}; {FRAME}; echo the driver is lost >&2; exit 3")
-    frames = offscreen.frames(ball(), PLACES, SIZE)
+    frames = offscreen.frames(ball(), POSITIONS, SIZE)
     assert [next(frames).sum() for _ in range(2)] == [0, 0]
     with pytest.raises(NoRendererError, match=r"at frame 2: egl: the driver is lost$"):
         next(frames)
 
 
-def test_a_renderer_that_dies_before_it_listens_is_told(renderer):
+def test_a_renderer_that_dies_before_it_reads_is_reported(renderer):
     renderer("exec < /dev/null; echo no such display >&2")
     many = np.zeros((20_000, 2))  # more than a pipe holds
     with pytest.raises(NoRendererError, match=r"\(egl: no such display\)"):
         next(offscreen.frames(ball(), many, SIZE))
 
 
-def test_no_process_outlives_who_looks_away(renderer):
-    (processes := renderer(f"cat > /dev/null; {FRAME}; exec sleep 600"))
-    frames = offscreen.frames(ball(), PLACES, SIZE)
+def test_closing_the_iterator_ends_the_process(renderer):
+    processes = renderer(f"cat > /dev/null; {FRAME}; exec sleep 600")
+    frames = offscreen.frames(ball(), POSITIONS, SIZE)
     next(frames)
     assert [process.poll() for process in processes] == [None]
     frames.close()

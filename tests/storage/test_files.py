@@ -1,4 +1,4 @@
-"""Whole files and whole lines, or nothing: atomic JSON, CSV by lines, reading back."""
+"""Atomic JSON, CSV by whole lines, and reading back after a crash."""
 
 import csv
 import errno
@@ -10,24 +10,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from storage_cases import listing, one_line
 
-from vagram_jax.storage import files, results
+from vagram_jax.storage import files
 from vagram_jax.storage.files import ResultsError
 
 
-def one_line(error) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
-
-
-def listing(folder) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+def is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 NAMES = st.text("abc/_é,\" '", min_size=1, max_size=6)
 TEXTS = st.text(max_size=8).filter(
-    lambda t: t and t.isprintable() and t[0] not in "=+-@" and not _is_number(t)
+    lambda t: t and t.isprintable() and t[0] not in "=+-@" and not is_number(t)
 )
 VALUES = st.one_of(
     st.none(),
@@ -38,15 +37,7 @@ VALUES = st.one_of(
 )
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def same(written, read) -> bool:
+def is_same(written, read):
     if isinstance(written, np.float32):
         read = np.float32(read)
     if isinstance(written, float | np.float32) and math.isnan(written):
@@ -54,36 +45,46 @@ def same(written, read) -> bool:
     return written == read
 
 
-@settings(max_examples=100, deadline=None)
+def fail_with(code, text):
+    def fail(*_, **__):
+        raise OSError(code, text)
+
+    return fail
+
+
+@pytest.fixture(scope="module")
+def csv_path(tmp_path_factory):
+    """One path for all examples."""
+    return tmp_path_factory.mktemp("csv") / "metrics.csv"
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_append_rows_then_read_rows_gives_the_same_values(tmp_path_factory, data):
-    path = tmp_path_factory.mktemp("csv") / "metrics.csv"
+def test_read_rows_returns_the_values_of_append_rows(csv_path, data):
+    csv_path.unlink(missing_ok=True)
     columns = data.draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
     row = st.fixed_dictionaries(dict.fromkeys(columns, VALUES))
     rows = data.draw(st.lists(row, min_size=1, max_size=4))
-    files.append_rows(path, rows[:1])
-    files.append_rows(path, rows[1:])
-    found = files.read_rows(path)
-    assert len(found) == len(rows)
-    for written, read in zip(rows, found, strict=True):
-        assert list(read) == list(rows[0])
-        assert all(same(written[name], read[name]) for name in columns)
-    # Any other reader of RFC 4180 sees the same fields.
-    with open(path, newline="", encoding="utf-8") as file:
+    files.append_rows(csv_path, rows[:1])
+    files.append_rows(csv_path, rows[1:])
+    read = files.read_rows(csv_path)
+    assert len(read) == len(rows)
+    for before, after in zip(rows, read, strict=True):
+        assert list(after) == list(rows[0])
+        assert all(is_same(before[name], after[name]) for name in columns)
+    # Any other reader of RFC 4180 sees as many rows.
+    with open(csv_path, newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == len(rows)
 
 
-def test_append_rows_writes_none_nan_and_bools_as_documented(tmp_path):
+def test_append_rows_writes_values_as_documented_in_the_order_of_the_header(tmp_path):
     path = tmp_path / "x.csv"
     row = {"a": None, "b": math.nan, "c": True, "d": np.float32(0.1), "e": np.int64(7)}
-    files.append_rows(path, [row | {"f": np.array(2.5), "g": -math.inf}])
-    assert path.read_text() == "a,b,c,d,e,f,g\n,nan,1,0.1,7,2.5,-inf\n"
-
-
-def test_append_rows_keeps_the_order_of_the_header(tmp_path):
-    files.append_rows(tmp_path / "x.csv", [{"a": 1, "b": 2}])
-    files.append_rows(tmp_path / "x.csv", [{"b": 4, "a": 3}])
-    assert (tmp_path / "x.csv").read_text() == "a,b\n1,2\n3,4\n"
+    row |= {"f": np.array(2.5), "g": -math.inf}
+    files.append_rows(path, [row])
+    files.append_rows(path, [dict(reversed(row.items())) | {"a": 3}])
+    line = "nan,1,0.1,7,2.5,-inf\n"
+    assert path.read_text() == f"a,b,c,d,e,f,g\n,{line}3,{line}"
 
 
 @pytest.mark.parametrize("row", [{"a": 1}, {"a": 1, "b": 2, "c": 3}, {"a": 1, "c": 2}])
@@ -91,11 +92,10 @@ def test_append_rows_refuses_other_columns_and_writes_nothing(tmp_path, row):
     path = tmp_path / "x.csv"
     files.append_rows(path, [{"a": 1, "b": 2}])
     before = path.read_bytes()
-    with pytest.raises(ResultsError, match="columns") as error:
-        files.append_rows(path, [{"a": 1, "b": 2}, row])
-    one_line(error)
-    with pytest.raises(ResultsError, match="columns"):
-        files.append_rows(path, [row])
+    for rows in ([{"a": 1, "b": 2}, row], [row]):
+        with pytest.raises(ResultsError, match="columns") as error:
+            files.append_rows(path, rows)
+        one_line(error)
     assert path.read_bytes() == before
 
 
@@ -106,30 +106,28 @@ def test_append_rows_refuses_other_columns_and_writes_nothing(tmp_path, row):
         *("", "1.5", "nan", [1], {}, 1j, np.zeros(2), 10**30, object()),
     ],
 )
-def test_append_rows_refuses_what_would_not_be_read_back(tmp_path, value):
+def test_append_rows_refuses_values_that_would_be_read_back_differently(
+    tmp_path, value
+):
     with pytest.raises(ValueError):
         files.append_rows(tmp_path / "x.csv", [{"a": value}])
-    assert not (tmp_path / "x.csv").exists()
+    assert listing(tmp_path) == []
 
 
 def test_append_rows_waits_for_the_disk(tmp_path, monkeypatch):
-    synced = []
-    real = os.fsync
-    monkeypatch.setattr(files.os, "fsync", lambda fd: (synced.append(fd), real(fd)))
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(files.os, "fsync", lambda fd: (synced.append(fd), fsync(fd)))
     files.append_rows(tmp_path / "x.csv", [{"a": 1}])
-    assert len(synced) == 2  # the file, and once the folder that got it
+    assert len(synced) == 2  # the file, and the folder that got a new name
     files.append_rows(tmp_path / "x.csv", [{"a": 1}])
     assert len(synced) == 3
 
 
-def test_append_rows_takes_a_failed_write_back(tmp_path, monkeypatch):
+def test_append_rows_undoes_a_failed_write(tmp_path, monkeypatch):
     path = tmp_path / "x.csv"
     files.append_rows(path, [{"a": 1}])
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
+        full = fail_with(errno.ENOSPC, "No space left on device")
         patch.setattr(files.os, "fsync", full)
         with pytest.raises(ResultsError, match="No space left") as error:
             files.append_rows(path, [{"a": 2}])
@@ -138,27 +136,33 @@ def test_append_rows_takes_a_failed_write_back(tmp_path, monkeypatch):
     assert [row["a"] for row in files.read_rows(path)] == [1, 2]
 
 
-def test_append_rows_into_a_missing_folder_is_one_line(tmp_path):
+def test_append_rows_in_a_missing_folder_is_one_line(tmp_path):
     with pytest.raises(ResultsError, match="No such file") as error:
-        files.append_rows(tmp_path / "gone" / "x.csv", [{"a": 1}])
+        files.append_rows(tmp_path / "missing" / "x.csv", [{"a": 1}])
     one_line(error)
 
 
-def test_append_rows_refuses_to_continue_half_a_line(tmp_path):
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n3")
-    with pytest.raises(ResultsError, match="half a line"):
-        files.append_rows(tmp_path / "x.csv", [{"a": 1, "b": 2}])
-
-
-def test_read_rows_leaves_half_a_last_line_out(tmp_path):
-    (tmp_path / "x.csv").write_text("a,b\n1,2\n3,4")
-    assert files.read_rows(tmp_path / "x.csv") == [{"a": 1, "b": 2}]
-
-
-@pytest.mark.parametrize("content", [b"", b"a,b", b"a,b\n"])
-def test_read_rows_of_a_file_without_rows_is_empty(tmp_path, content):
-    (tmp_path / "x.csv").write_bytes(content)
-    assert files.read_rows(tmp_path / "x.csv") == []
+@pytest.mark.parametrize(
+    ("content", "is_cut_off", "rows"),
+    [
+        ("", False, []),
+        ("a,b", True, []),
+        ("a,b\n", False, []),
+        ("a,b\n1,2\n", False, [{"a": 1, "b": 2}]),
+        ("a,b\n1,2\n3,4", True, [{"a": 1, "b": 2}]),
+        ("a,b\r\n1,x\r\n", False, [{"a": 1, "b": "x"}]),  # as a spreadsheet writes
+    ],
+)
+def test_an_incomplete_last_line_is_not_read_and_not_continued(
+    tmp_path, content, is_cut_off, rows
+):
+    path = tmp_path / "x.csv"
+    path.write_bytes(content.encode())
+    assert files.read_rows(path) == rows
+    assert files.is_cut_off(path) is is_cut_off
+    if is_cut_off:
+        with pytest.raises(ResultsError, match="incomplete line"):
+            files.append_rows(path, [{"a": 1, "b": 2}])
 
 
 @pytest.mark.parametrize(
@@ -172,18 +176,13 @@ def test_read_rows_names_the_damaged_line(tmp_path, line):
     assert f"{path}:3: damaged" in one_line(error)
 
 
-def test_read_rows_takes_the_line_ends_of_a_spreadsheet(tmp_path):
-    (tmp_path / "x.csv").write_bytes(b"a,b\r\n1,x\r\n")
-    assert files.read_rows(tmp_path / "x.csv") == [{"a": 1, "b": "x"}]
-
-
-def test_read_rows_refuses_a_column_that_stands_twice(tmp_path):
+def test_read_rows_refuses_a_column_name_that_occurs_twice(tmp_path):
     (tmp_path / "x.csv").write_text("a,a\n1,2\n")
     with pytest.raises(ResultsError, match="twice"):
         files.read_rows(tmp_path / "x.csv")
 
 
-def test_keep_rows_cuts_later_rows_and_half_a_line(tmp_path):
+def test_keep_rows_removes_later_rows_and_an_incomplete_line(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("env_steps,a\n10,1\n20,2\n30,3\n40,")
     files.keep_rows(path, env_steps=20)
@@ -192,20 +191,32 @@ def test_keep_rows_cuts_later_rows_and_half_a_line(tmp_path):
     assert len(files.read_rows(path)) == 3
 
 
-def test_keep_rows_cuts_the_seeds_that_are_named_and_no_others(tmp_path):
+def test_keep_rows_removes_rows_of_the_named_seeds_only(tmp_path):
     path = tmp_path / "x.csv"
-    # Seeds 0 and 1 have come to 30, seed 2 is done, and what stays keeps its bytes.
-    kept = ["0,10,1.50", "1,10,2", "2,20,3e0", "2,30,4"]
-    text = ["0,20,5", "1,30,6"]
-    path.write_text("\n".join(["seed,env_steps,a", *kept[:2], *text, *kept[2:], "2,4"]))
+    # Seed 2 has finished; the remaining lines keep their bytes.
+    remaining = ["0,10,1.50", "1,10,2", "2,20,3e0", "2,30,4"]
+    removed = ["0,20,5", "1,30,6"]
+    lines = ["seed,env_steps,a", *remaining[:2], *removed, *remaining[2:], "2,4"]
+    path.write_text("\n".join(lines))
     files.keep_rows(path, env_steps=10, seeds=range(2))
-    assert path.read_text() == "\n".join(["seed,env_steps,a", *kept, ""])
+    assert path.read_text() == "\n".join(["seed,env_steps,a", *remaining, ""])
+    files.keep_rows(path, env_steps=-1, seeds=[0, 1])
+    assert path.read_text() == "\n".join(["seed,env_steps,a", *remaining[2:], ""])
 
 
-@pytest.mark.parametrize("seeds", [None, range(2)])
-def test_keep_rows_removes_a_file_without_rows(tmp_path, seeds):
+@pytest.mark.parametrize(
+    ("content", "seeds"),
+    [
+        ("seed,env_steps\n0,10\n1,10\n", None),
+        ("seed,env_steps\n0,10\n1,10\n", range(2)),
+        ("seed,env_st", None),
+        (None, range(3)),
+    ],
+)
+def test_keep_rows_leaves_no_file_without_rows(tmp_path, content, seeds):
     path = tmp_path / "x.csv"
-    path.write_text("seed,env_steps\n0,10\n1,10\n")
+    if content is not None:
+        path.write_text(content)
     files.keep_rows(path, env_steps=9, seeds=seeds)
     assert listing(tmp_path) == []
     # So the next rows may have other columns.
@@ -213,50 +224,26 @@ def test_keep_rows_removes_a_file_without_rows(tmp_path, seeds):
     assert path.read_text() == "seed,env_steps,a\n0,1,2\n"
 
 
-def test_keep_rows_keeps_a_file_with_the_rows_of_other_seeds_alone(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text("seed,env_steps\n0,10\n5,10\n")
-    files.keep_rows(path, env_steps=-1, seeds=[0])
-    assert path.read_text() == "seed,env_steps\n5,10\n"
+@pytest.mark.parametrize(
+    ("content", "seeds", "name"),
+    [("a\n1\n", None, "env_steps"), ("env_steps\n9\n", [0], "seed")],
+)
+def test_keep_rows_refuses_rows_without_steps_or_seeds(tmp_path, content, seeds, name):
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(ResultsError, match=f"without a whole number as {name}"):
+        files.keep_rows(tmp_path / "x.csv", env_steps=5, seeds=seeds)
 
 
-def test_keep_rows_of_a_missing_file_makes_none(tmp_path):
-    files.keep_rows(tmp_path / "x.csv", env_steps=5, seeds=range(3))
-    assert listing(tmp_path) == []
-
-
-def test_keep_rows_of_half_a_header_lets_the_next_rows_start_anew(tmp_path):
-    path = tmp_path / "x.csv"
-    path.write_text("env_st")
-    files.keep_rows(path, env_steps=0)
-    assert listing(tmp_path) == []
-    files.append_rows(path, [{"env_steps": 1}])
-    assert path.read_text() == "env_steps\n1\n"
-
-
-def test_keep_rows_refuses_rows_without_steps(tmp_path):
-    (tmp_path / "x.csv").write_text("a\n1\n")
-    with pytest.raises(ResultsError, match="env_steps"):
-        files.keep_rows(tmp_path / "x.csv", env_steps=5)
-
-
-def test_keep_rows_refuses_rows_without_seeds_when_seeds_are_named(tmp_path):
-    (tmp_path / "x.csv").write_text("env_steps\n9\n")
-    with pytest.raises(ResultsError, match="seed"):
-        files.keep_rows(tmp_path / "x.csv", env_steps=5, seeds=[0])
-
-
-def test_write_json_turns_what_json_lacks_into_null(tmp_path):
+def test_write_json_writes_null_for_what_json_lacks_as_as_json_says(tmp_path):
     value = {"a": math.nan, "b": [math.inf, np.float32(1.5)], "c": (1, np.int64(2))}
-    value |= {"d": np.array([1.0, np.nan]), "e": True, "f": "x", "g": None}
+    value |= {"d": np.array([1.0, np.nan]), "e": True, "f": {"g": "x", "h": None}}
+    expected = {"a": None, "b": [None, 1.5], "c": [1, 2], "d": [1.0, None], "e": True}
+    expected |= {"f": {"g": "x", "h": None}}
     files.write_json(tmp_path / "x.json", value)
-    strict = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
-    assert strict == {"a": None, "b": [None, 1.5], "c": [1, 2]} | {
-        "d": [1.0, None],
-        "e": True,
-        "f": "x",
-        "g": None,
-    }
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == expected
+    assert files.read_json(tmp_path / "x.json") == expected
+    assert files.as_json(value) == expected
 
 
 @pytest.mark.parametrize("value", [{1: 2}, {"a": object()}, {"a": {1, 2}}, {"a": 1j}])
@@ -269,11 +256,7 @@ def test_write_json_refuses_other_values(tmp_path, value):
 def test_write_json_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})
-
-    def fail(*_):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail_with(errno.EIO, "Input/output error"))
     with pytest.raises(ResultsError, match="Input/output"):
         files.write_json(path, {"a": 2})
     assert listing(tmp_path) == ["x.json"]
@@ -288,10 +271,6 @@ def test_read_json_names_a_damaged_file(tmp_path, text):
     one_line(error)
 
 
-def test_results_error_is_one_class_under_both_names():
-    assert results.ResultsError is files.ResultsError
-
-
 def test_write_text_and_write_bytes_replace_the_whole_file(tmp_path):
     path = tmp_path / "x.txt"
     files.write_text(path, "much text \udc80")
@@ -301,35 +280,27 @@ def test_write_text_and_write_bytes_replace_the_whole_file(tmp_path):
     assert listing(tmp_path) == ["x.txt"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_sync_waits_for_a_file_or_for_the_names_in_a_folder(
-    tmp_path, monkeypatch, kind
-):
+def test_sync_waits_for_a_file_and_for_the_names_in_a_folder(tmp_path, monkeypatch):
     path = tmp_path / "x"
-    path.write_text("x") if kind == "file" else path.mkdir()
-    synced, real = [], os.fsync
+    path.write_text("x")
+    synced, fsync = [], os.fsync
 
-    def fsync(descriptor):
+    def recorded(descriptor):
         synced.append(os.fstat(descriptor).st_ino)
-        real(descriptor)
+        fsync(descriptor)
 
     before = set(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self") else None
-    monkeypatch.setattr(files.os, "fsync", fsync)
+    monkeypatch.setattr(files.os, "fsync", recorded)
     files.sync(path)
-    files.sync(str(path))
-    assert synced == [path.stat().st_ino] * 2
+    files.sync(str(tmp_path))
+    assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]
     if before is not None:
         assert set(os.listdir("/proc/self/fd")) == before
 
 
-def test_sync_refuses_a_file_that_the_disk_refuses_and_lets_folders_be(
-    tmp_path, monkeypatch
-):
-    def fail(_):
-        raise OSError(errno.EIO, "Input/output error")
-
+def test_sync_reports_a_file_that_the_disk_refuses_but_no_folder(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("x")
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail_with(errno.EIO, "Input/output error"))
     with pytest.raises(ResultsError, match="x: Input/output error") as error:
         files.sync(tmp_path / "x")
     one_line(error)
@@ -338,38 +309,20 @@ def test_sync_refuses_a_file_that_the_disk_refuses_and_lets_folders_be(
         files.sync(tmp_path / "missing")
 
 
-def test_is_cut_off_sees_half_a_line(tmp_path):
-    path = tmp_path / "x.csv"
-    for content, cut_off in [("", False), ("a\n1\n", False), ("a\n1", True)]:
-        path.write_text(content)
-        assert files.is_cut_off(path) is cut_off
-    with pytest.raises(ResultsError, match="No such file"):
-        files.is_cut_off(tmp_path / "missing.csv")
-
-
-def test_as_json_is_what_a_file_gives_back(tmp_path):
-    value = {"a": (1, 2.5), "b": np.array([1.0, np.nan]), "c": {"d": math.inf}}
-    files.write_json(tmp_path / "x.json", value)
-    assert files.as_json(value) == files.read_json(tmp_path / "x.json")
-    assert files.as_json(value) == {"a": [1, 2.5], "b": [1.0, None], "c": {"d": None}}
-
-
-def test_check_writable_leaves_nothing_behind(tmp_path):
+def test_check_writable_leaves_nothing_behind_and_refuses_a_file_in_the_way(tmp_path):
     files.check_writable(tmp_path / "new" / "folder")
     assert listing(tmp_path) == []
-
-
-def test_check_writable_refuses_a_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ResultsError, match="no folder") as error:
+    with pytest.raises(ResultsError, match="not a folder") as error:
         files.check_writable(tmp_path / "file" / "folder")
     one_line(error)
 
 
-def test_one_line_names_the_file_and_keeps_what_is_said_already():
+def test_one_line_names_the_file_and_keeps_our_own_errors():
     with pytest.raises(ResultsError) as error, files.one_line("here"):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
     assert one_line(error) == "here: No such file or directory"
+    assert error.value.status == 5
     with pytest.raises(ResultsError) as error, files.one_line("here"):
         raise ResultsError("mine")
     assert one_line(error) == "mine"

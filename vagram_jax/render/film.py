@@ -1,23 +1,24 @@
-"""What a policy looks like at work: a film, or a page that plays it.
+"""Plays a policy and shows its episodes as an MP4, a GIF or an HTML page.
 
-Comes in: a policy. Goes out: the bytes of an MP4, a GIF or an HTML page, and the
-return of each episode in it. Who draws depends on the innermost environment:
+The innermost environment selects what draws it:
 
-- with `outline(state)`, points in m, and `reach`: matplotlib, as one broken line;
-- with `model`, a `mujoco.MjModel`, and `qpos` in its state: MuJoCo, or Brax's page
-  where there is no OpenGL;
-- with `sys`, as Brax's have it: Brax's page.
+- with `outline(state)`, points in m, and `reach`: matplotlib draws a line;
+- with `model`, a `mujoco.MjModel`, and `qpos` in its state: MuJoCo, or Brax's HTML page
+  without OpenGL;
+- with `sys`, as in Brax's environments: Brax's HTML page.
 
-matplotlib, Pillow, ffmpeg and Brax are looked for where they are used.
+matplotlib, Pillow, ffmpeg and Brax are imported where they are used.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
+import html
 import io
+import itertools
 import math
-import subprocess
 import tempfile
 import types
 import warnings
@@ -29,12 +30,12 @@ import jax
 import numpy as np
 
 from vagram_jax.envs import base, episodes
-from vagram_jax.render.film import offscreen
+from vagram_jax.render import offscreen
 from vagram_jax.run.policies import Policy
 
 FILMS = ("mp4", "gif")
 KINDS = (*FILMS, "html")
-"""What a picture may be, best first."""
+"""The accepted kinds of a picture."""
 
 _DPI = 100
 _MAX_PIXELS = 8192
@@ -43,13 +44,15 @@ _MAX_PIXELS = 8192
 class PictureError(ValueError):
     """A picture that can't be made here. One line: of what, why, what to do."""
 
+    status = 2
+
 
 class Episode(NamedTuple):
-    """What is drawn of an episode.
+    """An episode as `picture` draws it.
 
     Attributes:
-      poses: what the state of each step looks like, the first state included.
-      total: the sum of the rewards.
+      poses: what to draw of each state, the start state included.
+      total: sum of the rewards.
     """
 
     poses: list[Any]
@@ -57,40 +60,45 @@ class Episode(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A file in the making.
+    """A film or a page. A notebook shows it when it is the last value of a cell.
 
     Attributes:
       kind: one of `KINDS`.
-      data: its bytes.
-      note: what to know of it, in words.
+      data: contents of the file.
+      note: the frame rate, or what the page needs.
     """
 
     kind: str
     data: bytes
     note: str
 
+    def _repr_html_(self) -> str:
+        """The picture as a notebook shows it."""
+        if self.kind == "html":
+            page = html.escape(self.data.decode())
+            return f'<iframe srcdoc="{page}" width="640" height="480"></iframe>'
+        data = base64.b64encode(self.data).decode()
+        if self.kind == "gif":
+            return f'<img src="data:image/gif;base64,{data}">'
+        return f'<video controls loop src="data:video/mp4;base64,{data}"></video>'
+
 
 class _Subject(NamedTuple):
-    """What there is to draw: the innermost environment, and who draws it."""
+    """The innermost environment, and what draws it."""
 
     env: Any
-    drawn_by: str  # outline, mujoco or brax
+    renderer: str  # outline, mujoco or brax
     kinds: tuple[str, ...]
 
 
 def check(
     env: base.Env, *, kind: str | None = None, size: tuple[int, int] = (480, 360)
 ) -> None:
-    """Raises where there can be no such picture, before anything is played.
-
-    Args:
-      env: with its wrappers.
-      kind: as for `picture`.
-      size: as for `picture`.
+    """Checks the arguments of `picture` before any episode is played.
 
     Raises:
-      PictureError: nobody knows how to draw `env`, or not as this kind; or another
-        size, or nothing that makes an MP4.
+      PictureError: nothing can draw `env`, or not as this kind; the size isn't
+        accepted; or ffmpeg is missing for an MP4.
     """
     subject = _subject(env)
     if kind is not None and kind not in subject.kinds:
@@ -112,30 +120,30 @@ def play(key: jax.Array, policy: Policy, *, num_episodes: int) -> Iterator[Episo
     Args:
       key: a typed key for the start states.
       policy: from `policies.load_policy`.
-      num_episodes: how many.
+      num_episodes: number of episodes.
 
     Yields:
-      Each episode; a step that is not finite ends it and is left out.
+      Each episode. A step that isn't finite ends it and is left out.
 
     Raises:
-      PictureError: nobody knows how to draw the environment.
+      PictureError: nothing can draw the environment.
     """
     env, length = policy.env, episodes.length(policy.env)
-    drawn_by = _subject(env).drawn_by
+    renderer = _subject(env).renderer
 
-    def seen(state):
+    def with_outcome(state):
         over, _ = episodes.ends(state)
         is_finite = base.all_finite(state.obs, state.reward)
-        return state, (_pose(drawn_by, env, state), state.reward, over, is_finite)
+        return state, (_pose(renderer, env, state), state.reward, over, is_finite)
 
-    start = jax.jit(lambda key: seen(env.reset(key)))
-    step = jax.jit(lambda state: seen(env.step(state, policy.act(state.obs))))
-    for each in jax.random.split(key, num_episodes):
-        state, (pose, *_) = start(each)
+    start = jax.jit(lambda key: with_outcome(env.reset(key)))
+    step = jax.jit(lambda state: with_outcome(env.step(state, policy.act(state.obs))))
+    for start_key in jax.random.split(key, num_episodes):
+        state, (pose, *_) = start(start_key)
         poses, total = [jax.device_get(pose)], 0.0
         for _ in range(length):
-            state, told = step(state)
-            pose, reward, over, is_finite = jax.device_get(told)
+            state, outcome = step(state)
+            pose, reward, over, is_finite = jax.device_get(outcome)
             if is_finite:
                 poses.append(pose)
                 total += float(reward)
@@ -152,39 +160,37 @@ def picture(
     size: tuple[int, int] = (480, 360),
     fps: float = 30.0,
 ) -> Picture:
-    """The file that shows episodes, one after the other, in real time.
+    """Shows episodes one after the other, in real time.
 
     Args:
-      env: that they were played in.
-      played: from `play`.
-      kind: one of `KINDS`; None for the best that can be made here.
-      size: width and height of a film in pixels, even as H.264 has it.
-      fps: how many frames a second has; an environment that says how long a step lasts
-        is shown at every n-th step, with as many frames at most.
-
-    Returns:
-      The picture.
+      env: the environment of the episodes, with its wrappers.
+      played: episodes from `play`.
+      kind: one of `KINDS`; None selects MP4, else GIF, else HTML, by what can be made.
+      size: width and height of a film in pixels; even numbers, which H.264 needs.
+      fps: frames per second. If the environment has a step time `dt`, every n-th step
+        is shown, at most `fps` per second.
 
     Raises:
-      PictureError: as `check`, or something isn't installed.
+      PictureError: as `check`, or a package is missing.
     """
     check(env, kind=kind, size=size)
     subject, dt = _subject(env), getattr(env, "dt", None) or 1 / fps
-    # Rounded: with the 0.04 s of Brax, in single precision, 25 a second is above 1.
+    # Rounded: Brax's 0.04 s, in single precision, would exceed one step at 25 fps.
     every = max(1, math.ceil(round(1 / (dt * fps), 6)))
     rate = 1 / (dt * every)
     poses = [pose for episode in played for pose in episode.poses[::every]]
-    if kind == "html" or subject.drawn_by == "brax":
+    if kind == "html" or subject.renderer == "brax":
         return _page(subject, poses, 1 / rate, "")
     try:
         return _film(subject, poses, kind or _best_film(), size, rate)
     except offscreen.NoRendererError as error:
         if kind is not None:
-            raise PictureError(f"{error}; or ask for html") from error
+            raise PictureError(f"{error}; or choose html") from error
         return _page(subject, poses, 1 / rate, f"{error}; ")
 
 
 def _subject(env: base.Env) -> _Subject:
+    """Finds the innermost environment and what draws it."""
     state = jax.eval_shape(lambda: env.reset(jax.random.key(0)))
     inner, state = base.unwrapped(env, state)
     physics = getattr(state, "pipeline_state", None)
@@ -195,26 +201,26 @@ def _subject(env: base.Env) -> _Subject:
     if hasattr(inner, "sys") and hasattr(physics, "x"):
         return _Subject(inner, "brax", ("html",))
     raise PictureError(
-        f"env {base.name_of(inner)}: nobody knows how to draw it; MuJoCo's and Brax's "
-        "tasks are drawn, and what has outline(state) and reach, as vagram_jax.envs."
-        "classic"
+        f"env {base.name_of(inner)}: can't be drawn; accepted: MuJoCo's and Brax's "
+        "tasks, and environments with outline(state) and reach, as in "
+        "vagram_jax.envs.classic"
     )
 
 
-def _pose(drawn_by: str, env: base.Env, state: Any) -> Any:
-    """What of a state is drawn."""
+def _pose(renderer: str, env: base.Env, state: Any) -> Any:
+    """The part of a state that is drawn."""
     inner, state = base.unwrapped(env, state)
-    if drawn_by == "outline":
+    if renderer == "outline":
         return inner.outline(state)
     physics = state.pipeline_state
-    return physics.qpos if drawn_by == "mujoco" else (physics.x.pos, physics.x.rot)
+    return physics.qpos if renderer == "mujoco" else (physics.x.pos, physics.x.rot)
 
 
 def _frames(
     subject: _Subject, poses: Sequence[Any], size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """`[height, width, 3]` uint8 each."""
-    if subject.drawn_by == "mujoco":
+    """Yields frames, `[height, width, 3]` uint8."""
+    if subject.renderer == "mujoco":
         return offscreen.frames(subject.env.model, np.stack(poses), size)
     return _drawings(poses, subject.env.reach, size)
 
@@ -222,7 +228,7 @@ def _frames(
 def _drawings(
     outlines: Sequence[np.ndarray], reach: tuple[float, float], size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """A broken line each, with a box where it begins and a knob where it ends."""
+    """Draws each outline as a line that starts at a box and ends in a circle."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -236,11 +242,11 @@ def _drawings(
     axes.axhline(0, color="0.8", linewidth=2, zorder=0)
     (line,) = axes.plot([], [], color="#0072B2", linewidth=7, solid_capstyle="round")
     (box,) = axes.plot([], [], "s", color="0.2", markersize=18)
-    (knob,) = axes.plot([], [], "o", color="#D55E00", markersize=14)
+    (circle,) = axes.plot([], [], "o", color="#D55E00", markersize=14)
     for points in outlines:
         line.set_data(points[:, 0], points[:, 1])
         box.set_data(points[:1, 0], points[:1, 1])
-        knob.set_data(points[-1:, 0], points[-1:, 1])
+        circle.set_data(points[-1:, 0], points[-1:, 1])
         canvas.draw()
         yield np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -254,7 +260,8 @@ def _film(
 ) -> Picture:
     frames = _frames(subject, poses, size)
     if kind == "gif":
-        # A GIF counts hundredths of a second: what is rounded away is made up for.
+        # A GIF counts hundredths of a second; rounding the ends of frames, not their
+        # durations, keeps a long film in real time.
         ends = 10 * np.round(np.arange(len(poses) + 1) * 100 / rate)  # ms
         data = _gif(frames, np.diff(ends).astype(int).tolist())
     else:
@@ -267,7 +274,7 @@ def _best_film() -> str:
 
 
 def _ffmpeg() -> str | None:
-    """Where ffmpeg is, if it is."""
+    """The path of ffmpeg, or None if it is missing."""
     try:
         import imageio_ffmpeg
 
@@ -277,27 +284,29 @@ def _ffmpeg() -> str | None:
 
 
 def _mp4(frames: Iterator[np.ndarray], size: tuple[int, int], rate: float) -> bytes:
-    width, height = size
-    taken = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-    # What every player knows: H.264, and colours at half the resolution.
-    made = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
-    first = next(frames)  # There may be nothing that draws.
-    # ffmpeg goes back in its file when it ends, so it can't write to a pipe.
+    import imageio_ffmpeg
+
+    first = next(frames)  # raises here if nothing can draw
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        command = [_ffmpeg(), "-loglevel", "error", *taken, "-r", str(rate), "-i", "-"]
-        with (
-            contextlib.suppress(BrokenPipeError),
-            subprocess.Popen(
-                [*command, *made, str(path)], stdin=subprocess.PIPE
-            ) as process,
-        ):
-            process.stdin.write(first.tobytes())
-            for frame in frames:
-                process.stdin.write(frame.tobytes())
-        if process.returncode:
-            raise PictureError(f"mp4: ffmpeg ends with {process.returncode}; take gif")
-        return path.read_bytes()
+        writer = imageio_ffmpeg.write_frames(
+            path,
+            size,
+            fps=rate,
+            codec="libx264",
+            quality=None,  # ffmpeg's default
+            macro_block_size=2,
+            ffmpeg_log_level="error",
+            output_params=["-movflags", "+faststart"],
+        )
+        try:
+            with contextlib.closing(writer):
+                writer.send(None)  # starts ffmpeg
+                for frame in itertools.chain([first], frames):
+                    writer.send(np.ascontiguousarray(frame))
+            return path.read_bytes()
+        except OSError as error:
+            raise PictureError("mp4: ffmpeg failed; choose gif") from error
 
 
 def _gif(frames: Iterator[np.ndarray], durations: list[int]) -> bytes:
@@ -316,17 +325,18 @@ def _gif(frames: Iterator[np.ndarray], durations: list[int]) -> bytes:
 
 
 def _page(subject: _Subject, poses: Sequence[Any], dt: float, reason: str) -> Picture:
-    """Brax's viewer with what it shows; its script comes from elsewhere."""
+    """A page with Brax's viewer; its script is loaded from the web."""
     try:
         with _quiet():
             from brax import base as brax_base
-            from brax.io import html, mjcf
+            from brax.io import html as viewer
+            from brax.io import mjcf
     except ImportError as error:
         raise PictureError(
             f'{reason}html: {base.one_line(error)}; pip install "vagram_jax[brax]"'
         ) from error
     with _quiet():
-        if subject.drawn_by == "mujoco":
+        if subject.renderer == "mujoco":
             system = mjcf.load_model(_for_brax(subject.env.model))
             poses = [_body_poses(subject.env.model, qpos) for qpos in poses]
         else:
@@ -336,13 +346,13 @@ def _page(subject: _Subject, poses: Sequence[Any], dt: float, reason: str) -> Pi
             for pos, rot in poses
         ]
         system = system.tree_replace({"opt.timestep": dt})
-        text = html.render(system, states, height="100vh", colab=False)
+        text = viewer.render(system, states, height="100vh", colab=False)
     note = "when opened, the page loads its viewer from unpkg.com and jsdelivr.net"
     return Picture("html", text.encode(), reason + note)
 
 
 def _for_brax(model: Any) -> Any:
-    """A model without the one solver that Brax doesn't know; nothing is simulated."""
+    """The model with a solver that Brax accepts; nothing is simulated."""
     import mujoco
 
     model = copy.copy(model)
@@ -351,7 +361,7 @@ def _for_brax(model: Any) -> Any:
 
 
 def _body_poses(model: Any, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Position and rotation of each body but the world."""
+    """Position and rotation of each body except the world."""
     import mujoco
 
     data = mujoco.MjData(model)
@@ -362,7 +372,7 @@ def _body_poses(model: Any, qpos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what MJX prints where Warp is missing, and Brax's warnings of its age."""
+    """Hides what MJX prints if Warp is missing, and Brax's deprecation warnings."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
-"""MuJoCo's renderer without a window, in a process of its own.
+"""Renders MuJoCo frames without a window, in a subprocess.
 
-Comes in: a MuJoCo model and positions. Goes out: frames, one after the other. MuJoCo
-chooses OpenGL's backend when it is imported, by MUJOCO_GL, and a driver that doesn't
-work may end the process: so another one draws, which imports nothing of this package.
+MuJoCo selects OpenGL's backend by MUJOCO_GL when it is imported, and a driver that
+doesn't work may end the process. So this file runs as a program that draws; it imports
+nothing of this package.
 """
 
 from __future__ import annotations
@@ -20,62 +20,62 @@ import numpy as np
 
 
 class NoRendererError(RuntimeError):
-    """Nothing here can draw. One line: what was tried, and why it failed."""
+    """MuJoCo can't render here. One line: what was tried, and why it failed."""
 
 
 def frames(model: Any, qpos: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Pictures of a simulation, seen by the model's camera `track` if it has one.
+    """Renders the positions of a model with its camera `track`, or from a fixed view.
 
     Args:
       model: a `mujoco.MjModel`.
-      qpos: `[T, nq]`, T at least 1.
+      qpos: positions `[T, nq]`, T at least 1.
       size: width and height in pixels.
 
     Yields:
-      `[height, width, 3]` uint8, T of them.
+      T frames `[height, width, 3]` uint8.
 
     Raises:
       NoRendererError: no backend works, or one stopped midway.
     """
-    failed = []
+    errors = []
     for backend in _backends():
         drawn = 0
-        with tempfile.TemporaryFile() as errors, _started(backend, size, errors) as it:
-            _send(it, model, qpos)
-            while drawn < len(qpos) and (frame := _frame(it, size)) is not None:
+        with tempfile.TemporaryFile() as log, _started(backend, size, log) as process:
+            _send(process, model, qpos)
+            while drawn < len(qpos) and (frame := _frame(process, size)) is not None:
                 yield frame
                 drawn += 1
             if drawn == len(qpos):
                 return
-            failed.append(f"{backend or 'default'}: {_last_line(it, errors)}")
+            errors.append(f"{backend or 'default'}: {_last_line(process, log)}")
         if drawn:
             raise NoRendererError(
-                f"MuJoCo's renderer stopped at frame {drawn}: {failed[-1]}"
+                f"MuJoCo's renderer stopped at frame {drawn}: {errors[-1]}"
             )
     raise NoRendererError(
-        f"MuJoCo finds no OpenGL ({'; '.join(failed)}); install EGL or OSMesa, such as "
+        f"MuJoCo finds no OpenGL ({'; '.join(errors)}); install EGL or OSMesa, such as "
         "Debian's libegl1 or libosmesa6, or set MUJOCO_GL"
     )
 
 
 def _backends() -> tuple[str, ...]:
-    """What to try: what the user says, else what needs no window; empty is MuJoCo's."""
+    """The backends to try: the user's, else those without a window, else MuJoCo's."""
     if chosen := os.environ.get("MUJOCO_GL"):
         return (chosen,)
     return ("egl", "osmesa") if sys.platform == "linux" else ("",)
 
 
 @contextlib.contextmanager
-def _started(backend: str, size: tuple[int, int], errors: Any) -> Iterator[Any]:
-    """This file as a program; it doesn't outlive the block."""
-    # -P: this file's folder has a `types`, which must not stand for Python's.
+def _started(backend: str, size: tuple[int, int], log: Any) -> Iterator[Any]:
+    """Runs this file as a program until the block ends."""
+    # -P: no file beside this one may replace a module of Python's.
     command = [sys.executable, "-P", __file__, *map(str, size)]
     variables = {"MUJOCO_GL": backend} if backend else {}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=errors,
+        stderr=log,
         env=os.environ | variables,
     )
     try:
@@ -91,7 +91,7 @@ def _send(process: Any, model: Any, qpos: np.ndarray) -> None:
 
     binary = np.empty(mujoco.mj_sizeModel(model), np.uint8)
     mujoco.mj_saveModel(model, None, binary)
-    # One that died already says why on its standard error.
+    # A process that died already has written the reason to its log.
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         np.savez(data := io.BytesIO(), model=binary, qpos=np.float64(qpos))
         pipe.write(data.getvalue())
@@ -105,15 +105,15 @@ def _frame(process: Any, size: tuple[int, int]) -> np.ndarray | None:
     return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
-def _last_line(process: Any, errors: Any) -> str:
+def _last_line(process: Any, log: Any) -> str:
     status = process.wait()
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else f"exit status {status}"
 
 
 def _camera(model: Any, data: Any) -> Any:
-    """The one that follows the robot; for a model without it, one that stands still."""
+    """The camera that follows the robot, or a fixed one if the model has none."""
     import mujoco
 
     if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0:
@@ -127,21 +127,21 @@ def _camera(model: Any, data: Any) -> Any:
 
 
 def _draw() -> None:
-    """Reads a model and positions, and writes frames."""
+    """Reads a model and positions from stdin and writes frames to stdout."""
     import mujoco
 
-    # Frames alone go out: what drivers print would come between them.
+    # Drivers print to stdout, which would mix with the frames.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     width, height = map(int, sys.argv[1:])
-    given = np.load(io.BytesIO(sys.stdin.buffer.read()))
-    binary = {"it.mjb": given["model"].tobytes()}
-    model = mujoco.MjModel.from_binary_path("it.mjb", binary)
+    arrays = np.load(io.BytesIO(sys.stdin.buffer.read()))
+    binary = {"model.mjb": arrays["model"].tobytes()}
+    model = mujoco.MjModel.from_binary_path("model.mjb", binary)
     model.vis.global_.offwidth, model.vis.global_.offheight = width, height
     data = mujoco.MjData(model)
     camera = _camera(model, data)
     with mujoco.Renderer(model, height, width) as renderer:
-        for qpos in given["qpos"]:
+        for qpos in arrays["qpos"]:
             data.qpos[:] = qpos
             mujoco.mj_forward(model, data)
             renderer.update_scene(data, camera)

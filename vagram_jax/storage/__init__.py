@@ -1,1 +1,1 @@
-"""Reading and writing files: results, checkpoints and locks."""
+"""Reads and writes files: results, checkpoints and locks."""

@@ -1,13 +1,13 @@
-"""Save and restore the state of training: whole pieces, or nothing.
+"""Saves and restores the state of training.
 
-Comes in: arrays with a lane axis, on the host. Goes out: the same arrays, bit for bit,
-or a word on what is damaged. A piece is what one process has of one run at one step:
+A piece is what one process saves of one run at one step:
 
     <run>/checkpoints/000004000/seeds-0-3/arrays.npz      NumPy's format, no pickles
-                                          manifest.json   shapes, size and SHA-256
+                                          manifest.json   shapes, sizes and SHA-256
 
-A piece appears in one rename. Which seeds share a piece depends on devices and chunks;
-reading doesn't care how they were shared out. What the arrays mean is not known here.
+A piece appears in one rename, so it is complete or missing; damage is noticed by its
+SHA-256. Which seeds share a piece depends on devices and chunks; any seeds can be read
+back together. `run.states` converts states to the arrays saved here.
 """
 
 from __future__ import annotations
@@ -25,23 +25,21 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from vagram_jax.run import devices
 from vagram_jax.storage import files
 
 FORMAT = 1
-"""The version of what is written; another one is refused."""
+"""Version of the file format; other versions are refused."""
 KEPT = 2
-"""Steps that are kept beside the one being written."""
+"""Number of finished checkpoints that stay while the next one is written."""
 _FOLDER = "checkpoints"
 _STEP = re.compile(r"\d{9,}")
 _PIECE = re.compile(r"seeds-(\d+)-(\d+)")
 _MAX_MANIFEST = 16 * 2**20
 
 Arrays = Mapping[str, np.ndarray]
-"""Names to arrays, `[lanes, ...]` each."""
+"""Names to arrays `[lanes, ...]`; a lane is one seed."""
 
 
 class CheckpointError(files.ResultsError):
@@ -49,11 +47,11 @@ class CheckpointError(files.ResultsError):
 
 
 class Piece(NamedTuple):
-    """What is saved together.
+    """The arrays that are saved together.
 
     Attributes:
       run: folder of the run.
-      seeds: consecutive numbers, one for each row of the arrays.
+      seeds: consecutive seeds, one per row of the arrays.
       arrays: names to `[len(seeds), ...]`.
     """
 
@@ -63,18 +61,18 @@ class Piece(NamedTuple):
 
 
 def save(piece: Piece, step: int) -> None:
-    """Write a piece, durably, in one rename. A piece that is there is replaced.
+    """Writes a piece to the disk in one rename, replacing an existing one.
 
     Args:
       piece: what to save.
       step: environment steps of its seeds.
 
     Raises:
-      ResultsError: it can't be written; what other steps have is untouched.
+      ResultsError: it can't be written; the pieces of other steps are unchanged.
     """
-    place = _place(piece.run, step, piece.seeds)
-    temporary = _temporary(place)
-    with files.one_line(place):
+    folder = _piece_folder(piece.run, step, piece.seeds)
+    temporary = _temporary(folder)
+    with files.one_line(folder):
         temporary.mkdir(parents=True)
         try:
             _write_arrays(temporary / "arrays.npz", piece.arrays)
@@ -90,11 +88,11 @@ def save(piece: Piece, step: int) -> None:
             }
             manifest = body | {"sha256": _digest(body)}
             files.write_json(temporary / "manifest.json", manifest)
-            # Only an empty folder can be renamed onto: an old piece makes way first.
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(temporary, place)
-            files.sync(place.parent)
-            files.sync(place.parent.parent)
+            # A folder can only be renamed onto an empty one.
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(temporary, folder)
+            files.sync(folder.parent)
+            files.sync(folder.parent.parent)
             files.sync(piece.run)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -104,31 +102,33 @@ def save(piece: Piece, step: int) -> None:
 def load(
     run: Path, step: int, seeds: Sequence[int], *, names: Container[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of some seeds at one step.
+    """Reads the arrays of some seeds at one step.
 
     Args:
       run: folder of the run.
-      step: one that `newest` named.
-      seeds: whose rows to read, in this order.
-      names: of the arrays to read; None reads all. What isn't there is left out.
+      step: a step that `newest` returned.
+      seeds: the seeds, in the order of the returned rows.
+      names: names of the arrays to read; None means all. Missing ones are left out.
 
     Returns:
       Names to `[len(seeds), ...]`.
 
     Raises:
-      CheckpointError: a seed has no piece, or pieces don't fit each other.
+      CheckpointError: a seed has no piece, or its pieces hold different arrays.
     """
     pieces = _pieces(run).get(step, {})
     if missing := [seed for seed in seeds if seed not in pieces]:
         raise CheckpointError(f"{run / _FOLDER}: step {step} lacks seed {missing[0]}")
-    read = {place: _read(place, names) for place in {pieces[seed] for seed in seeds}}
-    found = [set(arrays) for _, arrays in read.values()]
-    if any(each != found[0] for each in found):
-        raise CheckpointError(f"{run / _FOLDER}: step {step} has pieces of two kinds")
+    read = {folder: _read(folder, names) for folder in {pieces[s] for s in seeds}}
+    array_names = [set(arrays) for _, arrays in read.values()]
+    if any(each != array_names[0] for each in array_names):
+        raise CheckpointError(
+            f"{run / _FOLDER}: the pieces of step {step} hold different arrays"
+        )
     rows = [(read[pieces[s]][1], read[pieces[s]][0].index(s)) for s in seeds]
     return {
         name: np.stack([arrays[name][row] for arrays, row in rows])
-        for name in sorted(found[0])
+        for name in sorted(array_names[0])
     }
 
 
@@ -137,15 +137,15 @@ def newest(
     *,
     at_most: int | None = None,
     strict: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> int | None:
-    """The latest step at which all seeds of all runs have undamaged pieces.
+    """Returns the last step at which all seeds of all runs have undamaged pieces.
 
     Args:
       wanted: folders of runs, each with its seeds.
-      at_most: no later step.
-      strict: refuse a damaged piece instead of going back to an earlier step.
-      tell: takes a line on each damaged piece.
+      at_most: ignore later steps.
+      strict: refuse a damaged piece instead of using an earlier step.
+      report: receives one line per damaged piece.
 
     Returns:
       The step, or None.
@@ -159,167 +159,59 @@ def newest(
         complete = all(set(seeds) <= set(pieces[step]) for pieces, seeds in wanted)
         if not complete or (at_most is not None and step > at_most):
             continue
-        places = {pieces[step][seed] for pieces, seeds in wanted for seed in seeds}
-        damages = [damage for place in sorted(places) if (damage := damage_of(place))]
+        folders = {pieces[step][seed] for pieces, seeds in wanted for seed in seeds}
+        damages = [text for folder in sorted(folders) if (text := _damage(folder))]
         if not damages:
             return step
         if strict:
-            raise CheckpointError(f"{damages[0]}; leave out --strict to go back")
-        tell(f"{damages[0]}; going back to the checkpoint before")
-    return None
-
-
-def damage_of(place: Path) -> str | None:
-    """What is wrong with a piece.
-
-    Args:
-      place: its folder.
-
-    Returns:
-      A line that names the file, or None.
-
-    Raises:
-      CheckpointError: it is whole, but another version of this package made it.
-    """
-    try:
-        manifest = _manifest(place)
-        for name, (size, digest) in manifest["files"].items():
-            path = place / name
-            with files.one_line(path):
-                if path.stat().st_size != size or _file_digest(path) != digest:
-                    return f"{path}: damaged, its SHA-256 is another"
-    except CheckpointError:
-        raise
-    except files.ResultsError as error:
-        return str(error)
+            raise CheckpointError(
+                f"{damages[0]}; leave out --strict to use an earlier checkpoint"
+            )
+        report(f"{damages[0]}; trying an earlier checkpoint")
     return None
 
 
 def prune(run: Path, seeds: range, *, later_than: int | None = None) -> None:
-    """Remove old checkpoints of some seeds, or those after a step.
+    """Removes the old checkpoints of some seeds, or those after a step.
 
     Args:
       run: folder of the run.
-      seeds: pieces without any of these stay.
-      later_than: remove what is later. If None, remove a piece if each of its seeds has
-        `KEPT` later ones: other seeds may still go on from a piece that they share.
+      seeds: pieces without any of these seeds stay.
+      later_than: remove the pieces after this step. None removes a piece if each of its
+        seeds has `KEPT` later ones: other seeds may resume from a piece they share.
 
     Raises:
-      ResultsError: something can't be removed.
+      ResultsError: a piece can't be removed.
     """
     pieces = _pieces(run)
-    for rest in (run / _FOLDER).glob("*/.seeds-*.tmp"):  # of a killed process
-        if int(rest.name.split("-")[1]) in seeds:
-            shutil.rmtree(rest, ignore_errors=True)
-    for step, places in pieces.items():
-        for place in {places[seed] for seed in seeds if seed in places}:
-            sharing = [seed for seed in places if places[seed] == place]
+    for unfinished in (run / _FOLDER).glob("*/.seeds-*.tmp"):  # of a killed process
+        if int(unfinished.name.split("-")[1]) in seeds:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    for step, by_seed in pieces.items():
+        for folder in {by_seed[seed] for seed in seeds if seed in by_seed}:
+            sharing = [seed for seed in by_seed if by_seed[seed] == folder]
             later = [sum(s > step and k in pieces[s] for s in pieces) for k in sharing]
             if min(later) >= KEPT if later_than is None else step > later_than:
-                _remove(place)
+                _remove(folder)
 
 
 def steps(run: Path) -> list[int]:
-    """The steps of which a run has pieces, in order, damaged ones too.
-
-    Args:
-      run: folder of the run.
-
-    Returns:
-      Environment steps.
-    """
+    """Lists the steps that a run has pieces of, damaged ones included, in order."""
     return sorted(_pieces(run))
 
 
-def pack(states: Any) -> dict[str, np.ndarray]:
-    """The states of this process's lanes as named arrays, copied to the host.
-
-    Args:
-      states: a pytree of arrays of all lanes; random keys may be among them.
-
-    Returns:
-      Names, as `named` gives them, to `[own lanes, ...]`.
-    """
-    return {name: devices.fetch_own(leaf) for name, leaf in named(states).items()}
-
-
-def named(states: Any) -> dict[str, Any]:
-    """The leaves of a pytree under the names that `pack` gives them.
-
-    Args:
-      states: any pytree; what is None in it has no name.
-
-    Returns:
-      Names such as `.agent.actor['params']` to leaves, in their order.
-    """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(states)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def unpack(arrays: Arrays, shapes: Any, layout: devices.Layout) -> Any:
-    """The states that `pack` made arrays of, on their devices.
-
-    Args:
-      arrays: of this process's lanes.
-      shapes: a pytree of `jax.ShapeDtypeStruct` of all lanes.
-      layout: where lanes run.
-
-    Returns:
-      The states.
-
-    Raises:
-      CheckpointError: as `arrange`.
-    """
-
-    def place(array, leaf):
-        array = devices.put(array, layout, leaf.shape[0])
-        if devices.is_key(leaf):
-            wrap = jax.jit(jax.random.wrap_key_data, out_shardings=layout.sharding)
-            array = wrap(array)
-        return array
-
-    return jax.tree.map(place, arrange(arrays, shapes), shapes)
-
-
-def arrange(arrays: Arrays, shapes: Any) -> Any:
-    """Arrays as the pytree that they were packed from, on the host still.
-
-    Args:
-      arrays: names to `[lanes, ...]`.
-      shapes: a pytree of `jax.ShapeDtypeStruct`, `[lanes, ...]`; how many lanes it says
-        doesn't matter.
-
-    Returns:
-      A pytree like `shapes`, with the data of random keys in their place.
-
-    Raises:
-      CheckpointError: the arrays are of other states; says in what they differ.
-    """
-    raw = named(jax.tree.map(lambda x: jax.eval_shape(devices.without_keys, x), shapes))
-    expected = {name: (str(x.dtype), *x.shape[1:]) for name, x in raw.items()}
-    found = {name: (str(x.dtype), *x.shape[1:]) for name, x in arrays.items()}
-    if odd := sorted(set(expected.items()) ^ set(found.items())):
-        name = odd[0][0]
-        raise CheckpointError(
-            f"checkpoint: {name} is {found.get(name, 'missing')}, this run has "
-            f"{expected.get(name, 'none')}; {len({n for n, _ in odd})} arrays differ; "
-            "resume with the settings it was made with"
-        )
-    return jax.tree.unflatten(jax.tree.structure(shapes), [arrays[x] for x in raw])
-
-
 def join(parts: Sequence[Arrays], lanes: int) -> dict[str, np.ndarray]:
-    """Arrays of some runs one after the other; the last row fills the rest.
+    """Concatenates the arrays of several runs and repeats the last row as padding.
 
     Args:
-      parts: with the same names.
-      lanes: rows that are wanted.
+      parts: arrays with the same names, one mapping per run.
+      lanes: number of rows of the result.
 
     Returns:
       Names to `[lanes, ...]`.
 
     Raises:
-      CheckpointError: the parts have different arrays.
+      CheckpointError: the parts have different names.
     """
     if any(set(part) != set(parts[0]) for part in parts):
         raise CheckpointError("checkpoint: the runs have different arrays")
@@ -330,34 +222,35 @@ def join(parts: Sequence[Arrays], lanes: int) -> dict[str, np.ndarray]:
 
 
 class Writer:
-    """Saves in the background, one step at a time, and removes what is old.
+    """Saves checkpoints in a background thread, and removes the old ones.
 
-    A save that fails leaves the earlier checkpoints and is told; training goes on.
+    If a save fails, the earlier checkpoints stay, one line reports it, and training
+    continues.
 
     Attributes:
       saved: the last step that is on the disk, or None.
     """
 
     def __init__(
-        self, tell: Callable[[str], None] = print, *, saved: int | None = None
+        self, report: Callable[[str], None] = print, *, saved: int | None = None
     ):
-        """Makes a writer.
+        """Creates a writer.
 
         Args:
-          tell: takes a line on each save that fails.
-          saved: the step that is saved already.
+          report: receives one line per save that fails.
+          saved: the step that is on the disk already.
         """
         self.saved = saved
-        self._tell = tell
+        self._report = report
         self._thread: threading.Thread | None = None
         self._error: files.ResultsError | None = None
-        self._saved_of: set[tuple[Path, range]] = set()
+        self._pruned_at_end: set[tuple[Path, range]] = set()
 
     def save(self, pieces: Sequence[Piece], step: int) -> None:
-        """Start saving pieces; waits until the save before has ended.
+        """Waits for the previous save and starts saving pieces.
 
         Args:
-          pieces: what to save, in memory that nobody changes.
+          pieces: what to save; the arrays must not change afterwards.
           step: environment steps of their seeds.
         """
         self.wait()
@@ -365,125 +258,137 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when nothing is being saved."""
+        """Waits for the current save."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def close(self) -> None:
-        """Wait, and say whether the last save worked.
+        """Waits for the current save and removes old checkpoints.
 
         Raises:
-          ResultsError: it didn't.
+          ResultsError: the last save failed.
         """
         self.wait()
         if self._error is not None:
             raise self._error
-        for run, seeds in self._saved_of:
+        for run, seeds in self._pruned_at_end:
             prune(run, seeds)
 
     def _save(self, pieces: Sequence[Piece], step: int) -> None:
         try:
             for piece in pieces:
-                # Before and not after: another process may be one step behind.
+                # Before saving, since another process may be one step behind.
                 prune(piece.run, piece.seeds)
                 save(piece, step)
-                self._saved_of.add((piece.run, piece.seeds))
+                self._pruned_at_end.add((piece.run, piece.seeds))
             self.saved, self._error = step, None
-        except Exception as error:  # of any kind: nobody else hears of it
+        except Exception as error:  # any other error would be lost with the thread
             if not isinstance(error, files.ResultsError):
                 error = files.ResultsError(f"{type(error).__name__}: {error}")
             self._error = error
-            self._tell(f"no checkpoint at step {step}: {error}; training goes on")
+            self._report(f"no checkpoint at step {step}: {error}; training continues")
 
 
 def _pieces(run: Path) -> dict[int, dict[int, Path]]:
-    """Where the piece of each seed is, for each step."""
-    found: dict[int, dict[int, Path]] = {}
-    for place in (run / _FOLDER).glob("*/seeds-*"):
-        name = _PIECE.fullmatch(place.name)
-        if name and _STEP.fullmatch(place.parent.name) and not place.is_symlink():
+    """The folder of the piece of each seed, for each step."""
+    pieces: dict[int, dict[int, Path]] = {}
+    for folder in (run / _FOLDER).glob("*/seeds-*"):
+        name = _PIECE.fullmatch(folder.name)
+        if name and _STEP.fullmatch(folder.parent.name) and not folder.is_symlink():
             seeds = range(int(name[1]), int(name[2]) + 1)
-            known = found.setdefault(int(place.parent.name), {})
-            known |= dict.fromkeys(seeds, place)
-    return found
+            by_seed = pieces.setdefault(int(folder.parent.name), {})
+            by_seed |= dict.fromkeys(seeds, folder)
+    return pieces
 
 
-def _place(run: Path, step: int, seeds: range) -> Path:
-    return run / _FOLDER / _step_name(step) / f"seeds-{seeds[0]}-{seeds[-1]}"
+def _piece_folder(run: Path, step: int, seeds: range) -> Path:
+    return run / _FOLDER / f"{step:09d}" / f"seeds-{seeds[0]}-{seeds[-1]}"
 
 
-def _remove(place: Path) -> None:
-    """Removes a piece in one rename, so that nobody takes what is left for damaged."""
-    with files.one_line(place):
-        away = _temporary(place)
-        # Another process with seeds of the same piece may have been faster.
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _remove(folder: Path) -> None:
+    """Renames a piece before removing it, so that no reader sees half of it."""
+    with files.one_line(folder):
+        temporary = _temporary(folder)
+        # Another process with seeds of the same piece may have removed it already.
         with contextlib.suppress(FileNotFoundError):
-            os.rename(place, away)
-            shutil.rmtree(away)
+            os.rename(folder, temporary)
+            shutil.rmtree(temporary)
     with contextlib.suppress(OSError):  # another process still has pieces there
-        place.parent.rmdir()
+        folder.parent.rmdir()
 
 
-def _temporary(place: Path) -> Path:
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.tmp")
+def _damage(folder: Path) -> str | None:
+    """One line on what is damaged in a piece, or None; raises for another format."""
+    try:
+        manifest = _manifest(folder)
+        for name, (size, digest) in manifest["files"].items():
+            path = folder / name
+            with files.one_line(path):
+                if path.stat().st_size != size or _file_digest(path) != digest:
+                    return f"{path}: damaged, its SHA-256 differs from the manifest's"
+    except CheckpointError:
+        raise
+    except files.ResultsError as error:
+        return str(error)
+    return None
 
 
-def _step_name(step: int) -> str:
-    return f"{step:09d}"
-
-
-def _manifest(place: Path) -> dict[str, Any]:
-    """The manifest of a piece, if it is what was written."""
-    path = place / "manifest.json"
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Reads and verifies the manifest of a piece."""
+    path = folder / "manifest.json"
     with files.one_line(path):
         if path.stat().st_size > _MAX_MANIFEST:
             raise files.ResultsError(f"{path}: damaged, too long")
         manifest = files.read_json(path)
         if not isinstance(manifest, dict):
-            raise files.ResultsError(f"{path}: damaged, it holds no object")
+            raise files.ResultsError(f"{path}: damaged, not a JSON object")
         if manifest.pop("sha256", None) != _digest(manifest):
-            raise files.ResultsError(f"{path}: damaged, its SHA-256 is another")
+            raise files.ResultsError(f"{path}: damaged, its SHA-256 differs")
     if manifest["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: format {manifest['format']}; this version reads format {FORMAT}; "
-            "go on with the version that made it, or start anew with --overwrite"
+            "resume with the version that wrote it, or start again with --overwrite"
         )
     seeds = range(manifest["seeds"][0], manifest["seeds"][-1] + 1)
-    if place != _place(place.parents[2], manifest["step"], seeds):
+    if folder != _piece_folder(folder.parents[2], manifest["step"], seeds):
         raise files.ResultsError(f"{path}: damaged, it belongs to another folder")
     return manifest
 
 
 def _read(
-    place: Path, names: Container[str] | None
+    folder: Path, names: Container[str] | None
 ) -> tuple[list[int], dict[str, np.ndarray]]:
-    """Seeds of a piece, and its arrays of these names; None stands for all."""
-    manifest, path = _manifest(place), place / "arrays.npz"
+    """The seeds of a piece, and its arrays of these names; None means all."""
+    manifest, path = _manifest(folder), folder / "arrays.npz"
     try:
-        with files.one_line(path), np.load(path) as read:
+        with files.one_line(path), np.load(path) as arrays:
             wanted = [x for x in manifest["arrays"] if names is None or x in names]
-            return manifest["seeds"], {name: read[name] for name in wanted}
+            return manifest["seeds"], {name: arrays[name] for name in wanted}
     except (KeyError, zipfile.BadZipFile) as error:
         raise files.ResultsError(f"{path}: damaged: {error}") from None
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> None:
     for name, array in arrays.items():
-        if array.dtype.kind not in "biufc":  # NumPy would store bytes, or a pickle
+        if array.dtype.kind not in "biufc":  # NumPy would store text or a pickle
             raise CheckpointError(f"{path}: {name}: {array.dtype} can't be saved")
     np.savez(path, **arrays)
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file below a folder, all of them on the disk."""
-    found = {}
+    """Size and SHA-256 of every file in a folder, after all are on the disk."""
+    digests = {}
     for path in sorted(folder.rglob("*")):
         files.sync(path)
         if path.is_file():
             name = path.relative_to(folder).as_posix()
-            found[name] = [path.stat().st_size, _file_digest(path)]
-    return found
+            digests[name] = [path.stat().st_size, _file_digest(path)]
+    return digests
 
 
 def _file_digest(path: Path) -> str:
@@ -492,6 +397,6 @@ def _file_digest(path: Path) -> str:
 
 
 def _digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of the one way to write a manifest's body."""
+    """SHA-256 of a manifest without its own `sha256`."""
     text = json.dumps(body, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

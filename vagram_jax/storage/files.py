@@ -1,8 +1,7 @@
-"""Whole files and whole lines, or nothing.
+"""Reads and writes CSV, JSON and other files so that a crash leaves no broken file.
 
-Comes in: rows and values. Goes out: CSV and JSON, and back again. Whatever was written
-is either complete or recognisably cut off: a file appears in one rename, a CSV grows by
-whole lines. Nothing is unpickled. Nothing here knows what a run is.
+A whole file appears in one rename. A CSV grows by whole lines; a line that a crash cut
+off is recognized when the file is read. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,32 +20,34 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Eighteen digits fit any 64-bit integer column; Python itself would read more.
+# Eighteen digits fit any 64-bit integer column; Python itself reads more.
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _FLOAT = re.compile(r"-?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|inf|nan)")
-# A spreadsheet runs a cell that begins with one of these as a formula (CWE-1236).
+# A spreadsheet evaluates a cell that begins with one of these as a formula (CWE-1236).
 _FORMULA = ("=", "+", "-", "@", "\t")
 
 
 class ResultsError(OSError):
-    """A file that can't be written or read. One line: which, what is accepted."""
+    """A file that can't be written or read. The message is one line."""
+
+    status = 5
 
 
 def append_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add whole lines to a CSV and wait until they are on the disk.
+    """Appends rows to a CSV as whole lines and waits until they are on the disk.
 
-    The first rows bring the header. A write that fails midway is taken back, so that
-    the same rows may be tried again. None becomes an empty field, NaN `nan`, a bool 0
-    or 1; a float keeps every digit of its own precision.
+    The first call writes the header. A write that fails midway is undone, so that the
+    same rows can be appended again. None becomes an empty field, NaN `nan`, a bool 0 or
+    1; a float is written with all digits of its own precision.
 
     Args:
-      path: the file; it is made if missing.
+      path: the file; it is created if missing.
       rows: column names to numbers, text or None; all rows have the same columns.
 
     Raises:
-      ResultsError: the file has other columns, ends in half a line, or can't be
+      ResultsError: the file has other columns, ends in an incomplete line, or can't be
         written.
-      ValueError: a value that would not be read back as it is.
+      ValueError: a value that would be read back as a different one.
     """
     if not rows:
         return
@@ -62,25 +63,22 @@ def append_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> N
 
 
 def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a whole CSV in one step, in place of what may be there.
+    """Writes a whole CSV in one step, replacing the file if it exists.
 
     Args:
       path: the file.
-      rows: at least one, as for `append_rows`.
+      rows: at least one row, as for `append_rows`.
 
     Raises:
       ResultsError: rows have different columns, or the file can't be written.
-      ValueError: a value that would not be read back as it is.
+      ValueError: a value that would be read back as a different one.
     """
     fields = _as_fields(path, rows)
     write_bytes(path, _as_lines(path, fields, list(fields[0]), with_header=True))
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The rows of a CSV. Half a last line is left out, `is_cut_off` tells of it.
-
-    Args:
-      path: the file.
+    """Reads the rows of a CSV, without an incomplete last line (see `is_cut_off`).
 
     Returns:
       Column names to int, float, text, or None for an empty field.
@@ -93,7 +91,7 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
         return []
     columns = _split_line(path, 1, lines[0])
     if len(set(columns)) != len(columns):
-        raise ResultsError(f"{path}:1: a column stands there twice")
+        raise ResultsError(f"{path}:1: a column name occurs twice")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         fields = _split_line(path, number, line)
@@ -109,14 +107,15 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 def keep_rows(
     path: str | os.PathLike, *, env_steps: int, seeds: Container[int] | None = None
 ) -> None:
-    """Cut a CSV back to what a checkpoint knows, so that a resumed run adds no doubles.
+    """Removes the rows after a checkpoint, so that a resumed run writes none twice.
 
-    Half a last line goes too. What stays keeps its bytes; a file without rows goes.
+    An incomplete last line is removed too. The other lines keep their bytes. A file
+    without rows left is deleted.
 
     Args:
-      path: the file; nothing happens if it is missing.
-      env_steps: the last step that stays.
-      seeds: whose rows are cut; None cuts everyone's.
+      path: the file; a missing one stays missing.
+      env_steps: the last step whose rows stay.
+      seeds: the seeds whose rows are removed; None means all.
 
     Raises:
       ResultsError: the file can't be read or written, or a line is damaged.
@@ -126,74 +125,49 @@ def keep_rows(
     lines, rows = _whole_lines(path)[0], read_rows(path)
     for name in ("env_steps",) if seeds is None else ("env_steps", "seed"):
         if not all(isinstance(row.get(name), int) for row in rows):
-            raise ResultsError(f"{path}: a row has no whole {name}; can't be cut back")
-    kept = lines[:1] + [
+            raise ResultsError(f"{path}: a row without a whole number as {name}")
+    remaining = lines[:1] + [
         line
         for line, row in zip(lines[1:], rows, strict=True)
         if row["env_steps"] <= env_steps
         or (seeds is not None and row["seed"] not in seeds)
     ]
-    if len(kept) < 2:
+    if len(remaining) < 2:
         with one_line(path):
             os.unlink(path)
         return
-    write_bytes(path, b"".join(line + b"\n" for line in kept))
+    write_bytes(path, b"".join(line + b"\n" for line in remaining))
 
 
 def is_cut_off(path: str | os.PathLike) -> bool:
-    """Whether a CSV ends in half a line, as after a killed process.
-
-    Args:
-      path: the file.
-
-    Returns:
-      True or False.
-
-    Raises:
-      ResultsError: the file can't be read.
-    """
+    """Whether a CSV ends in an incomplete line, as after a killed process."""
     return _whole_lines(path)[1]
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write JSON in one step: a reader finds the old file or the new one, never half.
+    """Writes JSON in one step: a reader sees the old file or the new one.
 
     Args:
       path: the file.
-      value: dicts with string keys, lists, tuples, arrays, numbers, text, None. NaN and
-        infinity, which JSON doesn't know, become null.
+      value: as for `as_json`.
 
     Raises:
       ResultsError: the file can't be written.
-      TypeError: something else in `value`.
+      TypeError: as `as_json`.
     """
     write_text(path, json.dumps(as_json(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a whole text file in one step, as UTF-8, and wait until it is on the disk.
-
-    Args:
-      path: the file.
-      text: all that it will hold.
-
-    Raises:
-      ResultsError: the file can't be written.
-    """
+    """Writes a whole text file, in UTF-8, as `write_bytes` does."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """What a JSON file holds.
-
-    Args:
-      path: the file.
-
-    Returns:
-      Dicts, lists, numbers, text and None.
+    """Reads a JSON file.
 
     Raises:
-      ResultsError: the file can't be read or is no JSON.
+      ResultsError: the file can't be read or isn't valid JSON.
     """
     with one_line(path):
         data = Path(path).read_bytes()
@@ -204,17 +178,13 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write a whole file in one step and wait until it is on the disk.
-
-    Args:
-      path: the file.
-      data: all that it will hold.
+    """Writes a whole file in one step and waits until it is on the disk.
 
     Raises:
-      ResultsError: the file can't be written.
+      ResultsError: the file can't be written; an existing file keeps its contents.
     """
     path = Path(path)
-    # A name of its own for each writer: two of them must not share a half-made file.
+    # A unique name: two writers must not share an unfinished file.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with one_line(path):
         try:
@@ -231,13 +201,10 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def sync(path: str | os.PathLike) -> None:
-    """Wait until a file, or the names in a folder, are on the disk.
-
-    Args:
-      path: of either.
+    """Waits until a file, or the names in a folder, are on the disk.
 
     Raises:
-      ResultsError: the disk refuses a file.
+      ResultsError: the file can't be synced.
     """
     # A rename is durable only when its folder is; some systems can't open a folder.
     allowed = OSError if os.path.isdir(path) else ()
@@ -250,21 +217,21 @@ def sync(path: str | os.PathLike) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """A value as it would come back from JSON.
+    """Converts a value to what reading it back from JSON returns.
 
     Args:
-      value: dicts with string keys, lists, tuples, arrays, numbers, text, None.
+      value: dicts with string keys, lists, tuples, arrays, numbers, text or None.
 
     Returns:
-      The same with lists for tuples and arrays, and None for NaN and infinity, which
-      JSON doesn't know.
+      The value with lists for tuples and arrays, and None for NaN and infinity, which
+      JSON doesn't have.
 
     Raises:
-      TypeError: something else in `value`.
+      TypeError: `value` contains anything else.
     """
     if isinstance(value, Mapping):
-        if odd := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"as_json: key {odd[0]!r}; JSON takes text as a key")
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"as_json: key {wrong[0]!r}; JSON accepts text as a key")
         return {key: as_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(inner) for inner in value]
@@ -274,40 +241,37 @@ def as_json(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | bool | int):
         return value
-    raise TypeError(f"as_json: {value!r}; JSON takes numbers, text, lists and dicts")
+    raise TypeError(f"as_json: {value!r}; JSON accepts numbers, text, lists and dicts")
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Try whether files could be written in a folder, and leave nothing behind.
+    """Checks that files can be written in a folder, and leaves nothing behind.
 
     Args:
-      folder: it may be missing still; then the one that it would be made in is tried.
+      folder: may be missing; then the folder that it would be created in is checked.
 
     Raises:
       ResultsError: they can't.
     """
     folder = Path(folder)
-    place = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
-    if not place.is_dir():
-        raise ResultsError(f"{place}: is no folder; choose another place")
-    # Asking the system for permission is not enough: root and full or read-only file
-    # systems answer yes. A file without a name vanishes even if the process is killed.
-    with one_line(place), tempfile.TemporaryFile(dir=place) as probe:
+    existing = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    if not existing.is_dir():
+        raise ResultsError(f"{existing}: is not a folder; choose another path")
+    # Permissions are not enough: the system grants root a full or read-only disk too.
+    # A file without a name vanishes even if the process is killed.
+    with one_line(existing), tempfile.TemporaryFile(dir=existing) as probe:
         probe.write(b"0")
 
 
 @contextlib.contextmanager
 def one_line(path: Any) -> Iterator[None]:
-    """Turn what the system says about a file into one line that names the file.
+    """Converts the system's errors in a `with` block to one line that names the file.
 
     Args:
-      path: of the file that the `with` block touches.
-
-    Yields:
-      Nothing.
+      path: the file that the block reads or writes.
 
     Raises:
-      ResultsError: in place of what the block raises of the system.
+      ResultsError: the block raises OSError, ValueError or RuntimeError.
     """
     try:
         yield
@@ -319,19 +283,19 @@ def one_line(path: Any) -> Iterator[None]:
 
 
 def _as_fields(path: Any, rows) -> list[dict[str, str]]:
-    """Rows whose values are text that is read back as the same values."""
+    """Rows with their values as text."""
     for name in rows[0]:
         _check_text(path, name, name)
     return [{name: _field(path, name, row[name]) for name in row} for row in rows]
 
 
 def _as_lines(path: Any, fields, header: Sequence[str], *, with_header: bool) -> bytes:
-    """The lines of a CSV whose columns are those of a header."""
+    """Rows as lines of a CSV, in the column order of the header."""
     lines = [header] if with_header else []
     for row in fields:
-        if odd := sorted(set(row) ^ set(header)):
+        if different := sorted(set(row) ^ set(header)):
             raise ResultsError(
-                f"{path}: rows and file differ in the columns {', '.join(odd)}"
+                f"{path}: rows and file differ in the columns {', '.join(different)}"
             )
         lines.append([row[name] for name in header])
     text = io.StringIO()
@@ -342,7 +306,7 @@ def _as_lines(path: Any, fields, header: Sequence[str], *, with_header: bool) ->
 def _stored_header(path: Any, file: io.FileIO, size: int) -> list[str]:
     file.seek(size - 1)
     if file.read(1) != b"\n":
-        raise ResultsError(f"{path}: ends in half a line; keep_rows cuts it off")
+        raise ResultsError(f"{path}: ends in an incomplete line; remove it")
     file.seek(0)
     return _split_line(path, 1, file.readline().rstrip(b"\n"))
 
@@ -363,7 +327,7 @@ def _check_text(path: Any, name: Any, text: Any) -> str:
     if not isinstance(text, str) or not text.isprintable() or not text:
         raise ValueError(f"{path}: {name}: {text!r}; printable text is accepted")
     if text.startswith(_FORMULA):
-        raise ValueError(f"{path}: {name}: {text!r}; must not begin like a formula")
+        raise ValueError(f"{path}: {name}: {text!r}; starts like a formula")
     return text
 
 
@@ -373,10 +337,10 @@ def _field(path: Any, name: str, value: Any) -> str:
         return ""
     if isinstance(value, str):
         if _parse(_check_text(path, name, value)) != value:
-            raise ValueError(f"{path}: {name}: {value!r}; text that reads as a number")
+            raise ValueError(f"{path}: {name}: {value!r}; reads as a number")
         return value
     if getattr(value, "shape", None) == ():
-        # str of a NumPy scalar is the shortest text of its own precision.
+        # `str` of a NumPy scalar is the shortest text of its precision.
         value = value.item() if value.dtype.kind in "biu" else value
     elif not isinstance(value, numbers.Real):
         raise ValueError(
@@ -408,11 +372,11 @@ def _split_line(path: Any, number: int, line: bytes) -> list[str]:
 
 
 def _whole_lines(path: str | os.PathLike) -> tuple[list[bytes], bool]:
-    """The lines that have an end, and whether half a line follows them."""
+    """The lines that end in a newline, and whether an incomplete line follows."""
     with one_line(path):
         *lines, rest = Path(path).read_bytes().split(b"\n")
     return lines, bool(rest)
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

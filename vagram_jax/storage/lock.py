@@ -1,16 +1,15 @@
-"""One run, one owner: a lock in the run's folder with host, process and heartbeat.
+"""One process per run: a lock in the run's folder.
 
-Comes in: a folder. Goes out: the right to write in it, or a line on who has it. On one
-machine the system itself gives a dead owner's lock free. A lock from another machine is
-judged by its heartbeat, and broken only when the user says so.
+`filelock` locks the file `.lock`; the system releases it when its process ends. Other
+machines may not see that lock. So `lock.json` names the owner, and the owner updates
+its modification time as a heartbeat. A lock from another machine without a heartbeat is
+only broken when the user asks for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
-import json
 import os
 import socket
 import threading
@@ -19,15 +18,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
+
 from vagram_jax.storage import files
 
 NAME = "lock.json"
+"""The file that names the owner."""
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 60.0
+_LOCK_FILE = ".lock"
 
 
 class LockedError(files.ResultsError):
-    """A run that another process owns. One line: who, since when, what to do."""
+    """Another process owns the run. One line: who, since when, what to do."""
 
 
 class Owner(NamedTuple):
@@ -35,9 +38,9 @@ class Owner(NamedTuple):
 
     Attributes:
       host: name of the machine.
-      pid: number of the process on it.
-      started: when it took the lock, ISO 8601.
-      age_s: seconds since its last heartbeat.
+      pid: process number on that machine.
+      started: when the process took the lock, ISO 8601.
+      age_s: seconds since the last heartbeat.
     """
 
     host: str
@@ -46,136 +49,150 @@ class Owner(NamedTuple):
     age_s: float
 
 
+class Lock:
+    """A lock that this process holds."""
+
+    def __init__(self, folder: Path):
+        """Writes this process into the owner file."""
+        self._path = folder / NAME
+        now = datetime.datetime.now(datetime.UTC)
+        started = now.isoformat(timespec="seconds")
+        record = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+        files.write_json(self._path, record)
+        self._owner = tuple(record.values())
+
+    def check(self) -> None:
+        """Checks that no other process has taken the lock.
+
+        Raises:
+          LockedError: another machine broke the lock, for lack of a heartbeat.
+        """
+        current = owner(self._path.parent)
+        # An owner file that can't be read now may be readable at the next check.
+        if current is not None and current[:3] != self._owner:
+            raise LockedError(
+                f"{self._path}: lost: pid {current.pid} on {current.host} took the run "
+                f"over at {current.started}; stop one of the two"
+            )
+
+    def _beat(self, stop: threading.Event, report: Callable[[str], None]) -> None:
+        """Updates the owner file until `stop` is set or the lock is lost."""
+        while not stop.wait(HEARTBEAT_S):
+            try:
+                self.check()
+                os.utime(self._path)
+            except LockedError as error:
+                report(str(error))
+                return
+            except OSError:
+                pass  # the next heartbeat may succeed
+
+    def _remove(self) -> None:
+        """Removes the owner file, unless it is another process's by now."""
+        with contextlib.suppress(OSError):
+            self.check()
+            self._path.unlink()
+
+
 @contextlib.contextmanager
 def hold(
-    folder: Path, *, break_stale: bool = False, tell: Callable[[str], None] = print
-) -> Iterator[None]:
-    """Owns a run as long as the `with` block lasts.
+    folder: Path, *, break_stale: bool = False, report: Callable[[str], None] = print
+) -> Iterator[Lock]:
+    """Owns a run for the duration of the `with` block.
 
     Args:
-      folder: of the run; it exists.
-      break_stale: take a lock whose owner, on another machine, shows no heartbeat.
-      tell: takes a line when a dead owner's lock is taken over.
+      folder: folder of the run; it exists.
+      break_stale: take over a lock whose owner, on another machine, has no heartbeat.
+      report: receives one line when a dead owner's lock is taken over, or when another
+        machine takes over this one.
 
     Yields:
-      Nothing.
+      The lock, whose `check` raises if another process has taken it.
 
     Raises:
       LockedError: another process owns the run, or may still own it.
       ResultsError: the lock can't be written.
     """
     path = folder / NAME
-    descriptor = _take(path)
-    try:
-        before = owner(folder)
-        if before is not None:
-            _check_gone(path, before, break_stale)
-            tell(f"{path}: pid {before.pid} on {before.host} left it; taking it over")
-        _sign(path, descriptor)
-        stop = threading.Event()
-        thread = threading.Thread(target=_beat, args=(path, stop), daemon=True)
+    with _system_lock(folder):
+        if (previous := owner(folder)) is not None:
+            _check_dead(path, previous, break_stale)
+            left_by = f"pid {previous.pid} on {previous.host}"
+            report(f"{path}: {left_by} ended without removing it; taking it over")
+        held, stop = Lock(folder), threading.Event()
+        thread = threading.Thread(target=held._beat, args=(stop, report), daemon=True)
         thread.start()
         try:
-            yield
+            yield held
         finally:
             stop.set()
             thread.join()
-            with contextlib.suppress(OSError):
-                path.unlink()
-    finally:
-        os.close(descriptor)
+            held._remove()
 
 
 def owner(folder: Path) -> Owner | None:
-    """Who holds a run's lock, dead or alive.
-
-    Args:
-      folder: of the run.
-
-    Returns:
-      The owner, or None if there is no lock or nothing legible in it.
-    """
+    """Reads who holds a run's lock, dead or alive; None without a readable lock."""
     path = folder / NAME
     try:
-        age = time.time() - path.stat().st_mtime
-        signed = json.loads(path.read_bytes())
-        return Owner(signed["host"], signed["pid"], signed["started"], age)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        age_s = time.time() - path.stat().st_mtime
+        record = files.read_json(path)
+        return Owner(record["host"], record["pid"], record["started"], age_s)
+    except (OSError, KeyError, TypeError):
         return None
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a living process owns a run, as far as can be told from here.
+    """Whether a living process owns a run, as far as this machine can tell."""
+    current = owner(folder)
+    if current is None:
+        return False
+    if current.host == socket.gethostname() and os.access(folder, os.W_OK):
+        with contextlib.suppress(files.ResultsError):
+            try:
+                with _system_lock(folder):
+                    return False
+            except LockedError:
+                return True
+    return current.age_s < STALE_AFTER_S
 
-    Args:
-      folder: of the run.
 
-    Returns:
-      True or False.
-    """
-    found = owner(folder)
-    if found is not None and found.host != socket.gethostname():
-        return found.age_s < STALE_AFTER_S
-    with contextlib.suppress(OSError), open(folder / NAME, "rb") as file:
+@contextlib.contextmanager
+def _system_lock(folder: Path) -> Iterator[None]:
+    """Locks the folder among the processes of this machine."""
+    lock = filelock.FileLock(folder / _LOCK_FILE)
+    with files.one_line(folder / NAME):
+        os.stat(folder)  # filelock would create the folder
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise LockedError(_held_by(folder)) from None
+    try:
+        yield
+    finally:
+        # Removed while it is locked: filelock refuses a lock on a removed file.
+        with contextlib.suppress(OSError):
+            os.unlink(folder / _LOCK_FILE)
+        lock.release()
 
 
-def _take(path: Path) -> int:
-    """The lock file, open and locked by this process."""
-    while True:
-        with files.one_line(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The owner before may have removed the file since it was opened.
-            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            os.close(descriptor)
-            raise LockedError(_held_by(path, owner(path.parent))) from None
-        except OSError as error:
-            os.close(descriptor)
-            raise files.ResultsError(f"{path}: {error.strerror}") from None
-        os.close(descriptor)
-
-
-def _check_gone(path: Path, before: Owner, break_stale: bool) -> None:
-    # This machine's own dead processes hold no lock any more: the system saw to it.
-    if before.host == socket.gethostname():
-        return
-    if before.age_s < STALE_AFTER_S:
-        raise LockedError(_held_by(path, before))
+def _check_dead(path: Path, previous: Owner, break_stale: bool) -> None:
+    """Raises unless the previous owner of a lock has ended."""
+    if previous.host == socket.gethostname():
+        return  # a living process of this machine would still hold the system's lock
+    if previous.age_s < STALE_AFTER_S:
+        raise LockedError(_held_by(path.parent))
     if not break_stale:
         raise LockedError(
-            f"{path}: stale: pid {before.pid} on {before.host} gave no sign for "
-            f"{before.age_s:.0f} s; if it is gone, add --break_lock"
+            f"{path}: stale: no heartbeat of pid {previous.pid} on {previous.host} for "
+            f"{previous.age_s:.0f} s; if that process has ended, add --break_lock"
         )
 
 
-def _held_by(path: Path, found: Owner | None) -> str:
-    if found is None:
+def _held_by(folder: Path) -> str:
+    path, current = folder / NAME, owner(folder)
+    if current is None:
         return f"{path}: held by another process; wait for it or stop it"
     return (
-        f"{path}: held by pid {found.pid} on {found.host} since {found.started}; wait "
-        "for it, stop it, or choose another --study"
+        f"{path}: held by pid {current.pid} on {current.host} since {current.started}; "
+        "wait for it, stop it, or choose another --study"
     )
-
-
-def _sign(path: Path, descriptor: int) -> None:
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    text = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
-    with files.one_line(path):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(text).encode() + b"\n", 0)
-
-
-def _beat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_S):
-        with contextlib.suppress(OSError):  # the next beat may reach it
-            os.utime(path)

@@ -315,7 +315,7 @@ def _split(key, data: replay.ReplayState):
 
 def _draw(errors: Errors, path: Path) -> None:
     panels = {
-        f"{condition}: values {values}": {
+        f"{condition}: value {values}": {
             loss: {
                 float(step): after
                 for step, after in enumerate(

@@ -230,10 +230,10 @@ class Study:
         """
         if not (_has_interval(one.values) and _has_interval(other.values)):
             return _UNKNOWN
-        sign = 1.0 if self.design.higher_is_better else -1.0
-        return stats.probability_of_improvement(
-            {"": sign * one.values}, {"": sign * other.values}
-        )
+        higher, lower = ({"": one.values}, {"": other.values})
+        if not self.design.higher_is_better:
+            higher, lower = lower, higher
+        return stats.probability_of_improvement(higher, lower)
 
     def verdict(self) -> list[str]:
         """Sentences on every comparison of the methods with the strongest baseline."""

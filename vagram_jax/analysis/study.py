@@ -437,8 +437,8 @@ def _ordered(found: Sequence[Result], design: Design) -> list[Result]:
     columns = [column for column in _columns(found) if column != design.contrast]
 
     def order(result: Result):
-        labels = [result.labels.get(column, "") for column in columns]
-        setting = [(isinstance(x, str), x) for x in labels]
+        labels = [result.labels.get(column) for column in columns]
+        setting = [(x is None, isinstance(x, str), x or 0) for x in labels]
         name = str(result.labels.get(design.contrast))
         return setting, ranks.get(name, len(ranks)), name
 

@@ -1,5 +1,7 @@
 """The studies without training runs: changing values and loss surfaces."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,22 +60,20 @@ def full_buffer(count=100):
 @pytest.fixture(scope="module")
 def tracked():
     """Errors of a model fitted to three value functions, and to one three times."""
-    agents = agents_of(3)
-    still = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), agents)
-
-    @jax.jit
-    def track(agents):
-        return changing_values.value_errors(
-            jnp.uint32(0),
-            full_buffer(),
-            agents,
-            loss=losses.get("vagram"),
-            hidden=(8,),
-            sac_config=SAC,
-            epochs=5,
-        )
-
-    return np.asarray(track(agents)), np.asarray(track(still))
+    moving = agents_of(3)
+    constant = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), moving)
+    program = functools.partial(
+        changing_values.value_errors,
+        loss=losses.get("vagram"),
+        hidden=(8,),
+        sac_config=SAC,
+        epochs=5,
+    )
+    # Seed and data are arguments: XLA would evaluate operations on constants while it
+    # compiles, which takes minutes.
+    program = jax.jit(program)
+    start = jnp.uint32(0), full_buffer()
+    return np.asarray(program(*start, moving)), np.asarray(program(*start, constant))
 
 
 def test_value_errors_are_those_before_and_after_each_fit(tracked):

@@ -94,8 +94,8 @@ class Study:
     """The runs of one folder.
 
     Attributes:
-      folder: where they are.
-      design: how they are compared.
+      folder: the path of the folder.
+      design: how the runs are compared.
       results: the final returns of each run.
       record: the content of `study.json`.
       runs: the runs themselves, empty if only `finals.csv` was kept.
@@ -118,8 +118,8 @@ class Study:
           The study.
 
         Raises:
-          ResultsError: a file is damaged, or there is neither a run with an evaluation
-            nor a `finals.csv`.
+          ResultsError: a file is damaged, a run lacks the label that the design
+            contrasts, or there is neither a run with an evaluation nor a `finals.csv`.
         """
         folder = Path(folder)
         record: Mapping[str, Any] = {}
@@ -135,6 +135,8 @@ class Study:
         if has_runs and not runs:
             raise ResultsError(f"{folder}: no run has an evaluation yet")
         found = _from_runs(folder, runs) if runs else _from_finals(folder, design)
+        if not all(design.contrast in result.labels for result in found):
+            raise ResultsError(f"{folder}: a run lacks the label {design.contrast!r}")
         return cls(folder, design, _ordered(found, design), record, runs)
 
     @functools.cached_property
@@ -219,14 +221,14 @@ class Study:
         ]
 
     def outcome(self, one: Result, other: Result) -> str:
-        """Whether a result is better than another one, as `verdicts.outcome` has it."""
+        """Whether `one` is significantly better or worse, see `verdicts.outcome`."""
         higher = self.design.higher_is_better
         return verdicts.outcome(one.interval, other.interval, higher_is_better=higher)
 
     def probability(self, one: Result, other: Result) -> Interval:
         """The probability that a seed of `one` is better than a seed of `other`.
 
-        The interval has 95%. All three numbers are NaN for fewer than 3 seeds.
+        Returned with its 95% interval; NaN for fewer than 3 seeds.
         """
         if not (_has_interval(one.values) and _has_interval(other.values)):
             return _UNKNOWN
@@ -349,8 +351,10 @@ class Study:
 
     def _draw_profiles(self) -> None:
         """Draws the performance profiles of methods that appear in every setting."""
+        if len(self.settings) < 2:
+            return
         common = set.intersection(*(set(names) for names in self.settings.values()))
-        if len(self.settings) < 2 or not common:
+        if not common or not all(_has_interval(r.values) for r in self.results):
             return
         scaled: dict[str, dict[str, np.ndarray]] = {}
         for setting, by_name in self.settings.items():
@@ -392,11 +396,7 @@ def _from_runs(folder: Path, runs: Sequence[results.Run]) -> list[Result]:
         raise ResultsError(f"{folder}: {error}") from None
     return [
         Result(
-            {
-                column: _number(value)
-                for column, value in _labels(run).items()
-                if value is not None
-            },
+            _labels(run),
             final.seeds,
             final.values,
             np.isin(final.seeds, list(final.diverged)),
@@ -405,9 +405,13 @@ def _from_runs(folder: Path, runs: Sequence[results.Run]) -> list[Result]:
     ]
 
 
-def _labels(run: results.Run) -> Mapping[str, Any]:
-    """The labels of a run; a run of no study is labeled with its own name."""
-    return run.record.get("labels") or {"loss": run.name}
+def _labels(run: results.Run) -> dict[str, Label]:
+    """The labels of a run, as they would be read from a CSV file.
+
+    A run that belongs to no study is labeled with its name.
+    """
+    labels = run.record.get("labels") or {"loss": run.name}
+    return {column: _number(value) for column, value in labels.items()}
 
 
 def _from_finals(folder: Path, design: Design) -> list[Result]:
@@ -464,10 +468,9 @@ def _cells(names: Sequence[str], interval: Interval) -> dict[str, float | None]:
 
 
 def _number(value: Any) -> Label:
-    """A label as it would be read from a CSV file."""
     for kind in (int, float):
         try:
-            return kind(value)
+            return kind(str(value))
         except ValueError:
             continue
     return str(value)

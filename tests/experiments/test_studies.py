@@ -101,6 +101,7 @@ def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, options, capsys
         *loop.product(task | {"loss": loop.losses("sac")}),
     ]
     folder = tmp_path / "studied"
+    folder.mkdir()
     run = loop.command(Design(axis="hidden"), lambda preset: labeled)
     seeds = {"num_seeds": 3, "first_seed": 5}
     assert run("quick", folder, options=options, **seeds) == 0

@@ -13,7 +13,7 @@ from vagram_jax.analysis.study import Study
 from vagram_jax.analysis.verdicts import BETTER
 from vagram_jax.types import Transition
 
-SAC = sac.SACConfig(hidden=(4,))
+SAC = sac.SACConfig(hidden=())
 
 
 def random_transitions(key, count, obs_dim=2):
@@ -41,7 +41,10 @@ def two_values(state):
 
 def test_value_error_is_the_squared_error_divided_by_the_variance():
     batch = random_transitions(jax.random.key(0), 50)
-    params = dynamics.init_dynamics(jax.random.key(1), obs_dim=2, action_dim=1)
+    config = dynamics.DynamicsConfig(hidden=(), num_members=2, num_elites=1)
+    params = dynamics.init_dynamics(
+        jax.random.key(1), obs_dim=2, action_dim=1, config=config
+    )
     predicted = np.asarray(dynamics.predict(params, batch.obs, batch.action).next_obs)
     slopes = np.array([[2.0, 0.0], [1.0, -3.0]])
     real = np.asarray(batch.next_obs, np.float64) @ slopes.T
@@ -51,51 +54,52 @@ def test_value_error_is_the_squared_error_divided_by_the_variance():
     assert float(error) == pytest.approx(expected, rel=1e-5)
 
 
-def full_buffer(count=100):
-    data = random_transitions(jax.random.key(2), count)
-    state = replay.init(obs_dim=2, action_dim=1, capacity=count)
-    return replay.add(state, data, jnp.ones(count, bool))
+@pytest.fixture(scope="module")
+def full_buffer():
+    data = random_transitions(jax.random.key(2), 100)
+    size = jnp.int32(100)
+    return replay.ReplayState(data=data, insert_at=jnp.int32(0), size=size)
 
 
 @pytest.fixture(scope="module")
-def tracked():
+def tracked(full_buffer):
     """Errors of a model fitted to three value functions, and to one three times."""
     moving = agents_of(3)
     constant = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), moving)
     program = functools.partial(
         changing_values.value_errors,
         loss=losses.get("vagram"),
-        hidden=(8,),
+        hidden=(4,),
         sac_config=SAC,
         epochs=5,
     )
     # Seed and data are arguments: XLA would evaluate operations on constants while it
     # compiles, which takes minutes.
     program = jax.jit(program)
-    start = jnp.uint32(0), full_buffer()
+    start = jnp.uint32(0), full_buffer
     return np.asarray(program(*start, moving)), np.asarray(program(*start, constant))
 
 
 def test_value_errors_are_those_before_and_after_each_fit(tracked):
-    moving, still = tracked
+    moving, constant = tracked
     assert moving.shape == (3, 2)
-    np.testing.assert_array_equal(moving[0], still[0])  # the first value is the same
+    np.testing.assert_array_equal(moving[0], constant[0])  # the same value function
     # With a constant value function a fit starts from the error of the last one.
-    np.testing.assert_allclose(still[1:, 0], still[:-1, 1], rtol=1e-6)
+    np.testing.assert_allclose(constant[1:, 0], constant[:-1, 1], rtol=1e-6)
     assert not np.allclose(moving[1:, 0], moving[:-1, 1], rtol=1e-3)
-    assert still[0, 1] != still[0, 0]
+    assert constant[0, 1] != constant[0, 0]
 
 
-def test_split_holds_out_a_fifth_of_the_rows():
-    data = full_buffer()
-    train, held = changing_values._split(jax.random.key(3), data)
-    rows = {tuple(row) for row in np.asarray(held.obs)}
-    assert held.obs.shape == (20, 2)
+def test_split_holds_out_a_fifth_of_the_rows(full_buffer):
+    train, held_out = changing_values._split(jax.random.key(3), full_buffer)
     assert train.capacity == int(train.size) == 80
-    assert not rows & {tuple(row) for row in np.asarray(train.data.obs)}
-    # The order of time is kept.
-    where = [np.flatnonzero((data.data.obs == x).all(1))[0] for x in train.data.obs]
-    assert where == sorted(where)
+    every, kept, others = (
+        [tuple(row) for row in np.asarray(data.obs)]
+        for data in (full_buffer.data, train.data, held_out)
+    )
+    assert sorted(kept + others) == sorted(every)
+    order = [every.index(row) for row in kept]
+    assert order == sorted(order)  # the order of time
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ _WARM_START = {
 _HALF = {"weights.gradient_coef": "0.5", "weights.mse_coef": "0.5"}
 _VARIANTS = {
     "vagram_mixed": _MIXED,
-    "vagram": {"loss": "vagram"},
+    "vagram": {"loss": "vagram", "weights.normalize": "true"},
     "half_mixed": _MIXED | _HALF,
     "warm_start": _MIXED | _WARM_START,
     "constant_weights": _MIXED | {"loss": "constant_weights"},
@@ -32,7 +32,7 @@ _VARIANTS = {
     "target_critics": _MIXED | {"sac.value_critics": "target"},
     "action_held": _MIXED | {"sac.value_through_policy": "false"},
     "clipped": _MIXED | {"gradients.clip_quantile": "0.95"},
-    "not_normalized": {"loss": "vagram", "weights.normalize": "false"},
+    "not_normalized": {"loss": "vagram"},
     "gaussian_head": _MIXED | {"loss": "vagram_nll"},
     "unbounded": {"loss": "vagram_unbounded"},
     "value_weighted": {"loss": "value_weighted"},

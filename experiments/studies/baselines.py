@@ -21,6 +21,7 @@ _BASELINES = {
     "mle_normalized_learned": {"loss": "mle"} | _NORMALIZED | _LEARNED,
     "sac": {"loss": "sac"},
 }
+_METHODS = loop.losses("vagram", "vagram_mixed", "vaml", normalize=True)
 DESIGN = Design(contrast="model", baselines=tuple(_BASELINES))
 
 
@@ -30,7 +31,7 @@ def labeled(preset: str) -> list[loop.Labeled]:
     return loop.product(
         {
             "task": {task: tasks.small(task, preset) for task in names},
-            "model": loop.losses("vagram", "vagram_mixed", "vaml") | _BASELINES,
+            "model": _METHODS | _BASELINES,
         }
     )
 

@@ -17,7 +17,7 @@ def labeled(preset: str, task: str = "pendulum") -> list[loop.Labeled]:
     """Every width and loss, and plain SAC once: it has no model."""
     at = {"task": {task: tasks.small(task, preset)}}
     widths = {str(w): {"dynamics.hidden": f"{w},{w}"} for w in _WIDTHS[preset]}
-    losses = loop.losses(*tasks.model_losses(task, preset))
+    losses = loop.losses(*tasks.model_losses(task, preset), normalize=True)
     return [
         *loop.product(at | {"hidden": widths, "loss": losses}),
         *loop.product(at | {"loss": loop.losses("sac")}),

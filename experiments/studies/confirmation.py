@@ -32,7 +32,8 @@ def labeled(preset: str, task: str = "pendulum") -> list[loop.Labeled]:
     seeds = {"num_seeds": _NUM_SEEDS[task, preset], "first_seed": _FIRST_SEED[task]}
     settings = tasks.small(task, preset) | seeds
     names = (*DESIGN.methods, *DESIGN.baselines)
-    losses = loop.losses(*(_QUICK_LOSSES[task] if preset == "quick" else names))
+    names = _QUICK_LOSSES[task] if preset == "quick" else names
+    losses = loop.losses(*names, normalize=True)
     return loop.product({"task": {task: settings}, "loss": losses})
 
 

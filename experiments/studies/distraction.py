@@ -20,12 +20,13 @@ _COUNTS = {
 
 def labeled(preset: str, task: str = "pendulum") -> list[loop.Labeled]:
     """Every number of distracting dimensions and every loss."""
+    names = (*tasks.model_losses(task, preset), "sac")
     counts = {str(n): {"distractors": str(n)} for n in _COUNTS[task, preset]}
     return loop.product(
         {
             "task": {task: tasks.small(task, preset)},
             "distractors": counts,
-            "loss": loop.losses(*tasks.model_losses(task, preset), "sac"),
+            "loss": loop.losses(*names, normalize=True),
         }
     )
 

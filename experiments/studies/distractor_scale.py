@@ -26,7 +26,7 @@ def labeled(preset: str) -> list[loop.Labeled]:
         {
             "task": {task: tasks.small(task, preset) for task in names},
             "scale": scales,
-            "loss": loop.losses(*_LOSSES),
+            "loss": loop.losses(*_LOSSES, normalize=True),
         }
     )
 

@@ -37,7 +37,7 @@ _VARIANTS = {
 }
 
 
-def losses(*names: str) -> dict[str, Settings]:
+def losses(*names: str, normalize: bool = False) -> dict[str, Settings]:
     """The settings of some losses.
 
     `vagram_mixed` is four fifths VaGraM, with weights of mean one, and one fifth
@@ -47,11 +47,15 @@ def losses(*names: str) -> dict[str, Settings]:
 
     Args:
       *names: registered losses, "sac", "vagram_mixed", "mle_raw" or "mse_raw".
+      normalize: scale the weights of `vagram` to a mean of one.
 
     Returns:
       Names to settings.
     """
-    return {name: _VARIANTS.get(name, {"loss": name}) for name in names}
+    settings = {name: _VARIANTS.get(name, {"loss": name}) for name in names}
+    if normalize and "vagram" in settings:
+        settings["vagram"] = {"loss": "vagram", "weights.normalize": "true"}
+    return settings
 
 
 def product(columns: Mapping[str, Mapping[str, Settings]]) -> list[Labeled]:

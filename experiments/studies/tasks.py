@@ -14,8 +14,6 @@ _SHARED = {
     "real_fraction": "0.4",
     "dynamics.hidden": "16,16",
     "distractors": "15",
-    "weights.normalize": "true",
-    "weights.mse_normalized": "true",
     "first_seed": "100",
 }
 _SMALL = {

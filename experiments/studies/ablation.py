@@ -1,82 +1,82 @@
-"""VaGraM against its parts, and an oracle of the distractors.
+"""Pendulum: VaGraM against its parts, and against an oracle of the distractors.
 
-Each variant differs from `vagram_mixed`, VaGraM with a fifth of squared error on
-normalised targets, in what its name says. The oracle is squared error on normalised
-targets that counts a distracting dimension a twentieth as much: what VaGraM would have
-to find out. Without any weight on them imagined distractors drift, and critics diverge.
+Each variant differs from `vagram_mixed` in what its name says, except for `vagram`,
+`not_normalized` and losses of another kind. The oracle is squared error on normalized
+targets that gives a distracting dimension a twentieth of the weight: it knows what
+VaGraM has to learn. The weight is not zero, because the model's error in dimensions of
+no weight is unbounded, and the critics diverge.
 """
 
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
 from vagram_jax import losses
-from vagram_jax.losses import value_gradients as weights
+from vagram_jax.analysis.study import Design
+from vagram_jax.losses import value_gradients
 
 _DISTRACTORS = int(tasks.small("pendulum", "quick")["distractors"])
-_OF_A_DISTRACTOR = 0.05
+_DISTRACTOR_WEIGHT = 0.05
 _MIXED = loop.losses("vagram_mixed")["vagram_mixed"]
+_WARM_START = {
+    "weights.gradient_coef": "0,0.8,500,1250",
+    "weights.mse_coef": "1,0.2,500,1250",
+}
+_HALF = {"weights.gradient_coef": "0.5", "weights.mse_coef": "0.5"}
 _VARIANTS = {
     "vagram_mixed": _MIXED,
-    "vagram": {"loss": "vagram"},
-    "half_mixed": _MIXED | {"weights.gradient_share": "0.5"},
-    "warm_start": _MIXED | {"weights.gradient_share": "0,0.8,500,1250"},
+    "vagram": {"loss": "vagram", "weights.normalize": "true"},
+    "half_mixed": _MIXED | _HALF,
+    "warm_start": _MIXED | _WARM_START,
     "constant_weights": _MIXED | {"loss": "constant_weights"},
-    "gradient_at_delta": _MIXED | {"weights.gradient_at": "delta"},
+    "gradient_at_delta": _MIXED | {"gradients.at": "delta"},
     "target_critics": _MIXED | {"sac.value_critics": "target"},
     "action_held": _MIXED | {"sac.value_through_policy": "false"},
-    "clipped": _MIXED | {"weights.clip_quantile": "0.95"},
-    "not_normalized": {"loss": "vagram", "weights.normalize": "false"},
+    "clipped": _MIXED | {"gradients.clip_quantile": "0.95"},
+    "not_normalized": {"loss": "vagram"},
     "gaussian_head": _MIXED | {"loss": "vagram_nll"},
     "unbounded": {"loss": "vagram_unbounded"},
     "value_weighted": {"loss": "value_weighted"},
     "oracle": {"loss": "oracle"},
 }
-STUDY = loop.Study(contrast="variant")
-# What `quick` has no time for: a variant between two others, a detail of the gradient,
-# and other baselines than plain SAC.
-_FULL_ALONE = {"half_mixed", "action_held", *loop.BASELINES} - {"sac"}
+DESIGN = Design(contrast="variant")
+# `quick` has no time for a variant between two others, for a detail of the gradient and
+# for baselines other than plain SAC.
+_ONLY_FULL = {"half_mixed", "action_held", *DESIGN.baselines} - {"sac"}
 
 
-def cells(preset: str) -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-
-    Returns:
-      A cell for each variant, on the task for which the oracle knows the distractors.
-    """
-    pendulum = {"pendulum": tasks.small("pendulum", preset)}
-    variants = _VARIANTS | loop.losses(*loop.BASELINES)
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Every variant, on the task whose distracting dimensions the oracle knows."""
+    variants = _VARIANTS | loop.losses(*DESIGN.baselines)
     if preset == "quick":
-        variants = {k: v for k, v in variants.items() if k not in _FULL_ALONE}
-    return loop.product({"task": pendulum, "variant": variants})
+        variants = {k: v for k, v in variants.items() if k not in _ONLY_FULL}
+    settings = tasks.small("pendulum", preset)
+    return loop.product({"task": {"pendulum": settings}, "variant": variants})
 
 
-def _real_dimensions(batch, value_fn=None, *, where=None, config=None):
-    """The weights of squared error on normalised targets, little on a distractor."""
-    found = weights.from_variances(batch, value_fn, where=where)
+def _oracle_weights(batch, value_fn=None, *, where=None, config=None):
+    """Weights of squared error on normalized targets, small for distractors."""
+    weights = value_gradients.from_variances(batch, value_fn, where=where)
     obs_dim = batch.obs.shape[-1]
     distractors = slice(obs_dim - _DISTRACTORS, obs_dim)
-    return found.at[..., distractors].multiply(_OF_A_DISTRACTOR)
+    return weights.at[..., distractors].multiply(_DISTRACTOR_WEIGHT)
 
 
-@losses.register("oracle", prepare=_real_dimensions)
+@losses.register("oracle", prepare=_oracle_weights)
 def oracle_loss(params, batch, value_fn=None, *, weights=None, **options):
-    """Squared error on normalised targets that hardly counts the distractors.
+    """Squared error on normalized targets with small weights of the distractors.
 
     Args:
-      params: what `init_dynamics` returned, or any pytree with `predict`.
+      params: from `init_dynamics`, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
       value_fn: not used.
       weights: `[B, obs_dim + 1]`, prepared over all of the data.
-      **options: `predict`, as of any loss.
+      **options: `predict`, as for any loss.
 
     Returns:
       A scalar.
     """
-    weights = _real_dimensions(batch) if weights is None else weights
+    weights = _oracle_weights(batch) if weights is None else weights
     return losses.mse_normalized_loss(params, batch, weights=weights, **options)
 
 
-run = loop.command(STUDY, cells)
+run = loop.command(DESIGN, labeled)

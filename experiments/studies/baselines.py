@@ -1,13 +1,14 @@
-"""Which baseline is the strongest: likelihood and squared error, raw and normalised.
+"""Pendulum: likelihood and squared error, each in several forms, and plain SAC.
 
-MLE with fixed bounds of the variance and raw targets is what the paper's code compares
-with. Normalised targets and learned bounds are what a careful user would take. VAML,
-from which VaGraM descends, is trained beside them.
+The paper's code compares with likelihood on raw targets with fixed bounds of the
+variance. Normalized targets and learned bounds are what a careful user would take.
+VAML, the predecessor of VaGraM, is trained as well.
 """
 
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
 
 _RAW, _NORMALIZED = ({"dynamics.normalize_targets": text} for text in ("false", "true"))
 _FIXED, _LEARNED = ({"dynamics.log_var_bounds": text} for text in ("fixed", "learned"))
@@ -20,19 +21,12 @@ _BASELINES = {
     "mle_normalized_learned": {"loss": "mle"} | _NORMALIZED | _LEARNED,
     "sac": {"loss": "sac"},
 }
-_METHODS = loop.losses("vagram", "vagram_mixed", "vaml")
-STUDY = loop.Study(contrast="model", baselines=tuple(_BASELINES))
+_METHODS = loop.losses("vagram", "vagram_mixed", "vaml", normalize=True)
+DESIGN = Design(contrast="model", baselines=tuple(_BASELINES))
 
 
-def cells(preset: str) -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-
-    Returns:
-      A cell for each task and baseline, and for the methods.
-    """
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Every task, baseline and method."""
     names = ("pendulum",) if preset == "quick" else tasks.SMALL
     return loop.product(
         {
@@ -42,4 +36,4 @@ def cells(preset: str) -> list[loop.Cell]:
     )
 
 
-run = loop.command(STUDY, cells)
+run = loop.command(DESIGN, labeled)

@@ -1,37 +1,27 @@
-"""Return against the width of the model, with distracting dimensions beside the state.
+"""Pendulum: return against the width of the model, with distracting dimensions.
 
-The paper's claim: with a small model MLE deteriorates and VaGraM stays stable. Widths
-of 64 need no choice of what to predict: there the losses should make no difference.
+The paper's claim: with a small model MLE deteriorates and VaGraM stays stable. A model
+with layers of 64 can predict all dimensions, so there the losses should not differ.
 """
 
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
 
-STUDY = loop.Study(axis="hidden")
-_WIDTHS = {
-    ("pendulum", "quick"): (16, 64),
-    ("cartpole", "quick"): (16, 64),
-    ("pendulum", "full"): (4, 8, 16, 32, 64),
-    ("cartpole", "full"): (4, 8, 16, 32, 64),
-}
+DESIGN = Design(axis="hidden")
+_WIDTHS = {"quick": (16, 64), "full": (4, 8, 16, 32, 64)}
 
 
-def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-      task: one of `tasks.SMALL`.
-
-    Returns:
-      A cell for each width and loss; plain SAC once.
-    """
+def labeled(preset: str, task: str = "pendulum") -> list[loop.Labeled]:
+    """Every width and loss, and plain SAC once: it has no model."""
     at = {"task": {task: tasks.small(task, preset)}}
-    widths = {str(w): {"dynamics.hidden": f"{w},{w}"} for w in _WIDTHS[task, preset]}
-    none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
-    rivals = {"hidden": widths, "loss": loop.losses(*tasks.rivals(task, preset))}
-    return loop.product(at | rivals) + loop.product(at | none)
+    widths = {str(w): {"dynamics.hidden": f"{w},{w}"} for w in _WIDTHS[preset]}
+    losses = loop.losses(*tasks.model_losses(task, preset), normalize=True)
+    return [
+        *loop.product(at | {"hidden": widths, "loss": losses}),
+        *loop.product(at | {"loss": loop.losses("sac")}),
+    ]
 
 
-run = loop.command(STUDY, cells)
+run = loop.command(DESIGN, labeled)

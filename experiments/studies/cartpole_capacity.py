@@ -1,8 +1,8 @@
-"""As `capacity`, on cartpole swing-up: a longer task, with fewer distractors."""
+"""Cartpole: return against the width of the model, with distracting dimensions."""
 
 import functools
 
 from experiments.studies import capacity, loop
 
-cells = functools.partial(capacity.cells, task="cartpole")
-run = loop.command(capacity.STUDY, cells)
+labeled = functools.partial(capacity.labeled, task="cartpole")
+run = loop.command(capacity.DESIGN, labeled)

@@ -1,8 +1,8 @@
-"""As `distraction`, on cartpole swing-up: a longer task, with fewer distractors."""
+"""Cartpole: return against the number of distracting dimensions."""
 
 import functools
 
 from experiments.studies import distraction, loop
 
-cells = functools.partial(distraction.cells, task="cartpole")
-run = loop.command(distraction.STUDY, cells)
+labeled = functools.partial(distraction.labeled, task="cartpole")
+run = loop.command(distraction.DESIGN, labeled)

@@ -1,14 +1,15 @@
-"""Return against the number of distracting dimensions, of the task's own scale.
+"""Pendulum: return against the number of distracting dimensions.
 
-The paper's claim: MLE fails as they grow, VaGraM does so later. Without any there
-should be no difference.
+The paper's claim: MLE fails as they are added, and VaGraM fails later. The distracting
+dimensions have the scale of the state. Without any the losses should not differ.
 """
 
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
 
-STUDY = loop.Study(axis="distractors")
+DESIGN = Design(axis="distractors")
 _COUNTS = {
     ("pendulum", "quick"): (0, 15),
     ("cartpole", "quick"): (0, 5),
@@ -17,24 +18,17 @@ _COUNTS = {
 }
 
 
-def cells(preset: str, task: str = "pendulum") -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-      task: one of `tasks.SMALL`.
-
-    Returns:
-      A cell for each number of dimensions and loss.
-    """
+def labeled(preset: str, task: str = "pendulum") -> list[loop.Labeled]:
+    """Every number of distracting dimensions and every loss."""
+    names = (*tasks.model_losses(task, preset), "sac")
     counts = {str(n): {"distractors": str(n)} for n in _COUNTS[task, preset]}
     return loop.product(
         {
             "task": {task: tasks.small(task, preset)},
             "distractors": counts,
-            "loss": loop.losses(*tasks.rivals(task, preset), "sac"),
+            "loss": loop.losses(*names, normalize=True),
         }
     )
 
 
-run = loop.command(STUDY, cells)
+run = loop.command(DESIGN, labeled)

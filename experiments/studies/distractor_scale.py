@@ -1,29 +1,23 @@
-"""Return against the scale of the distracting dimensions: what units alone do.
+"""Pendulum: return against the scale of the distracting dimensions.
 
-The distractors of the paper's code have ten to a hundred times the scale of a task's
-own dimensions, and its baselines raw targets. So its effect could be one of irrelevant
-dimensions or one of badly scaled targets; here each has its own axis. A loss that
-standardises its targets can't tell these scales apart.
+The distracting dimensions of the paper's code have ten to a hundred times the scale of
+the state, and its baselines don't normalize their targets. Its results could therefore
+come from irrelevant dimensions or from badly scaled targets. This study varies the
+scale alone. A loss on normalized targets does not depend on it.
 """
 
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
 
-STUDY = loop.Study(axis="scale")
-# Squared error and likelihood with raw targets, and one loss that can't tell scales.
-_RIVALS = ("vagram", "vagram_mixed", "mle_raw", "mse", "mse_normalized", "sac")
+DESIGN = Design(axis="scale")
+# Likelihood and squared error on raw targets, and one loss on normalized targets.
+_LOSSES = ("vagram", "vagram_mixed", "mle_raw", "mse", "mse_normalized", "sac")
 
 
-def cells(preset: str) -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-
-    Returns:
-      A cell for each task, scale and loss.
-    """
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Every task, scale and loss."""
     names, sizes = tasks.SMALL, (1, 3, 10)
     if preset == "quick":
         names, sizes = ("pendulum",), (1, 10)
@@ -32,9 +26,9 @@ def cells(preset: str) -> list[loop.Cell]:
         {
             "task": {task: tasks.small(task, preset) for task in names},
             "scale": scales,
-            "loss": loop.losses(*_RIVALS),
+            "loss": loop.losses(*_LOSSES, normalize=True),
         }
     )
 
 
-run = loop.command(STUDY, cells)
+run = loop.command(DESIGN, labeled)

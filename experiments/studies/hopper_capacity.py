@@ -1,4 +1,4 @@
-"""Hopper with a small and a large model, as the paper has it.
+"""Hopper: return with a small and a large model.
 
 The paper's claim: with two and three layers of 64 MLE deteriorates quickly and VaGraM
 stays stable. The quick preset has small networks throughout and few steps.
@@ -7,8 +7,9 @@ stays stable. The quick preset has small networks throughout and few steps.
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
 
-STUDY = loop.Study(contrast="loss")
+DESIGN = Design()
 _HIDDEN = {
     "quick": {"small": "8,8", "large": "128,128"},
     "full": {
@@ -20,21 +21,15 @@ _HIDDEN = {
 }
 
 
-def cells(preset: str) -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-
-    Returns:
-      A cell for each model and loss; plain SAC once.
-    """
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Every model and loss, and plain SAC once: it has no model."""
     task = {"task": {"hopper": tasks.mujoco("hopper", preset)}}
     hidden = {name: {"dynamics.hidden": text} for name, text in _HIDDEN[preset].items()}
-    rivals = loop.losses("vagram", "vagram_mixed", "mle", "mse_normalized")
-    found = loop.product(task | {"hidden": hidden, "loss": rivals})
-    none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
-    return found + loop.product(task | none)
+    losses = loop.losses("vagram", "vagram_mixed", "mle", "mse_normalized")
+    return [
+        *loop.product(task | {"hidden": hidden, "loss": losses}),
+        *loop.product(task | {"loss": loop.losses("sac")}),
+    ]
 
 
-run = loop.command(STUDY, cells)
+run = loop.command(DESIGN, labeled)

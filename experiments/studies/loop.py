@@ -1,387 +1,250 @@
-"""Studies whose cells are trainings: training them, and what their returns say.
+"""Trains the runs of a study and writes its tables, figures and verdict.
 
-Comes in: cells, each a config file with some settings. Goes out, in the study's folder:
-
-    <run>/              each training, as any command leaves it
-    finals.csv          a row per seed: what it reached
-    table.csv           a row per run and setting: interval, and the methods' chances
-    *.png               return along the study's axis, or a line for each rival
-    profiles.png        the share of seeds above each return, over all settings
-    study.json          the verdict, with the command, versions and machine behind it
+A study states labeled settings: `(labels, settings)`. The labels tell a run from the
+other runs of the study and are the columns of its tables. The settings are dotted keys
+of a config, and `config`, which names the config that they change.
 """
 
 from __future__ import annotations
 
-import datetime
+import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
-
-from experiments.studies import Plan, verdicts
-from vagram_jax.analysis import plots, stats, summary
+from vagram_jax.analysis.study import Design, Study
 from vagram_jax.cli import flags, grid, launch
-from vagram_jax.run import devices
+from vagram_jax.run import devices, session
 from vagram_jax.storage import files, results
 
-ANY = "any"
-"""The value of a rival that doesn't depend on a column: it stands at all of its values.
+Settings = Mapping[str, str]
+Labeled = tuple[dict[str, str], dict[str, str]]
 
-Plain SAC has no model, so that one training serves for every width of it.
-"""
-
-Axes = Mapping[str, Mapping[str, Mapping[str, str]]]
-"""A column's name to its values' names to the settings that make them.
-
-A setting is a dotted key of a config, or `config`, which names the file.
-"""
-
+_MIXED = {
+    "loss": "vagram",
+    "weights.gradient_coef": "0.8",
+    "weights.mse_coef": "0.2",
+    "weights.mse_normalized": "true",
+    "weights.normalize": "true",
+}
 _VARIANTS = {
-    "vagram_mixed": {
-        "loss": "vagram",
-        "weights.gradient_share": "0.8",
-        "weights.mixed_with": "mse_normalized",
-        "weights.normalize": "true",
-    },
+    "vagram_mixed": _MIXED,
     "mle_raw": {"loss": "mle", "dynamics.normalize_targets": "false"},
     "mse_raw": {"loss": "mse", "dynamics.normalize_targets": "false"},
 }
 
-BASELINES = ("mle", "mle_raw", "mse", "mse_raw", "mse_normalized", "sac")
-"""Whom VaGraM is held against, as far as a study trains them.
 
-`baselines` compares more forms of them; the strongest there must be among these.
-"""
+def losses(*names: str, normalize: bool = False) -> dict[str, Settings]:
+    """The settings of some losses.
 
-
-class Study(NamedTuple):
-    """How the cells of a study are read.
-
-    Attributes:
-      contrast: the column that tells rivals apart.
-      methods: the rivals that are judged.
-      baselines: the rivals that they are held against.
-      axis: the column on the pictures' horizontal axis; none draws a row per rival.
-    """
-
-    contrast: str = "loss"
-    methods: Sequence[str] = ("vagram", "vagram_mixed")
-    baselines: Sequence[str] = BASELINES
-    axis: str = ""
-
-
-class Cell(NamedTuple):
-    """One training.
-
-    Attributes:
-      values: columns to values' names.
-      settings: as in `Axes`.
-    """
-
-    values: dict[str, str]
-    settings: dict[str, str]
-
-
-class Result(NamedTuple):
-    """What a cell reached.
-
-    Attributes:
-      values: columns to values' names.
-      finals: a final return per seed.
-      summary: as `summary.summarise` gives it.
-    """
-
-    values: Mapping[str, str]
-    finals: summary.Finals
-    summary: Mapping[str, object]
-
-
-def product(axes: Axes) -> list[Cell]:
-    """Every combination of the values of some columns.
-
-    Args:
-      axes: where two columns have the same setting, the later one's counts.
-
-    Returns:
-      The cells.
-    """
-    cells = []
-    for combination in itertools.product(*(axis.items() for axis in axes.values())):
-        settings: dict[str, str] = {}
-        for _, changes in combination:
-            settings |= changes
-        names = (name for name, _ in combination)
-        cells.append(Cell(dict(zip(axes, names, strict=True)), settings))
-    return cells
-
-
-def losses(*names: str) -> dict[str, dict[str, str]]:
-    """A column of losses.
-
-    `vagram_mixed` is VaGraM, its weights scaled to a mean of one, with a fifth of
-    squared error on normalised targets: a dimension without any weight drifts away, and
-    takes the critics along. `mle_raw` and `mse_raw` are without normalised targets.
+    `vagram_mixed` is four fifths VaGraM, with weights of mean one, and one fifth
+    squared error on normalized targets: without it, the model's error is unbounded in
+    dimensions of no weight, and imagined states drift there. `mle_raw` and `mse_raw`
+    don't normalize the targets.
 
     Args:
       *names: registered losses, "sac", "vagram_mixed", "mle_raw" or "mse_raw".
+      normalize: scale the weights of `vagram` to a mean of one.
 
     Returns:
       Names to settings.
     """
-    return {name: _VARIANTS.get(name, {"loss": name}) for name in names}
+    settings = {name: _VARIANTS.get(name, {"loss": name}) for name in names}
+    if normalize and "vagram" in settings:
+        settings["vagram"] = {"loss": "vagram", "weights.normalize": "true"}
+    return settings
+
+
+def product(columns: Mapping[str, Mapping[str, Settings]]) -> list[Labeled]:
+    """Every combination of the values of some columns.
+
+    Args:
+      columns: a column to its values to their settings. Where two columns have the same
+        setting, the later column counts.
+
+    Returns:
+      Labels and settings of each combination.
+    """
+    labeled = []
+    for combination in itertools.product(
+        *(values.items() for values in columns.values())
+    ):
+        labels = dict(zip(columns, (value for value, _ in combination), strict=True))
+        settings: dict[str, str] = {}
+        for _, changes in combination:
+            settings |= changes
+        labeled.append((labels, settings))
+    return labeled
 
 
 def command(
-    study: Study, cells: Callable[[str], Sequence[Cell]]
-) -> Callable[[Plan], int]:
-    """The function `run` of a study's file.
+    design: Design, labeled: Callable[[str], Sequence[Labeled]]
+) -> Callable[..., int]:
+    """The function `run` of a study that trains runs.
 
     Args:
-      study: how its cells are read.
-      cells: its cells, of a preset.
+      design: how the runs are compared.
+      labeled: a preset to the labels and settings of the runs.
 
     Returns:
-      `run` with the cells of the preset that is asked for.
+      The function.
     """
-    return lambda plan: run(study, cells(plan.preset), plan)
+    return functools.partial(run, design, labeled)
 
 
-def run(study: Study, cells: Sequence[Cell], plan: Plan) -> int:
-    """Trains what isn't finished, then writes tables, pictures and verdict.
+def run(
+    design: Design,
+    labeled: Callable[[str], Sequence[Labeled]],
+    preset: str,
+    folder: Path,
+    *,
+    options: session.Keeping,
+    num_seeds: int | None = None,
+    first_seed: int | None = None,
+) -> int:
+    """Trains the runs that aren't finished, then writes the study.
 
     Args:
-      study: how cells are read.
-      cells: the trainings.
-      plan: what was asked.
+      design: how the runs are compared.
+      labeled: a preset to the labels and settings of the runs.
+      preset: "quick" or "full".
+      folder: of the study.
+      options: where the runs train and when they are saved.
+      num_seeds: None takes the preset's number.
+      first_seed: None takes the preset's first seed.
 
     Returns:
-      The exit status: of the first training that failed, if any did.
+      The exit status: of the first run that failed, if any did.
 
     Raises:
-      ConfigError: a setting that is refused, before anything is trained.
+      ConfigError: a setting is refused, before anything is trained.
     """
-    maker = grid.Maker()
-    entries = grid.by_program([entry_of(maker, cell, plan) for cell in cells])
-    failures = grid.train(entries, maker.made, place=plan.place, kept=plan.kept)
+    began = time.time()
+    specs, environments = make_specs(labeled(preset), num_seeds, first_seed)
+    record = new_record(preset, [spec.algorithm.loss for spec in specs])
+    if devices.is_first():
+        started = record | {"design": dataclasses.asdict(design)}
+        files.write_json(folder / "study.json", started)
+    failures = _train(specs, environments, folder, options)
     if failures or not devices.is_first():
         return failures[0] if failures else 0
-    found = read(entries, Path(*plan.place))
-    sentences = conclude(study, found, Path(*plan.place))
-    write_record(plan, sentences, [entry.algorithm.loss for entry in entries])
+    study = dataclasses.replace(Study.load(folder), record=record)
+    finish(study, began)
     return 0
 
 
-def entry_of(maker: grid.Maker, cell: Cell, plan: Plan) -> grid.Entry:
-    """A cell as a checked run.
+def new_record(preset: str, losses: Sequence[str]) -> dict[str, Any]:
+    """The record of a study that starts now.
 
     Args:
-      maker: of entries.
-      cell: the training.
-      plan: what was asked; it may say how many seeds, from where on.
+      preset: "quick" or "full".
+      losses: the losses that are trained.
 
     Returns:
-      The entry.
-
-    Raises:
-      ConfigError: a setting that is refused.
-      UsageError: the config file is missing or fails.
+      The preset, versions, device, command, start and revision.
     """
-    settings = dict(cell.settings)
-    configs = flags.load(settings.pop("config"), *launch.CONFIGS)
-    if plan.seeds:
-        settings["num_seeds"] = str(plan.seeds)
-    if plan.first_seed:
-        settings["first_seed"] = str(plan.first_seed)
-    return maker.entry(configs, settings, cell.values)
+    config = {"preset": preset, "losses": sorted(set(losses))}
+    return results.new_record(config, {"device": devices.describe()})
 
 
-def read(entries: Sequence[grid.Entry], folder: Path) -> list[Result]:
-    """What finished runs reached.
+def finish(study: Study, began: float, more: Sequence[str] = (), **write: bool) -> None:
+    """Writes a study and prints its verdict.
 
     Args:
-      entries: which runs.
-      folder: of the study.
-
-    Returns:
-      A result for each, in order.
-
-    Raises:
-      ResultsError: a run can't be read.
-    """
-    runs = [results.read_run(folder / entry.name) for entry in entries]
-    floors = summary.floor_per_env(runs)
-    summaries = summary.summarise(runs)
-    return [
-        Result(
-            entry.values,
-            summary.final_returns(run.metrics, floor=floors[summary.env_of(run)]),
-            summaries[run.name],
-        )
-        for entry, run in zip(entries, runs, strict=True)
-    ]
-
-
-def conclude(study: Study, found: Sequence[Result], folder: Path) -> list[str]:
-    """Writes the tables and the pictures.
-
-    Args:
-      study: how they are read.
-      found: what the cells reached.
-      folder: of the study.
-
-    Returns:
-      The verdict, in sentences.
+      study: the study.
+      began: when it was started, by `time.time`, in s.
+      more: sentences that are added to the verdict.
+      **write: options of `Study.write`.
 
     Raises:
       ResultsError: a file can't be written.
     """
-    groups = grouped(study, found)
-    sentences = []
-    for method in study.methods:
-        comparisons = [
-            verdicts.against_strongest(
-                {name: result.finals.values for name, result in rivals.items()},
-                method=method,
-                baselines=study.baselines,
-                where=", ".join(f"{column} {value}" for column, value in group),
-            )
-            for group, rivals in groups.items()
-            if method in rivals and set(study.baselines) & set(rivals)
-        ]
-        if comparisons:
-            sentences += map(verdicts.sentence, comparisons)
-            sentences.append(verdicts.overall(comparisons))
-    files.write_rows(folder / "finals.csv", _finals_rows(found))
-    files.write_rows(folder / "table.csv", _table_rows(study, groups))
-    _draw(study, groups, folder)
-    _draw_profiles(groups, folder)
-    return sentences
+    record = dict(study.record) | {"seconds": round(time.time() - began)}
+    verdict = dataclasses.replace(study, record=record).write(more=more, **write)
+    print("\n".join(["", *verdict, f"written: {study.folder}"]))
 
 
-def grouped(study: Study, found: Sequence[Result]) -> dict[tuple, dict[str, Result]]:
-    """Rivals under the same conditions.
+def make_configs(settings: Settings) -> tuple[Any, Any, Any]:
+    """The configs of one run.
 
     Args:
-      study: which column tells rivals apart.
-      found: what the cells reached; a value of `ANY` stands for all others.
+      settings: dotted keys to text; `config` names the config that they change.
 
     Returns:
-      Conditions, as pairs of column and value, to rivals by name.
-    """
-
-    def conditions(result):
-        return [(c, v) for c, v in result.values.items() if c != study.contrast]
-
-    kinds = dict.fromkeys(tuple(conditions(result)) for result in found)
-    groups = {kind: {} for kind in kinds if all(value != ANY for _, value in kind)}
-    for result in found:
-        fixed = {pair for pair in conditions(result) if pair[1] != ANY}
-        for kind, rivals in groups.items():
-            if fixed <= set(kind):
-                rivals[result.values[study.contrast]] = result
-    return groups
-
-
-def write_record(
-    plan: Plan, sentences: Sequence[str], losses: Sequence[str] = ()
-) -> None:
-    """Writes `study.json` and prints the verdict.
-
-    Args:
-      plan: what was asked.
-      sentences: the verdict.
-      losses: what was trained, if anything was.
+      The configs of the environment, the algorithm and the run.
 
     Raises:
-      ResultsError: the file can't be written.
+      ConfigError: a setting is refused.
     """
-    folder = Path(*plan.place)
-    asked = {"preset": plan.preset, "losses": sorted(set(losses))}
-    record = results.new_record(asked, {"device": devices.describe()})
-    began = datetime.datetime.fromtimestamp(plan.began, datetime.UTC)
-    record["started"] = began.isoformat(timespec="seconds")
-    record["seconds"] = round(time.time() - plan.began)
-    files.write_json(folder / "study.json", {"verdict": list(sentences)} | record)
-    print("\n".join(["", *sentences, f"written: {folder}"]))
+    base, changes = _base(settings)
+    loss = changes.pop("loss", None)
+    env_config, algorithm, run_config = flags.override(base, changes)
+    if loss:
+        algorithm = launch.with_loss(algorithm, loss)
+    return env_config, algorithm, run_config
 
 
-def _finals_rows(found: Sequence[Result]) -> list[dict[str, object]]:
-    return [
-        _cells(result.values)
-        | {"seed": int(seed), "final_return": float(value)}
-        | {"diverged": int(seed in result.finals.diverged)}
-        for result in found
-        for seed, value in zip(result.finals.seeds, result.finals.values, strict=True)
-    ]
+def make_specs(
+    labeled: Sequence[Labeled], num_seeds: int | None, first_seed: int | None
+) -> tuple[list[grid.Entry], dict[str, Any]]:
+    """Checks the settings of runs.
+
+    Args:
+      labeled: labels and settings of each run.
+      num_seeds: None keeps the number in the settings.
+      first_seed: None keeps the seed in the settings.
+
+    Returns:
+      The runs, those that share a program one after the other, and their environments.
+
+    Raises:
+      ConfigError: a setting is refused.
+    """
+    seeds = {"num_seeds": num_seeds, "first_seed": first_seed}
+    seeds = {key: str(number) for key, number in seeds.items() if number is not None}
+    maker = grid.Maker()
+    specs = []
+    for labels, settings in labeled:
+        base, changes = _base({**settings, **seeds})
+        specs.append(maker.entry(base, changes, labels))
+    return grid.by_program(specs), maker.made
 
 
-def _cells(values: Mapping[str, str]) -> dict[str, object]:
-    return {column: grid.cell(value) for column, value in values.items()}
+# What follows is the only contact with how runs are trained and configs are found.
 
 
-def _table_rows(study: Study, groups) -> list[dict[str, object]]:
-    """A row per rival and conditions, with each method's chance to be above it."""
-    kept = ("iqm", "low", "high", "seeds", "diverged", "env_steps", "seconds")
-    rows = []
-    for group, rivals in groups.items():
-        for name, result in rivals.items():
-            row = _cells(dict(group)) | {study.contrast: name}
-            row |= {key: result.summary[key] for key in kept}
-            for method in study.methods:
-                row |= _chance(method, name, rivals)
-            rows.append(row)
-    return rows
+def _train(specs, environments, folder: Path, options: session.Keeping) -> list[int]:
+    """Trains what isn't finished, records labels; returns the statuses of failures."""
+    place = (str(folder.parent), folder.name)
+    failures = grid.train(specs, environments, place=place, kept=options)
+    for spec in specs if devices.is_first() and not failures else ():
+        path = folder / spec.name / "config.json"
+        files.write_json(path, files.read_json(path) | {"labels": dict(spec.values)})
+    return failures
 
 
-def _chance(method: str, name: str, rivals) -> dict[str, float | None]:
-    """How likely a seed of the method is above one of the rival, as cells."""
-    found = (None, None, None)
-    if method in rivals and name != method:
-        found = stats.probability_of_improvement(
-            {"": rivals[method].finals.values}, {"": rivals[name].finals.values}
-        )
-    columns = (f"p_{method}", f"p_{method}_low", f"p_{method}_high")
-    return dict(zip(columns, found, strict=True))
+def _base(settings: Settings) -> tuple[tuple[Any, ...], dict[str, str]]:
+    """The named config, and the settings that change it."""
+    changes = dict(settings)
+    name, _, variant = changes.pop("config").partition(":")
+    if not name.endswith(".py"):
+        name = f"vagram_jax/cli/configs/{name}.py"
+    path = f"{name}:{variant}" if variant else name
+    return flags.load(path, *launch.CONFIGS), _with_old_keys(changes)
 
 
-def _draw(study: Study, groups, folder: Path) -> None:
-    """A picture for each set of conditions that the axis leaves over."""
-    pictures: dict[str, dict[str, dict[float, np.ndarray]]] = {}
-    for group, rivals in groups.items():
-        others = [value for column, value in group if column != study.axis]
-        points = pictures.setdefault("_".join(others) or "returns", {})
-        x = float(dict(group)[study.axis]) if study.axis else 0.0
-        for name, result in rivals.items():
-            points.setdefault(name, {})[x] = result.finals.values
-    for name, points in pictures.items():
-        path = folder / f"{name}.png"
-        if study.axis:
-            title = f"Return against {study.axis}: {name}"
-            plots.sweep(points, path, x_label=study.axis, title=title)
-        else:
-            rows = {rival: by_x[0.0] for rival, by_x in points.items()}
-            plots.intervals(rows, path, title=name, reference=study.methods[0])
-
-
-def _draw_profiles(groups, folder: Path) -> None:
-    """Performance profiles over all settings, for rivals that stand in each of them."""
-    common = set.intersection(*(set(rivals) for rivals in groups.values()))
-    if len(groups) < 2 or not common:
-        return
-    scaled: dict[str, dict[str, np.ndarray]] = {}
-    for group, rivals in groups.items():
-        every = np.concatenate([r.finals.values for r in rivals.values()])
-        low, range_ = every.min(), np.ptp(every) or 1.0
-        where = ", ".join(value for _, value in group)
-        for name in (name for name in rivals if name in common):
-            values = (rivals[name].finals.values - low) / range_
-            scaled.setdefault(name, {})[where] = values
-    plots.performance_profiles(
-        scaled,
-        folder / "profiles.png",
-        thresholds=np.linspace(0.0, 1.0, 101),
-        x_label="final return: 0 the lowest, 1 the highest of all seeds in a setting",
-    )
+def _with_old_keys(settings: dict[str, str]) -> dict[str, str]:
+    """The settings under the keys that configs have had so far."""
+    if "weights.gradient_coef" in settings:
+        settings["weights.gradient_share"] = settings.pop("weights.gradient_coef")
+        settings.pop("weights.mse_coef", None)
+    if settings.pop("weights.mse_normalized", None) == "true":
+        settings["weights.mixed_with"] = "mse_normalized"
+    for key in ("gradients.at", "gradients.clip_quantile"):
+        if key in settings:
+            old = key.replace("gradients.at", "weights.gradient_at")
+            settings[old.replace("gradients.", "weights.")] = settings.pop(key)
+    return settings

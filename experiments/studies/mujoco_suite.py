@@ -1,44 +1,33 @@
-"""Gymnasium's MuJoCo tasks without distractors and with a large model.
+"""MuJoCo: Gymnasium's tasks without distracting dimensions, with a large model.
 
 The paper's claim: VaGraM is on par with MLE on all of them, and better on Ant. The
-quick preset leaves Hopper to `hopper_capacity`, whose large model is the one used here.
+quick preset leaves Hopper to `hopper_capacity`, which trains it with the same model.
 """
 
 from __future__ import annotations
 
 from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
 
-STUDY = loop.Study()
-# Three tasks take longer than Hopper's two models: an hour holds fewer steps.
+DESIGN = Design()
+# Fewer steps than Hopper's, so that three tasks take an hour.
 _STEPS = {"quick": {"total_steps": "9000"}, "full": {}}
 _TASKS = {
     "quick": ("walker2d", "halfcheetah", "ant"),
     "full": ("hopper", "walker2d", "halfcheetah", "ant", "humanoid"),
 }
+_LOSSES = {
+    "quick": ("vagram", "mle", "mse_normalized", "sac"),
+    "full": ("vagram", "vagram_mixed", "mle", "mse_normalized", "sac"),
+}
 
 
-def cells(preset: str) -> list[loop.Cell]:
-    """The trainings.
-
-    Args:
-      preset: "quick" or "full".
-
-    Returns:
-      A cell for each task and loss.
-    """
-    rivals = {
-        "quick": ("vagram", "mle", "mse_normalized", "sac"),
-        "full": ("vagram", "vagram_mixed", "mle", "mse_normalized", "sac"),
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Every task and loss."""
+    settings = {
+        name: tasks.mujoco(name, preset) | _STEPS[preset] for name in _TASKS[preset]
     }
-    return loop.product(
-        {
-            "task": {
-                name: tasks.mujoco(name, preset) | _STEPS[preset]
-                for name in _TASKS[preset]
-            },
-            "loss": loop.losses(*rivals[preset]),
-        }
-    )
+    return loop.product({"task": settings, "loss": loop.losses(*_LOSSES[preset])})
 
 
-run = loop.command(STUDY, cells)
+run = loop.command(DESIGN, labeled)

@@ -1,15 +1,12 @@
-"""The settings that studies share: of the two small tasks and of MuJoCo's.
-
-Comes in: a task and a preset. Goes out: settings, as `loop.Axes` takes them.
-"""
+"""Settings that several studies share: the two small tasks and the MuJoCo tasks."""
 
 from __future__ import annotations
 
 SMALL = ("pendulum", "cartpole")
 """The tasks that are small enough for a CPU."""
 
-# Found by search on other seeds: few steps, many updates and rollouts of five steps,
-# where a model is worth having, for plain SAC needs longer.
+# Found by search on seeds below 100. Few steps, many updates and rollouts of five steps
+# make a model worth having: plain SAC needs more steps.
 _SHARED = {
     "batch_size": "128",
     "updates_per_step": "20",
@@ -17,22 +14,19 @@ _SHARED = {
     "real_fraction": "0.4",
     "dynamics.hidden": "16,16",
     "distractors": "15",
-    "weights.normalize": "true",
-    "weights.mixed_with": "mse_normalized",
     "first_seed": "100",
 }
 _SMALL = {
     "pendulum": {
-        "config": "vagram_jax/cli/configs/pendulum.py",
+        "config": "pendulum",
         "steps_per_epoch": "125",
         "total_steps": "2000",
         "eval_every": "2",
     },
-    # An action lasts 0.08 s: shorter ones, drawn at random, hardly move the pole. With
-    # fifteen distractors no loss has learned it after 3,000 steps, nor has plain SAC.
-    # Batches of 64 take two thirds of the time of 128; four seeds tell no return apart.
+    # An action lasts 0.08 s, because shorter random actions hardly move the pole. With
+    # fifteen distractors no loss learns the task in 3,000 steps, nor does plain SAC.
     "cartpole": {
-        "config": "vagram_jax/cli/configs/cartpole.py",
+        "config": "cartpole",
         "action_repeat": "4",
         "batch_size": "64",
         "distractors": "5",
@@ -43,7 +37,7 @@ _SMALL = {
         "fit.learning_rate": "3e-3",
     },
 }
-# A few thousand steps with small networks: the course of a curve, not its end.
+# A few thousand steps with small networks show the start of a learning curve.
 _QUICK_MUJOCO = {
     "num_seeds": "4",
     "total_steps": "11000",
@@ -66,29 +60,29 @@ _PRESETS = {
 
 
 def small(task: str, preset: str) -> dict[str, str]:
-    """The settings of a small task, with distractors of its own scale.
+    """The settings of a small task, with distractors of the scale of the state.
 
-    Seeds start at 100: the settings were chosen on lower ones.
+    Seeds start at 100, because the settings were chosen on lower ones.
 
     Args:
       task: one of `SMALL`.
       preset: "quick" or "full".
 
     Returns:
-      Settings.
+      Dotted keys to text.
     """
     return _SHARED | _SMALL[task] | _PRESETS[preset][task]
 
 
-def rivals(task: str, preset: str) -> tuple[str, ...]:
-    """The losses that are compared on a small task, beside plain SAC.
+def model_losses(task: str, preset: str) -> tuple[str, ...]:
+    """The losses that are compared on a small task, without plain SAC.
 
     Args:
       task: one of `SMALL`.
-      preset: "quick" or "full".
+      preset: "quick" or "full"; "quick" has no time for all losses.
 
     Returns:
-      Names for `loop.losses`; `quick` has no time for all.
+      Names for `loop.losses`.
     """
     if (task, preset) == ("cartpole", "quick"):
         return "vagram", "mle_raw", "mse_normalized"
@@ -97,17 +91,16 @@ def rivals(task: str, preset: str) -> tuple[str, ...]:
 
 
 def mujoco(name: str, preset: str, variant: str = "") -> dict[str, str]:
-    """The settings of a MuJoCo task: the paper's, or what an hour on a CPU allows.
+    """The settings of a MuJoCo task: the paper's, or what a CPU trains in an hour.
 
     Args:
-      name: one of Gymnasium's tasks, with a config file.
+      name: a Gymnasium task with a config.
       preset: "quick" or "full".
-      variant: "small" or "distracted" for Hopper's, else empty.
+      variant: "small" or "distracted" for Hopper, or empty.
 
     Returns:
-      Settings.
+      Dotted keys to text.
     """
     kind = "paper" if preset == "full" else "quick"
-    variant = f"{kind}_{variant}" if variant else kind
-    settings = {"config": f"vagram_jax/cli/configs/{name}.py:{variant}"}
-    return settings if preset == "full" else settings | _QUICK_MUJOCO
+    config = {"config": f"{name}:{kind}_{variant}" if variant else f"{name}:{kind}"}
+    return config if preset == "full" else config | _QUICK_MUJOCO

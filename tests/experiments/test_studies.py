@@ -1,222 +1,123 @@
-"""The studies: which trainings they have, and what they say of the returns."""
+"""The studies: their runs, and training a small one."""
 
 import collections
 import json
-import time
+from pathlib import Path
 
-import numpy as np
 import pytest
-import test_commands as user
 from absl.testing import flagsaver
 
-from experiments import study
-from experiments.studies import (
-    STUDIES,
-    Plan,
-    capacity,
-    distraction,
-    loop,
-    tasks,
-    verdicts,
-)
-from vagram_jax.analysis import summary
-from vagram_jax.cli import flags, grid, launch
+from experiments import studies
+from experiments.studies import capacity, distraction, loop, tasks
+from vagram_jax.analysis.study import Design, Study
+from vagram_jax.cli import flags, launch
 from vagram_jax.storage import files
 
-LOOPS = sorted(set(STUDIES) - {"loss_surface", "changing_values"})
-HIGH, LOW = np.array([9.0, 10.0, 11.0, 12.0]), np.array([1.0, 2.0, 3.0, 4.0])
-
-
-def module(name):
-    return __import__(f"experiments.studies.{name}", fromlist=["run"])
-
-
-def make_plan(place, preset="quick", seeds=0, first_seed=0):
-    with flagsaver.flagsaver():
-        flags.parse(["study"])
-        return Plan(preset, place, launch.keeping(2), seeds, first_seed, 0.0)
-
-
-def result(values, returns):
-    finals = summary.Finals(np.arange(len(returns)), np.asarray(returns, float), {})
-    kept = ("iqm", "low", "high", "seeds", "diverged", "env_steps", "seconds")
-    return loop.Result(values, finals, dict.fromkeys(kept, 0))
-
-
-@pytest.mark.parametrize("preset", ["quick", "full"])
-@pytest.mark.parametrize("name", LOOPS)
-def test_every_cell_of_a_study_is_accepted_before_anything_is_trained(name, preset):
-    maker = grid.Maker()
-    with flagsaver.flagsaver():
-        flags.parse(["study"])
-        plan = make_plan(("", ""), preset)
-        cells = module(name).cells(preset)
-        entries = [loop.entry_of(maker, cell, plan) for cell in cells]
-    assert len({entry.name for entry in entries}) == len(entries)
-    least = 4 if preset == "quick" else 8
-    assert all(entry.run.num_seeds >= least for entry in entries)
-    # What rivals of one task differ in is what their study varies, never the budget.
-    budgets = collections.defaultdict(set)
-    for entry in entries:
-        algorithm = entry.algorithm
-        told = (entry.run, algorithm.updates_per_step, algorithm.batch_size)
-        budgets[entry.values["task"]].add(str((told, algorithm.sac.hidden)))
-    assert {len(kinds) for kinds in budgets.values()} == {1}
-
-
-def test_product_merges_settings_and_the_later_column_counts():
-    cells = loop.product(
-        {
-            "task": {"a": {"config": "a.py", "x": "1"}},
-            "loss": {"mle": {"loss": "mle"}, "big": {"loss": "mse", "x": "2"}},
-        }
-    )
-    assert [cell.values for cell in cells] == [
-        {"task": "a", "loss": "mle"},
-        {"task": "a", "loss": "big"},
-    ]
-    assert cells[1].settings == {"config": "a.py", "x": "2", "loss": "mse"}
-
-
-def test_a_rival_that_no_column_changes_stands_at_each_of_its_values():
-    found = [
-        result({"task": "t", "hidden": width, "loss": "vagram"}, HIGH)
-        for width in ("8", "64")
-    ]
-    found += [result({"task": "t", "hidden": loop.ANY, "loss": "sac"}, LOW)]
-    found += [result({"task": "u", "hidden": "8", "loss": "vagram"}, LOW)]
-    groups = loop.grouped(loop.Study(axis="hidden"), found)
-    assert {group: sorted(rivals) for group, rivals in groups.items()} == {
-        (("task", "t"), ("hidden", "8")): ["sac", "vagram"],
-        (("task", "t"), ("hidden", "64")): ["sac", "vagram"],
-        (("task", "u"), ("hidden", "8")): ["vagram"],
+TRAINED = sorted(set(studies.descriptions()) - {"loss_surface", "changing_values"})
+# Networks without hidden layers compile in half the time.
+CONFIG = """
+def get_config():
+    return {
+        "env": "pendulum",
+        "episode_length": 3,
+        "num_seeds": 2,
+        "total_steps": 11,
+        "warmup_steps": 8,
+        "steps_per_epoch": 3,
+        "eval_episodes": 1,
+        "replay_capacity": 20,
+        "batch_size": 4,
+        "updates_per_step": 1,
+        "real_fraction": 0.5,
+        "dynamics": {"hidden": (), "num_members": 1, "num_elites": 1},
+        "fit": {"batch_size": 4, "max_epochs": 1},
+        "imagine": {"rollouts_per_step": 1},
+        "sac": {"hidden": ()},
     }
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "outcome"),
-    [
-        (HIGH, LOW, "above"),
-        (LOW, HIGH, "below"),
-        (HIGH, HIGH + 1, "not told apart from"),
-    ],
-)
-def test_a_method_is_held_against_the_strongest_baseline(ours, theirs, outcome):
-    finals = {"ours": ours, "weak": LOW - 100, "strong": theirs, "other": HIGH + 99}
-    found = verdicts.against_strongest(
-        finals, method="ours", baselines=("weak", "strong", "absent"), where="here"
-    )
-    assert (found.baseline, found.outcome) == ("strong", outcome)
-    wins = np.mean([(a > b) + (a == b) / 2 for a in ours for b in theirs])
-    assert found.probability.value == pytest.approx(wins)
-    assert (
-        f"here: ours, {verdicts.span(found.result)}, is {outcome} the strongest "
-        in (verdicts.sentence(found))
-    )
-    said = verdicts.overall([found, found])
-    assert f"In 2 settings ours is {2 * (outcome == 'above')} times above" in said
-
-
-def test_a_method_without_a_baseline_is_not_judged():
-    with pytest.raises(ValueError, match="none of"):
-        verdicts.against_strongest(
-            {"ours": HIGH}, method="ours", baselines=("mle",), where=""
-        )
-
-
-@pytest.mark.parametrize("task", tasks.SMALL)
-def test_sac_is_trained_once_for_all_widths_and_anew_for_each_distraction(task):
-    at_widths = [c for c in capacity.cells("full", task) if c.values["loss"] == "sac"]
-    assert len(at_widths) == 1
-    counts = [c for c in distraction.cells("full", task) if c.values["loss"] == "sac"]
-    assert len(counts) == 6
+"""
 
 
 @pytest.fixture
-def small_study(tmp_path, monkeypatch):
-    """Two losses on a user's task, and the plan to run them in a folder."""
-    (tmp_path / "spring_of_a_user.py").write_text(user.TASK)
-    (tmp_path / "tiny.py").write_text(user.CONFIG)
-    monkeypatch.syspath_prepend(tmp_path)
-    widths = {str(w): {"dynamics.hidden": str(w)} for w in (1, 2)}
-    task = {"task": {"spring": {"config": str(tmp_path / "tiny.py")}}}
-    cells = loop.product(
-        task | {"hidden": widths, "loss": loop.losses("vagram", "mse")}
-    )
-    none = {"hidden": {loop.ANY: {}}, "loss": loop.losses("sac")}
-    cells += loop.product(task | none)
-    return cells, (str(tmp_path), "studied")
-
-
-def test_a_study_trains_its_cells_and_leaves_tables_pictures_and_a_verdict(
-    small_study, capsys
-):
-    cells, place = small_study
-    what = loop.Study(axis="hidden")
+def options():
     with flagsaver.flagsaver():
-        plan = make_plan(place, seeds=3, first_seed=5)
-        assert loop.run(what, cells, plan) == 0
-        assert capsys.readouterr().out.count("compiling") == 5
-        assert loop.run(what, cells, plan) == 0  # what has finished isn't trained again
-        assert "compiling" not in capsys.readouterr().out
-    folder = files.Path(*place)
+        flags.parse(["study"])
+        yield launch.keeping(2)
+
+
+@pytest.mark.parametrize("preset", ["quick", "full"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_all_runs_of_a_study_are_accepted_before_any_is_trained(name, preset):
+    labeled = studies.load(name).labeled(preset)
+    specs, _ = loop.make_specs(labeled, None, None)
+    assert len({spec.name for spec in specs}) == len(labeled)
+    least = 4 if preset == "quick" else 8
+    assert all(spec.run.num_seeds >= least for spec in specs)
+    # Runs of one task have the same budget and the same agent.
+    budgets = collections.defaultdict(set)
+    for spec in specs:
+        algorithm = spec.algorithm
+        budget = (spec.run, algorithm.updates_per_step, algorithm.batch_size)
+        budgets[spec.values["task"]].add(str((budget, algorithm.sac.hidden)))
+    assert {len(kinds) for kinds in budgets.values()} == {1}
+
+
+def test_every_file_of_the_folder_is_a_study_with_a_description():
+    folder = Path(studies.__file__).parent
+    files_there = {path.stem for path in folder.glob("*.py")}
+    descriptions = studies.descriptions()
+    assert set(descriptions) == files_there - {"__init__", "loop", "tasks"}
+    for name, description in descriptions.items():
+        assert callable(studies.load(name).run)
+        assert 20 < len(description) < 80, name
+
+
+def test_product_merges_settings_and_the_later_column_counts():
+    labeled = loop.product(
+        {
+            "task": {"a": {"config": "a", "x": "1"}},
+            "loss": {"mle": {"loss": "mle"}, "big": {"loss": "mse", "x": "2"}},
+        }
+    )
+    assert labeled == [
+        ({"task": "a", "loss": "mle"}, {"config": "a", "x": "1", "loss": "mle"}),
+        ({"task": "a", "loss": "big"}, {"config": "a", "x": "2", "loss": "mse"}),
+    ]
+
+
+@pytest.mark.parametrize("task", tasks.SMALL)
+def test_sac_is_trained_once_for_all_widths_and_once_per_number_of_distractors(task):
+    def count(labeled):
+        return sum(labels["loss"] == "sac" for labels, _ in labeled)
+
+    assert count(capacity.labeled("full", task)) == 1
+    assert count(distraction.labeled("full", task)) == 6
+
+
+def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, options, capsys):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    task = {"task": {"pendulum": {"config": str(tmp_path / "tiny.py")}}}
+    labeled = [
+        *loop.product(task | {"hidden": {"0": {}}, "loss": loop.losses("vagram")}),
+        *loop.product(task | {"loss": loop.losses("sac")}),
+    ]
+    folder = tmp_path / "studied"
+    folder.mkdir()
+    run = loop.command(Design(axis="hidden"), lambda preset: labeled)
+    seeds = {"num_seeds": 3, "first_seed": 5}
+    assert run("quick", folder, options=options, **seeds) == 0
+    assert "compiling" in capsys.readouterr().out
     finals = files.read_rows(folder / "finals.csv")
-    assert {row["seed"] for row in finals} == {5, 6, 7}
-    assert len(finals) == 5 * 3
-    table = files.read_rows(folder / "table.csv")
-    assert len(table) == 2 * 3  # plain SAC stands at both widths
-    assert all((row["p_vagram"] is None) == (row["loss"] == "vagram") for row in table)
-    for picture in ("spring.png", "profiles.png"):
-        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    assert [(row["loss"], row["hidden"], row["seed"]) for row in finals] == [
+        (loss, hidden, seed)
+        for loss, hidden in (("vagram", 0), ("sac", None))
+        for seed in (5, 6, 7)
+    ]
+    assert Study.load(folder).design.axis == "hidden"
+    assert (folder / "pendulum.png").exists()
     record = json.loads((folder / "study.json").read_text())
-    assert len(record["verdict"]) == 3
-    assert record["verdict"][0].startswith("task spring, hidden 1: vagram, ")
-    assert record["versions"]["jax"]
-    assert {"command", "device", "seconds", "revision"} <= set(record)
-    # `make_plan` says that it began with the epoch of Unix.
-    assert record["started"] == "1970-01-01T00:00:00+00:00"
-    assert record["seconds"] == pytest.approx(time.time(), abs=600)
+    assert record["verdict"][0].startswith("task pendulum, hidden 0: vagram (")
+    assert record["config"] == {"preset": "quick", "losses": ["none", "vagram"]}
+    assert {"command", "device", "seconds", "started", "revision"} <= set(record)
 
-
-def test_without_an_axis_a_study_draws_a_line_for_each_rival(tmp_path):
-    found = [
-        result({"task": "t", "variant": name}, returns)
-        for name, returns in {"vagram": HIGH, "mse": LOW}.items()
-    ]
-    sentences = loop.conclude(loop.Study(contrast="variant"), found, tmp_path)
-    assert sentences[-1].startswith("In 1 setting vagram is 1 times above")
-    assert (tmp_path / "t.png").exists()
-    (row,) = [
-        row
-        for row in files.read_rows(tmp_path / "table.csv")
-        if row["variant"] == "mse"
-    ]
-    assert row["p_vagram"] == 1
-    assert row["p_vagram_mixed"] is None
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ([], "study (none): one is accepted of loss_surface"),
-        (["capacit"], "did you mean capacity?"),
-        (["capacity", "ablation"], "one is accepted of"),
-        (["capacity", "--study_seeds=-1"], "--study_seeds=-1; at least 0"),
-        (["capacity", "--study_seeds=2"], "--study_seeds=2; at least 3"),
-        (["capacity", "--preset=fast"], "preset"),
-    ],
-)
-def test_a_study_that_is_none_is_refused_in_one_line(args, message, capsys):
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-        flags.run(study.main, takes_names=True, argv=["study", *args])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_every_study_has_a_file_and_a_line():
-    for name, about in STUDIES.items():
-        assert callable(module(name).run)
-        assert about
-        assert f"  {name}" in study.__doc__
+    assert run("quick", folder, options=options, **seeds) == 0
+    assert "compiling" not in capsys.readouterr().out

@@ -1,0 +1,476 @@
+"""A study: the final returns of the runs in one folder, and all that follows from them.
+
+`Study.load` reads a folder once. Comparisons, verdict, tables and figures are methods
+of the study that it returns, and `Study.write` writes them:
+
+    finals.csv    a row per run and seed: labels, seed, final return, diverged
+    table.csv     a row per setting and method: IQM, 95% interval, probabilities
+    *.png         the final returns of each setting
+    profiles.png  the share of seeds above each return, over all settings
+    study.json    the verdict, the design and the record: command, versions, machine
+
+The runs themselves may be deleted afterwards: `finals.csv` and `study.json` are enough
+to load the study again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vagram_jax.analysis import plots, stats, summary, verdicts
+from vagram_jax.analysis.stats import Interval
+from vagram_jax.analysis.verdicts import Comparison, Label, Setting
+from vagram_jax.storage import files, results
+from vagram_jax.storage.files import ResultsError
+
+_UNKNOWN = Interval(math.nan, math.nan, math.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """How the runs of a study are compared.
+
+    Attributes:
+      contrast: the label whose values are compared with each other.
+      methods: values of `contrast` that are judged.
+      baselines: values of `contrast` that the methods are compared with.
+      axis: the label on the horizontal axis of the figures; by default the figures show
+        one row per value of `contrast`.
+      metric: the column of `finals.csv` that holds the compared number.
+      higher_is_better: False for errors.
+    """
+
+    contrast: str = "loss"
+    methods: Sequence[str] = ("vagram", "vagram_mixed")
+    baselines: Sequence[str] = (
+        "mle",
+        "mle_raw",
+        "mse",
+        "mse_raw",
+        "mse_normalized",
+        "sac",
+    )
+    axis: str = ""
+    metric: str = "final_return"
+    higher_is_better: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The final returns of one run.
+
+    Attributes:
+      labels: columns to values. A run that lacks a column belongs to all of its values:
+        plain SAC has no model, so one run serves for every width of the model.
+      seeds: `[num_seeds]`.
+      values: `[num_seeds]` final returns; a diverged seed has the lowest return of the
+        study.
+      diverged: `[num_seeds]`, whether the seed diverged.
+    """
+
+    labels: Mapping[str, Label]
+    seeds: np.ndarray
+    values: np.ndarray
+    diverged: np.ndarray
+
+    @functools.cached_property
+    def interval(self) -> Interval:
+        """The IQM and its 95% interval, without ends for fewer than 3 seeds."""
+        if _has_interval(self.values):
+            return stats.interval({"": self.values})
+        return _UNKNOWN._replace(value=float(stats.iqm(self.values)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The runs of one folder.
+
+    Attributes:
+      folder: the path of the folder.
+      design: how the runs are compared.
+      results: the final returns of each run.
+      record: the content of `study.json`.
+      runs: the runs themselves, empty if only `finals.csv` was kept.
+    """
+
+    folder: Path
+    design: Design
+    results: Sequence[Result]
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    runs: Sequence[results.Run] = ()
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Study:
+        """Reads the runs of a folder, or its `finals.csv` if the runs weren't kept.
+
+        Args:
+          folder: of the study; without a `study.json` the design is the default.
+
+        Returns:
+          The study.
+
+        Raises:
+          ResultsError: a file is damaged, a run lacks the label that the design
+            contrasts, or there is neither a run with an evaluation nor a `finals.csv`.
+        """
+        folder = Path(folder)
+        record: Mapping[str, Any] = {}
+        if (folder / "study.json").exists():
+            record = files.read_json(folder / "study.json")
+        design = _read_design(folder / "study.json", record)
+        with files.one_line(folder):
+            has_runs = any(folder.glob("*/config.json"))
+        if not has_runs and not (folder / "finals.csv").exists():
+            raise ResultsError(f"{folder}: holds neither runs nor a finals.csv")
+        runs = results.read_runs(folder) if has_runs else []
+        runs = [run for run in runs if run.metrics]
+        if has_runs and not runs:
+            raise ResultsError(f"{folder}: no run has an evaluation yet")
+        found = _from_runs(folder, runs) if runs else _from_finals(folder, design)
+        if not all(design.contrast in result.labels for result in found):
+            raise ResultsError(f"{folder}: a run lacks the label {design.contrast!r}")
+        return cls(folder, design, _ordered(found, design), record, runs)
+
+    @functools.cached_property
+    def settings(self) -> dict[Setting, dict[str, Result]]:
+        """The results in each setting, by the value of the contrast."""
+        contrast = self.design.contrast
+        columns = [c for c in _columns(self.results) if c != contrast]
+        groups: dict[Setting, dict[str, Result]] = {}
+        for result in self.results:
+            if all(column in result.labels for column in columns):
+                groups[tuple((c, result.labels[c]) for c in columns)] = {}
+        for result in self.results:
+            own = {(c, v) for c, v in result.labels.items() if c != contrast}
+            for setting, by_name in groups.items():
+                if own <= set(setting):
+                    by_name[str(result.labels[contrast])] = result
+        return groups
+
+    def at(self, **labels: Label) -> dict[str, Result]:
+        """The results in the one setting that has these labels.
+
+        Args:
+          **labels: columns to values; those that leave no choice may be left out.
+
+        Returns:
+          Values of the contrast to results.
+
+        Raises:
+          ValueError: no setting or several have these labels.
+        """
+        return self.settings[self._setting(labels)]
+
+    def compare(
+        self, method: str, baselines: Sequence[str] | None = None, **labels: Label
+    ) -> Comparison:
+        """Compares a method with the strongest of some baselines in one setting.
+
+        The strongest is the one with the best IQM of these very seeds, which favors the
+        baselines.
+
+        Args:
+          method: a value of the contrast.
+          baselines: other values, those of the design by default. Values that were not
+            trained in this setting are skipped.
+          **labels: of the setting, as for `at`.
+
+        Returns:
+          The comparison.
+
+        Raises:
+          ValueError: no such setting, or neither method nor baseline was trained in it.
+        """
+        setting = self._setting(labels)
+        by_name = self.settings[setting]
+        names = self.design.baselines if baselines is None else baselines
+        present = [name for name in names if name in by_name and name != method]
+        if method not in by_name or not present:
+            where = verdicts.setting_text(setting)
+            raise ValueError(
+                f"compare: {where}: method={method!r}, baselines={list(names)}; two "
+                f"of {', '.join(sorted(by_name))} are accepted"
+            )
+        sign = 1.0 if self.design.higher_is_better else -1.0
+        strongest = max(present, key=lambda name: sign * by_name[name].interval.value)
+        ours, theirs = by_name[method], by_name[strongest]
+        return Comparison(
+            setting,
+            method,
+            strongest,
+            ours.interval,
+            theirs.interval,
+            self.probability(ours, theirs),
+            self.outcome(ours, theirs),
+        )
+
+    def comparisons(self, method: str) -> list[Comparison]:
+        """Compares a method with the strongest baseline in every setting with both."""
+        return [
+            self.compare(method, **dict(setting))
+            for setting, by_name in self.settings.items()
+            if method in by_name and set(self.design.baselines) & set(by_name)
+        ]
+
+    def outcome(self, one: Result, other: Result) -> str:
+        """Whether `one` is significantly better or worse, see `verdicts.outcome`."""
+        higher = self.design.higher_is_better
+        return verdicts.outcome(one.interval, other.interval, higher_is_better=higher)
+
+    def probability(self, one: Result, other: Result) -> Interval:
+        """The probability that a seed of `one` is better than a seed of `other`.
+
+        Returned with its 95% interval; NaN for fewer than 3 seeds.
+        """
+        if not (_has_interval(one.values) and _has_interval(other.values)):
+            return _UNKNOWN
+        higher, lower = ({"": one.values}, {"": other.values})
+        if not self.design.higher_is_better:
+            higher, lower = lower, higher
+        return stats.probability_of_improvement(higher, lower)
+
+    def verdict(self) -> list[str]:
+        """Sentences on every comparison of the methods with the strongest baseline."""
+        sentences = []
+        for method in self.design.methods:
+            if comparisons := self.comparisons(method):
+                sentences += map(verdicts.sentence, comparisons)
+                sentences.append(verdicts.overall(comparisons))
+        return sentences
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows of `table.csv`: every result in every setting.
+
+        Returns:
+          Rows with the labels, `iqm`, `low`, `high`, `seeds`, `diverged`, and for each
+          method `p_<method>` with `_low` and `_high`: the probability that a seed of
+          the method is better than a seed of this row.
+        """
+        methods = [
+            method
+            for method in self.design.methods
+            if any(method in by_name for by_name in self.settings.values())
+        ]
+        rows = []
+        for setting, by_name in self.settings.items():
+            for name, result in by_name.items():
+                row = dict(setting) | {self.design.contrast: name}
+                row |= _cells(("iqm", "low", "high"), result.interval)
+                row |= {"seeds": len(result.seeds)}
+                row |= {"diverged": int(result.diverged.sum())}
+                for method in methods:
+                    chance = _UNKNOWN
+                    if method in by_name and method != name:
+                        chance = self.probability(by_name[method], result)
+                    ends = (f"p_{method}", f"p_{method}_low", f"p_{method}_high")
+                    row |= _cells(ends, chance)
+                rows.append(row)
+        return rows
+
+    def finals(self) -> list[dict[str, Any]]:
+        """The rows of `finals.csv`: every run and seed.
+
+        Returns:
+          Rows with the labels, `seed`, the metric of the design, and `diverged`.
+        """
+        columns = _columns(self.results)
+        return [
+            {column: result.labels.get(column) for column in columns}
+            | {"seed": int(seed), self.design.metric: float(value)}
+            | {"diverged": int(diverged)}
+            for result in self.results
+            for seed, value, diverged in zip(
+                result.seeds, result.values, result.diverged, strict=True
+            )
+        ]
+
+    def write(self, *, more: Sequence[str] = (), figures: bool = True) -> list[str]:
+        """Writes tables, figures and `study.json` into the folder of the study.
+
+        Args:
+          more: sentences that are added to the verdict.
+          figures: False writes no figure.
+
+        Returns:
+          The verdict.
+
+        Raises:
+          ResultsError: a file can't be written.
+        """
+        verdict = [*self.verdict(), *more]
+        files.write_rows(self.folder / "finals.csv", self.finals())
+        files.write_rows(self.folder / "table.csv", self.table())
+        if figures:
+            self._draw()
+            self._draw_profiles()
+        design = {"design": dataclasses.asdict(self.design)}
+        record = dict(self.record) | {"verdict": verdict} | design
+        files.write_json(self.folder / "study.json", record)
+        return verdict
+
+    def _setting(self, labels: Mapping[str, Label]) -> Setting:
+        matching = [s for s in self.settings if set(labels.items()) <= set(s)]
+        if len(matching) != 1:
+            raise ValueError(
+                f"study {self.folder.name}: labels={dict(labels)} select "
+                f"{len(matching)} settings; labels of exactly one are accepted"
+            )
+        return matching[0]
+
+    def _draw(self) -> None:
+        """Draws one figure for each combination of the labels other than the axis."""
+        axis = self.design.axis
+        figures: dict[str, dict[str, dict[float, np.ndarray]]] = {}
+        for setting, by_name in self.settings.items():
+            others = [str(value) for column, value in setting if column != axis]
+            points = figures.setdefault("_".join(others) or "returns", {})
+            x = float(dict(setting)[axis]) if axis else 0.0
+            for name, result in by_name.items():
+                if _has_interval(result.values):
+                    points.setdefault(name, {})[x] = result.values
+        label = self.design.metric.replace("_", " ")
+        for name, points in figures.items():
+            path = self.folder / f"{name}.png"
+            if axis:
+                title = f"{label.capitalize()} against {axis}: {name}"
+                plots.sweep(points, path, x_label=axis, y_label=label, title=title)
+            else:
+                rows = {method: by_x[0.0] for method, by_x in points.items()}
+                reference = self.design.methods[0]
+                plots.intervals(
+                    rows, path, x_label=label, title=name, reference=reference
+                )
+
+    def _draw_profiles(self) -> None:
+        """Draws the performance profiles of methods that appear in every setting."""
+        if len(self.settings) < 2:
+            return
+        common = set.intersection(*(set(names) for names in self.settings.values()))
+        if not common or not all(_has_interval(r.values) for r in self.results):
+            return
+        scaled: dict[str, dict[str, np.ndarray]] = {}
+        for setting, by_name in self.settings.items():
+            every = np.concatenate([result.values for result in by_name.values()])
+            low, span = every.min(), np.ptp(every) or 1.0
+            for name in (name for name in by_name if name in common):
+                values = (by_name[name].values - low) / span
+                scaled.setdefault(name, {})[verdicts.setting_text(setting)] = values
+        plots.performance_profiles(
+            scaled,
+            self.folder / "profiles.png",
+            thresholds=np.linspace(0.0, 1.0, 101),
+            x_label="final return: 0 is the lowest, 1 the highest of a setting",
+        )
+
+
+def _read_design(path: Path, record: Any) -> Design:
+    given = record.get("design", {}) if isinstance(record, dict) else None
+    if record == {}:
+        return Design()
+    accepted = [field.name for field in dataclasses.fields(Design)]
+    if not isinstance(given, dict) or not set(given) <= set(accepted):
+        raise ResultsError(
+            f"{path}: design={given!r}; a mapping with the keys {', '.join(accepted)} "
+            "is accepted"
+        )
+    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Design(**lists)
+
+
+def _from_runs(folder: Path, runs: Sequence[results.Run]) -> list[Result]:
+    try:
+        floors = summary.floor_per_env(runs)
+        finals = [
+            summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
+            for run in runs
+        ]
+    except ValueError as error:
+        raise ResultsError(f"{folder}: {error}") from None
+    return [
+        Result(
+            _labels(run),
+            final.seeds,
+            final.values,
+            np.isin(final.seeds, list(final.diverged)),
+        )
+        for run, final in zip(runs, finals, strict=True)
+    ]
+
+
+def _labels(run: results.Run) -> dict[str, Label]:
+    """The labels of a run, as they would be read from a CSV file.
+
+    A run that belongs to no study is labeled with its name.
+    """
+    labels = run.record.get("labels") or {"loss": run.name}
+    return {column: _number(value) for column, value in labels.items()}
+
+
+def _from_finals(folder: Path, design: Design) -> list[Result]:
+    rows = files.read_rows(folder / "finals.csv")
+    needed = {design.contrast, "seed", design.metric, "diverged"}
+    if not rows or (missing := needed - set(rows[0])):
+        lacks = ", ".join(sorted(missing)) if rows else "any row"
+        raise ResultsError(f"{folder / 'finals.csv'}: lacks {lacks}")
+    columns = [c for c in rows[0] if c not in ("seed", design.metric, "diverged")]
+    groups: dict[tuple, list] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[column] for column in columns), []).append(row)
+    return [
+        Result(
+            {c: v for c, v in zip(columns, values, strict=True) if v is not None},
+            np.array([row["seed"] for row in group]),
+            np.array([row[design.metric] for row in group], dtype=np.float64),
+            np.array([row["diverged"] for row in group], dtype=bool),
+        )
+        for values, group in groups.items()
+    ]
+
+
+def _ordered(found: Sequence[Result], design: Design) -> list[Result]:
+    """The results by setting; in each, methods first, then baselines, then others."""
+    ranks = {name: i for i, name in enumerate((*design.methods, *design.baselines))}
+    columns = [column for column in _columns(found) if column != design.contrast]
+
+    def order(result: Result):
+        labels = [result.labels.get(column) for column in columns]
+        setting = [(x is None, isinstance(x, str), x or 0) for x in labels]
+        name = str(result.labels.get(design.contrast))
+        return setting, ranks.get(name, len(ranks)), name
+
+    return sorted(found, key=order)
+
+
+def _columns(found: Sequence[Result]) -> list[str]:
+    """The labels of the run with the most of them, then any others."""
+    most_first = sorted(found, key=lambda result: -len(result.labels))
+    return list(dict.fromkeys(c for result in most_first for c in result.labels))
+
+
+def _has_interval(values: np.ndarray) -> bool:
+    return len(values) >= stats.MIN_SEEDS and bool(np.isfinite(values).all())
+
+
+def _cells(names: Sequence[str], interval: Interval) -> dict[str, float | None]:
+    """An interval as cells of a table, with six digits and empty for NaN."""
+    return {
+        name: float(f"{value:.6g}") if math.isfinite(value) else None
+        for name, value in zip(names, interval, strict=True)
+    }
+
+
+def _number(value: Any) -> Label:
+    for kind in (int, float):
+        try:
+            return kind(str(value))
+        except ValueError:
+            continue
+    return str(value)

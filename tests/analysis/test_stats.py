@@ -371,3 +371,23 @@ def test_performance_profile_covers_as_rarely_as_its_docstring_says():
     assert 0.73 <= profile_coverage(4, 1, MIDDLE, num_sets=1000).mean() <= 0.83
     assert 0.66 <= profile_coverage(10, 4, TAILS).mean() <= 0.80
     assert 0.24 <= profile_coverage(10, 1, TAILS).mean() <= 0.36
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "outcome"),
+    [
+        ((3, 2.5, 4), (1, 0, 2), "above"),
+        ((1, 0, 2), (3, 2.5, 4), "below"),
+        ((1, 0, 2), (3, 2, 4), "no significant difference"),  # they touch
+        ((1, 0, 9), (3, 2, 4), "no significant difference"),
+    ],
+)
+def test_compare_finds_a_difference_if_intervals_do_not_overlap(one, other, outcome):
+    assert stats.compare(stats.Interval(*one), stats.Interval(*other)) == outcome
+
+
+def test_compare_refuses_an_interval_without_ends():
+    few, many = stats.Interval(1, math.nan, math.nan), stats.Interval(1, 0, 2)
+    for pair in ((few, many), (many, few)):
+        with pytest.raises(ValueError, match="at least 3 seeds"):
+            stats.compare(*pair)

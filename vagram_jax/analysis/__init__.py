@@ -1,1 +1,1 @@
-"""Statistics, plots and the report of finished runs. Nothing here imports JAX."""
+"""Statistics, plots and reports of finished runs, without JAX."""

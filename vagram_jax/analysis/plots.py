@@ -1,22 +1,41 @@
-"""Pictures of returns: learning curves, sweeps, rivals side by side, profiles.
+"""Plots of returns and of dynamics models.
 
-Comes in: `Run`s, or named numbers. Goes out: a matplotlib figure, and a PNG where a
-path is given.
+Each function takes `Run`s or named numbers, returns a matplotlib figure, and writes it
+as PNG if a path is given.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vagram_jax.analysis import drawing, stats, summary
+from vagram_jax.analysis import figures, stats, summary
 from vagram_jax.storage.results import Run
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_MAX_CELLS_WITH_TEXT = 16
+_MAX_LABEL_CHARACTERS = 80  # of horizontal tick labels below an attention map
+# The title and the explanation of each attention map, by the prefix of its columns.
+_MAPS = {
+    "attention": (
+        "share of the loss on each state dimension",
+        "curvature of the loss in the prediction x variance of the change; sums to 1",
+    ),
+    "error": (
+        "model error, in standard deviations of the change",
+        "on hold-out rows; 1 is as bad as predicting the mean change",
+    ),
+}
+_LAST_FITS = 0.25  # the share of a seed's model fits that an attention map averages
 
 
 def learning_curves(
@@ -25,34 +44,34 @@ def learning_curves(
     *,
     resamples: int = 2000,
 ) -> Figure:
-    """Return against environment steps: IQM and 95% interval, one line per run.
+    """Plots return against environment steps: IQM and 95% interval, a line per run.
 
-    A cross marks where a seed diverged; from there on it counts with the lowest return
-    of the environment. One panel per environment.
+    There is one panel per environment. A cross marks the step at which a seed diverged;
+    from that step on the seed counts with the lowest return of the environment.
 
     Args:
       runs: each with at least one evaluation.
-      path: where to write the PNG, if anywhere.
-      resamples: of the bootstrap at each step.
-
-    Returns:
-      The figure.
+      path: of the PNG; None writes none.
+      resamples: number of bootstrap resamples at each step.
 
     Raises:
-      ValueError: a run without evaluations or with several environments.
+      ValueError: a run has no evaluation or several environments.
       ResultsError: `path` can't be written.
     """
     floors = summary.floor_per_env(runs)
-    figure = drawing.new_figure(height=(4.4 + 0.13 * len(runs)) * len(floors) + 0.5)
-    panels = figure.subplots(len(floors), 1, squeeze=False)[:, 0]
-    for axes, (env, floor) in zip(panels, sorted(floors.items()), strict=True):
+    figure = figures.new_figure(height=(4.4 + 0.13 * len(runs)) * len(floors) + 0.5)
+    all_axes = figure.subplots(len(floors), 1, squeeze=False)[:, 0]
+    for axes, (env, floor) in zip(all_axes, sorted(floors.items()), strict=True):
         members = [run for run in runs if summary.env_of(run) == env]
-        for index, run in enumerate(members):
-            _draw_curve(axes, run, floor, drawing.style(index), resamples)
-        drawing.label(axes, env, "environment steps", "return")
-        axes.xaxis.set_major_formatter(drawing.engineering())
-        drawing.legend(axes, _curve_legend(members, floor))
-    return drawing.finish(figure, path)
+        finals = [summary.final_returns(run.metrics, floor=floor) for run in members]
+        styles = figures.styles(run.name for run in members)
+        for run, final in zip(members, finals, strict=True):
+            curve = summary.curves(run.metrics, floor=floor, resamples=resamples)
+            _draw_curve(axes, run.name, curve, final, styles[run.name])
+        figures.set_labels(axes, env, "environment steps", "return")
+        _use_engineering_ticks(axes)
+        figures.add_legend(axes, _curve_legend(finals, floor))
+    return figures.save(figure, path)
 
 
 def sweep(
@@ -63,32 +82,29 @@ def sweep(
     y_label: str = "final return",
     title: str = "",
 ) -> Figure:
-    """The final return against a swept number: IQM and 95% interval, a line per loss.
+    """Plots the final return against a swept number: IQM and 95% interval.
 
     Args:
-      points: a loss's name to the swept number to `[num_seeds]` final returns, diverged
-        seeds scored, as `summary.final_returns` gives them.
-      path: where to write the PNG, if anywhere.
-      x_label: what is swept, with its unit.
-      y_label: what the values are.
-      title: over the picture.
-
-    Returns:
-      The figure.
+      points: method to swept number to `[num_seeds]` final returns, as
+        `summary.final_returns` gives them; one line per method.
+      path: of the PNG; None writes none.
+      x_label: the swept number, with its unit.
+      y_label: the values, with their unit.
+      title: of the figure.
 
     Raises:
-      ValueError: fewer than 3 seeds at a point.
+      ValueError: a point has fewer than 3 seeds.
       ResultsError: `path` can't be written.
     """
-    figure = drawing.new_figure(height=5.6)
+    figure = figures.new_figure(height=5.6)
     axes = figure.subplots()
     _draw_sweep(axes, points)
     every_x = [x for by_x in points.values() for x in by_x]
-    if every_x and min(every_x) > 0 and max(every_x) > drawing.LOG_SPAN * min(every_x):
+    if every_x and min(every_x) > 0 and max(every_x) > figures.LOG_SPAN * min(every_x):
         axes.set_xscale("log")
-    drawing.label(axes, title, x_label, y_label)
-    drawing.legend(axes, "line: IQM, band: 95% interval")
-    return drawing.finish(figure, path)
+    figures.set_labels(axes, title, x_label, y_label)
+    figures.add_legend(axes, "line: IQM, band: 95% interval")
+    return figures.save(figure, path)
 
 
 def panels(
@@ -99,35 +115,32 @@ def panels(
     y_label: str,
     log: bool = False,
 ) -> Figure:
-    """Several sweeps side by side, on the same axes: a panel each, two in a row.
+    """Plots several sweeps in panels with common axes, two panels per row.
 
     Args:
-      points: a panel's title to what `sweep` takes.
-      path: where to write the PNG, if anywhere.
-      x_label: what is swept, with its unit.
-      y_label: what the values are.
-      log: whether the values stand on a logarithmic axis.
-
-    Returns:
-      The figure.
+      points: title of a panel to the points that `sweep` takes.
+      path: of the PNG; None writes none.
+      x_label: the swept number, with its unit.
+      y_label: the values, with their unit.
+      log: whether the y axis is logarithmic.
 
     Raises:
-      ValueError: fewer than 3 seeds at a point.
+      ValueError: a point has fewer than 3 seeds.
       ResultsError: `path` can't be written.
     """
     rows = -(-len(points) // 2)
-    figure = drawing.new_figure(height=2.7 * rows + 1.2)
+    figure = figures.new_figure(height=2.7 * rows + 1.2)
     grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (title, by_name) in zip(grid, points.items(), strict=False):
         _draw_sweep(axes, by_name)
-        drawing.label(axes, title, x_label, y_label)
+        figures.set_labels(axes, title, x_label, y_label)
         if log:
             axes.set_yscale("log")
     for axes in grid[len(points) :]:
         axes.set_visible(False)
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
-    return drawing.finish(figure, path)
+    return figures.save(figure, path)
 
 
 def intervals(
@@ -138,40 +151,87 @@ def intervals(
     title: str = "",
     reference: str = "",
 ) -> Figure:
-    """A row for each rival: its seeds, their IQM and its 95% interval, best on top.
+    """Plots each method's seeds, IQM and 95% interval in one row, best on top.
 
     Args:
-      values: a rival's name to `[num_seeds]` values.
-      path: where to write the PNG, if anywhere.
-      x_label: what the values are, with their unit.
-      title: over the picture.
-      reference: the rival whose interval is shaded over all rows, if any.
-
-    Returns:
-      The figure.
+      values: method to `[num_seeds]` values.
+      path: of the PNG; None writes none.
+      x_label: the values, with their unit.
+      title: of the figure.
+      reference: the method whose interval is shaded over all rows; "" shades none.
 
     Raises:
-      ValueError: fewer than 3 seeds.
+      ValueError: a method has fewer than 3 seeds.
       ResultsError: `path` can't be written.
     """
-    found = {name: stats.interval({name: np.asarray(v)}) for name, v in values.items()}
-    order = sorted(found, key=lambda name: found[name].value)
-    figure = drawing.new_figure(height=1.6 + 0.38 * len(order))
+    results = {n: stats.interval({n: np.asarray(v)}) for n, v in values.items()}
+    order = sorted(results, key=lambda name: results[name].value)
+    figure = figures.new_figure(height=1.6 + 0.38 * len(order))
     axes = figure.subplots()
-    if reference in found:
-        _, low, high = found[reference]
-        axes.axvspan(low, high, color=drawing.style(0)["color"], alpha=0.12, lw=0)
+    if reference in results:
+        _, low, high = results[reference]
+        axes.axvspan(low, high, color=figures.color(reference), alpha=0.12, lw=0)
     for row, name in enumerate(order):
-        value, low, high = found[name]
-        colour = drawing.style(0 if name == reference else 1)["color"]
-        axes.plot(values[name], [row] * len(values[name]), "|", color=colour, alpha=0.5)
-        axes.plot([low, high], [row, row], color=colour, linewidth=2.5)
-        axes.plot(value, row, "o", color=colour, markersize=7)
-    axes.set_yticks(range(len(order)), list(map(drawing.plain, order)))
-    counts = drawing.span({len(v) for v in values.values()})
+        value, low, high = results[name]
+        color = figures.color(name)
+        axes.plot(values[name], [row] * len(values[name]), "|", color=color, alpha=0.5)
+        axes.plot([low, high], [row, row], color=color, linewidth=2.5)
+        axes.plot(value, row, "o", color=color, markersize=7)
+    names = [figures.escape(figures.display_name(name)) for name in order]
+    axes.set_yticks(range(len(order)), names)
+    counts = _range_text({len(v) for v in values.values()})
     note = f"dot: IQM, line: 95% interval, ticks: the {counts} seeds"
-    drawing.label(axes, title, x_label, "", note=note)
-    return drawing.finish(figure, path)
+    figures.set_labels(axes, title, x_label, "", note=note)
+    return figures.save(figure, path)
+
+
+def forest(
+    effects: Mapping[str, stats.Interval],
+    path: str | os.PathLike | None = None,
+    *,
+    x_label: str,
+    reference: float = 0.0,
+    title: str = "",
+) -> Figure:
+    """Plots effect sizes with their intervals, one row each, against a reference.
+
+    A vertical line marks the reference. A dot is filled if the interval excludes the
+    reference. The numbers are printed at the right of each row.
+
+    Args:
+      effects: label of a row to an effect size with its interval, from top to bottom.
+      path: of the PNG; None writes none.
+      x_label: the effect size, with its unit.
+      reference: the effect size that means "no difference", such as 0.5 for a
+        probability of improvement.
+      title: of the figure.
+
+    Raises:
+      ValueError: no row, or a value that isn't finite.
+      ResultsError: `path` can't be written.
+    """
+    if not effects or not np.isfinite([*effects.values()]).all():
+        raise ValueError(
+            f"forest: effects={dict(effects)}; at least one row of finite numbers is "
+            "accepted"
+        )
+    figure = figures.new_figure(height=1.6 + 0.38 * len(effects))
+    axes = figure.subplots()
+    axes.axvline(reference, color=figures.GRAY, linewidth=1, linestyle="--")
+    right = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+    for row, (value, low, high) in enumerate(effects.values()):
+        excludes = low > reference or high < reference
+        color = "0" if excludes else "0.45"
+        axes.plot([low, high], [row, row], color=color, linewidth=2)
+        fill = color if excludes else "white"
+        axes.plot(value, row, "o", color=color, markersize=7, markerfacecolor=fill)
+        numbers = summary.format_interval(stats.Interval(value, low, high))
+        axes.annotate(numbers, (1, row), (8, 0), va="center", fontsize=10, **right)
+    axes.set_yticks(range(len(effects)), list(map(figures.escape, effects)))
+    axes.set_ylim(len(effects) - 0.5, -0.5)
+    note = f"line: 95% interval, filled dot: the interval excludes {reference:g}"
+    figures.set_labels(axes, title, x_label, "", note=note)
+    return figures.save(figure, path)
 
 
 def performance_profiles(
@@ -183,77 +243,251 @@ def performance_profiles(
     title: str = "",
     resamples: int = 2000,
 ) -> Figure:
-    """The share of runs above each threshold: steps and 95% band, one line per loss.
+    """Plots the share of runs above each threshold with its 95% band.
 
-    A line keeps its height up to the next threshold, as no share between the two was
-    computed. Thresholds that lie closer show more steps.
+    The lines are steps: they keep their height until the next threshold.
 
     Args:
-      values: a loss's name to a task's name to `[num_seeds]` final returns, diverged
-        seeds scored, as `summary.final_returns` gives them; in units in which a
-        threshold means the same on every task.
-      path: where to write the PNG, if anywhere.
+      values: method to task to `[num_seeds]` final returns, as
+        `summary.final_returns` gives them, in units in which a threshold means the same
+        on every task.
+      path: of the PNG; None writes none.
       thresholds: `[T]`, ascending.
-      x_label: what the values are, with their unit.
-      title: over the picture.
-      resamples: of each bootstrap.
-
-    Returns:
-      The figure.
+      x_label: the values, with their unit.
+      title: of the figure.
+      resamples: number of bootstrap resamples.
 
     Raises:
-      ValueError: losses with different tasks, or what `stats.performance_profile`
-        refuses.
+      ValueError: the methods have different tasks, or an error of
+        `stats.performance_profile`.
       ResultsError: `path` can't be written.
     """
     tasks = sorted({", ".join(sorted(by_task)) for by_task in values.values()})
     if len(tasks) != 1:
         raise ValueError(
-            f"performance_profiles: tasks {tasks}; every loss on the same ones is "
-            "accepted, as a profile depends on its tasks"
+            f"performance_profiles: tasks {tasks}; the same tasks for every method are "
+            "accepted, because a profile depends on its tasks"
         )
-    figure = drawing.new_figure(height=5.6)
+    figure = figures.new_figure(height=5.6)
     axes = figure.subplots()
-    for index, (name, by_task) in enumerate(values.items()):
-        found = stats.performance_profile(
+    styles = figures.styles(values)
+    for name, by_task in values.items():
+        profile = stats.performance_profile(
             by_task, thresholds=thresholds, resamples=resamples
         )
-        seeds = drawing.span({len(finals) for finals in by_task.values()})
-        label = f"{name} ({seeds} seeds on each of {len(by_task)} tasks)"
-        shares, style = np.array(found[1:]).T, drawing.style(index)
-        drawing.line(axes, found.thresholds, shares, label, style, marks=8, steps=True)
+        seeds = _range_text({len(finals) for finals in by_task.values()})
+        label = f"{figures.display_name(name)} ({seeds} seeds on each of "
+        label += f"{len(by_task)} tasks)"
+        shares = np.array(profile[1:]).T
+        x, style = profile.thresholds, styles[name]
+        figures.draw_band(axes, x, shares, label, style, num_markers=8, is_step=True)
     axes.set_ylim(-0.03, 1.03)
-    drawing.label(axes, title, x_label, "share of runs above")
-    drawing.legend(axes, "line: mean over tasks, band: pointwise 95% interval")
-    return drawing.finish(figure, path)
+    figures.set_labels(axes, title, x_label, "share of runs above")
+    figures.add_legend(axes, "line: mean over tasks, band: pointwise 95% interval")
+    return figures.save(figure, path)
 
 
-def _draw_sweep(axes, points: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
-    for index, (name, by_x) in enumerate(points.items()):
-        xs = sorted(by_x)
-        found = np.array([stats.interval({name: np.asarray(by_x[x])}) for x in xs])
-        label = f"{name} ({drawing.span({len(by_x[x]) for x in xs})} seeds)"
-        style = drawing.style(index)
-        drawing.line(axes, np.array(xs), found, label, style, marks=len(xs))
+def attention(
+    runs: Sequence[Run],
+    path: str | os.PathLike | None = None,
+    *,
+    dim_names: Sequence[str] | None = None,
+) -> Figure:
+    """Plots the share of the loss, and the model error, on each state dimension.
+
+    Each environment has two maps of runs by dimensions. The first shows the share of
+    the loss (`attention_dim_0`, ... in `model.csv`): curvature of the loss in the
+    prediction times variance of the change, divided by the sum over dimensions, so that
+    units cancel. The second shows the hold-out error (`error_dim_0`, ...) in standard
+    deviations of the change: 1 is as bad as predicting the mean change.
+
+    A cell is the mean over seeds, and for each seed over the last quarter of its model
+    fits. Seeds with a number that isn't finite are left out and counted in the label. A
+    line separates the distractors, which are the last dimensions.
+
+    Args:
+      runs: those without a model are left out.
+      path: of the PNG; None writes none.
+      dim_names: a name for each state dimension; None shows its index.
+
+    Raises:
+      ValueError: no run has the columns, or `dim_names` has another length.
+      ResultsError: `path` can't be written.
+    """
+    groups = _attention_groups(runs)
+    rows = sum(max(2, len(members)) for members in groups.values())
+    longest = max(map(len, dim_names or [""]))  # long names are drawn at an angle
+    figure = figures.new_figure(
+        height=0.75 * rows + (2.4 + 0.15 * longest) * len(groups)
+    )
+    grid = figure.subplots(
+        2 * len(groups),
+        1,
+        squeeze=False,
+        height_ratios=[max(2, len(m)) for m in groups.values() for _ in range(2)],
+    )[:, 0]
+    for index, ((env, dims), members) in enumerate(sorted(groups.items())):
+        names = list(map(str, range(dims))) if dim_names is None else list(dim_names)
+        if len(names) != dims:
+            raise ValueError(
+                f"attention: {len(names)} dim_names; {env} has {dims} state dimensions"
+            )
+        for axes, kind in zip(grid[2 * index :], _MAPS, strict=False):
+            _draw_map(axes, members, names, kind)
+            x_label = "state dimension" + _mark_distractors(axes, members, dims)
+            title, note = _MAPS[kind]
+            figures.set_labels(axes, f"{env}: {title}", x_label, "", note=note)
+    note = "Mean over seeds, for each seed over the last quarter of its model fits."
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=10, color=figures.GRAY)
+    return figures.save(figure, path)
 
 
-def _draw_curve(axes, run: Run, floor: float, style, resamples: int) -> None:
-    curve = summary.curves(run.metrics, floor=floor, resamples=resamples)
-    finals = summary.final_returns(run.metrics, floor=floor)
-    label = f"{run.name}: {len(finals.seeds)} seeds, {len(finals.diverged)} diverged"
-    drawing.line(axes, curve.env_steps, np.array(curve[1:]).T, label, style, marks=8)
-    at = sorted(set(finals.diverged.values()))
-    heights = np.interp(at, curve.env_steps, curve.value)
-    axes.plot(
-        at, heights, "x", color=style["color"], markersize=11, markeredgewidth=2.5
+def num_dims(run: Run) -> int:
+    """Returns the number of state dimensions in a run's `model.csv`, 0 without one."""
+    columns = run.model[0] if run.model else {}
+    return max(
+        sum(re.fullmatch(rf"{kind}_dim_\d+", name) is not None for name in columns)
+        for kind in _MAPS
     )
 
 
-def _curve_legend(members: Sequence[Run], floor: float) -> str:
-    counts = {len({row["seed"] for row in run.metrics}) for run in members}
-    middle = ", ".join(f"middle {n - 2 * (n // 4)} of {n}" for n in sorted(counts))
+def _draw_sweep(axes, points: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+    styles = figures.styles(points)
+    for name, by_x in points.items():
+        xs = sorted(by_x)
+        results = np.array([stats.interval({name: np.asarray(by_x[x])}) for x in xs])
+        seeds = _range_text({len(by_x[x]) for x in xs})
+        label = f"{figures.display_name(name)} ({seeds} seeds)"
+        x, style = np.array(xs), styles[name]
+        figures.draw_band(axes, x, results, label, style, num_markers=len(xs))
+
+
+def _draw_curve(axes, name: str, curve, finals: summary.Finals, style) -> None:
+    label = f"{figures.display_name(name)}: {len(finals.seeds)} seeds, "
+    label += f"{len(finals.diverged)} diverged"
+    values = np.array(curve[1:]).T
+    figures.draw_band(axes, curve.env_steps, values, label, style, num_markers=8)
+    steps = sorted(set(finals.diverged.values()))
+    heights = np.interp(steps, curve.env_steps, curve.value)
+    cross = {"color": style["color"], "markersize": 11, "markeredgewidth": 2.5}
+    axes.plot(steps, heights, "x", **cross)
+
+
+def _curve_legend(finals: Sequence[summary.Finals], floor: float) -> str:
+    counts = sorted({len(final.seeds) for final in finals})
+    middle = ", ".join(f"middle {n - 2 * (n // 4)} of {n}" for n in counts)
     legend = f"line: interquartile mean ({middle} seeds), band: pointwise 95% interval"
-    if any(summary.final_returns(run.metrics, floor=floor).diverged for run in members):
-        legend += "\ncross: a seed diverged, from there on it counts with the lowest "
+    if any(final.diverged for final in finals):
+        legend += "\ncross: a seed diverged; from there on it counts with the lowest "
         legend += f"return, {summary.format_number(floor)}"
     return legend
+
+
+def _use_engineering_ticks(axes: Axes) -> None:
+    """Shows 10000 as 10k on the x axis."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _range_text(counts: set[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _attention_groups(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
+    """Groups runs by environment and number of state dimensions."""
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        if dims := num_dims(run):
+            env = str(run.model[0].get("env", ""))
+            env = summary.env_of(run) if run.metrics else env
+            groups.setdefault((env, dims), []).append(run)
+    if not groups:
+        raise ValueError(
+            "attention: no run has attention_dim_0 or error_dim_0 in model.csv"
+        )
+    return groups
+
+
+def _mean_per_dimension(run: Run, kind: str, dims: int) -> tuple[np.ndarray, int, int]:
+    """Mean over seeds `[dims]`, number of seeds in the mean, number of all seeds."""
+    fits: dict[int, list] = {}
+    for row in sorted(run.model, key=lambda row: row["env_steps"]):
+        cells = [row.get(f"{kind}_dim_{d}") for d in range(dims)]
+        numbers = [v if isinstance(v, int | float) else np.nan for v in cells]
+        fits.setdefault(row["seed"], []).append(numbers)
+    per_seed = np.array(
+        [
+            np.mean(rows[-math.ceil(_LAST_FITS * len(rows)) :], axis=0, dtype=float)
+            for rows in fits.values()
+        ]
+    )
+    usable = per_seed[np.isfinite(per_seed).all(axis=1)]
+    mean = usable.mean(axis=0) if len(usable) else np.full(dims, np.nan)
+    return mean, len(usable), len(per_seed)
+
+
+def _draw_map(axes, members: Sequence[Run], names: list[str], kind: str) -> None:
+    means = [_mean_per_dimension(run, kind, len(names)) for run in members]
+    values = np.array([mean for mean, _, _ in means])
+    image = axes.imshow(
+        np.ma.masked_invalid(values),
+        aspect="auto",
+        cmap="cividis",
+        norm=_color_scale(values),
+        interpolation="nearest",
+    )
+    axes.set_facecolor("0.85")  # missing cells are gray, not the lowest color
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.015, fraction=0.03)
+    bar.ax.tick_params(labelsize=9)
+    if kind == "attention":
+        bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+    axes.hlines(np.arange(len(members))[1:] - 0.5, *axes.get_xlim(), "white", lw=1.5)
+    labels = [
+        textwrap.fill(figures.display_name(run.name), 28) + f"\n{used}/{total} seeds"
+        for run, (_, used, total) in zip(members, means, strict=True)
+    ]
+    axes.set_yticks(range(len(members)), list(map(figures.escape, labels)))
+    ticks = range(0, len(names), max(1, len(names) // 30))
+    axes.set_xticks(ticks, [figures.escape(names[d]) for d in ticks])
+    if max(map(len, names)) * len(ticks) > _MAX_LABEL_CHARACTERS:
+        axes.tick_params(axis="x", rotation=45)
+    if len(names) <= _MAX_CELLS_WITH_TEXT:
+        _write_cells(axes, image, values, kind)
+
+
+def _color_scale(values: np.ndarray):
+    from matplotlib.colors import LogNorm, Normalize
+
+    positive = values[np.isfinite(values) & (values > 0)]
+    if positive.size and positive.max() > figures.LOG_SPAN * positive.min():
+        # More than four decades would leave the large values without contrast.
+        return LogNorm(max(positive.min(), positive.max() * 1e-4), positive.max())
+    return Normalize(0, positive.max() if positive.size else 1)
+
+
+def _write_cells(axes, image, values: np.ndarray, kind: str) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        text = f"{100 * value:.2g}%" if kind == "attention" else f"{value:.2g}"
+        is_dark = np.mean(image.cmap(image.norm(value))[:3]) < 0.5
+        axes.text(
+            column,
+            row,
+            text if np.isfinite(value) else "none",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if is_dark and np.isfinite(value) else "black",
+        )
+
+
+def _mark_distractors(axes: Axes, members: Sequence[Run], dims: int) -> str:
+    """Draws a line before the first distractor; returns its note for the x label."""
+    counts = [run.config.get("distractors", 0) for run in members]
+    first = dims - max((c for c in counts if isinstance(c, int)), default=0)
+    if not 0 < first < dims:
+        return ""
+    axes.axvline(first - 0.5, color="white", linewidth=6)
+    axes.axvline(first - 0.5, color="#D55E00", linewidth=3)
+    return " (right of the orange line: distractors)"

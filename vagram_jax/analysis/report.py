@@ -1,63 +1,48 @@
-"""The page that a person reads: one HTML file with everything in it.
+"""The report of a study: one HTML page with its verdict, tables and figures.
 
-Comes in: the folder of a study. Goes out: `report.html`, its pictures and the study's
-`summary.json`, beside the runs. The page loads nothing from anywhere and runs no
-script; whatever comes from a file is escaped. The same files give the same page.
-
-What the page says in words follows from the numbers by one rule for every loss, which
-knows no loss by name.
+The page loads nothing and runs no script. The template escapes every text, and a
+content policy allows no other style than its own. Equal files give equal pages.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
-import html
 import itertools
 import json
 import math
 import os
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vagram_jax.analysis import maps, plots, summary
+import jinja2
+
+from vagram_jax.analysis import figures, plots, stats, summary
 from vagram_jax.storage import files, results
 from vagram_jax.storage.files import ResultsError
 from vagram_jax.storage.results import Run
 
-_MAX_PICTURE = 20_000_000  # bytes; a page with more than that would not open
-
-# Measured on pairs of alike losses with normal, log-normal, bimodal and Student-t
-# returns: 10% are told apart with 3 seeds, 3% with 4, 1% with 10.
-_MIN_SEEDS_TO_JUDGE = 4
+_MAX_FIGURE_BYTES = 20_000_000  # browsers fail to open much larger pages
+_HEADINGS = {"learning_curves.png": "Learning curves", "attention.png": "Attention"}
 
 
-def write_report(
-    folder: str | os.PathLike,
-    *,
-    title: str | None = None,
-    dim_names: Sequence[str] | None = None,
-    resamples: int = 10_000,
-) -> Path:
-    """Read a study and write its page, its pictures and its `summary.json`.
+def write_report(folder: str | os.PathLike, *, resamples: int = 10_000) -> Path:
+    """Writes `report.html`, its figures and `summary.json` into a study's folder.
 
-    Runs without an evaluation are named and otherwise left out. Any other PNG in the
-    folder, such as a sweep's, is put on the page too.
+    Runs without an evaluation are only listed. Any other PNG in the folder, such as the
+    plot of a sweep, is shown too.
 
     Args:
       folder: of the study.
-      title: of the page; the folder's name if None.
-      dim_names: a name for each state dimension.
-      resamples: of each bootstrap.
+      resamples: number of bootstrap resamples for each interval.
 
     Returns:
       The path of `report.html`.
 
     Raises:
-      ResultsError: the study can't be read, has nothing to report, or can't be
-        written.
+      ResultsError: the study can't be read or written, or no run was evaluated.
     """
     folder = Path(folder).resolve()
     runs = results.read_runs(folder)
@@ -65,10 +50,11 @@ def write_report(
     if not evaluated:
         raise ResultsError(f"{folder}: no run has an evaluation yet")
     try:
-        summaries = summary.summarise(evaluated, resamples=resamples)
+        finals = summary.finals_per_run(evaluated)
+        summaries = summary.summarize(evaluated, resamples=resamples)
         plots.learning_curves(evaluated, folder / "learning_curves.png")
-        if any(map(maps.num_dims, evaluated)):
-            maps.attention(evaluated, folder / "attention.png", dim_names=dim_names)
+        if any(map(plots.num_dims, evaluated)):
+            plots.attention(evaluated, folder / "attention.png")
     except ValueError as error:
         raise ResultsError(f"{folder}: {error}") from None
     sentences = verdict(summaries)
@@ -76,306 +62,213 @@ def write_report(
         folder / "summary.json",
         {"verdict": sentences, "resamples": resamples, "runs": summaries},
     )
-    page = _page(folder, title or folder.name, runs, summaries)
+    page = _template().render(
+        title=folder.name,
+        verdict=sentences,
+        result_rows=_result_rows(summaries),
+        notes=_notes(runs),
+        figures=_figures(folder),
+        films=_films(folder, runs),
+        seed_rows=_seed_rows(evaluated, finals),
+        run_names=[run.name for run in runs],
+        provenance_rows=_provenance_rows(runs),
+        **_settings(runs),
+    )
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
 def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What the numbers say, in sentences; by one rule for every loss.
+    """Returns sentences that say which runs differ significantly.
 
-    Two runs on one environment, with the same number of steps and at least 4 seeds
-    each, are told apart if their intervals do not overlap. Two alike losses are then
-    told apart in 3 of 100 studies with 4 seeds, in 1 of 100 with 10 (measured).
+    Two runs are compared if they have the same environment, the same number of steps
+    and at least 4 seeds each. They differ significantly if their intervals don't
+    overlap, see `stats.compare`. The rule is the same for every loss.
 
     Args:
-      summaries: from `summary.summarise`.
-
-    Returns:
-      Sentences, in the order in which they should be read.
+      summaries: as `summary.summarize` returns them.
     """
     groups: dict[tuple[str, int], list[str]] = {}
     for name, row in summaries.items():
         groups.setdefault((row["env"], row["env_steps"]), []).append(name)
     sentences = []
     for (env, steps), names in sorted(groups.items()):
-        where = f"{env}, {steps} steps: " if len(groups) > 1 else ""
-        said = [*_comparisons(names, summaries), *_cautions(names, summaries)]
-        sentences += [where + sentence for sentence in said]
+        prefix = f"{env}, {steps} steps: " if len(groups) > 1 else ""
+        group = {name: summaries[name] for name in names}
+        sentences += [prefix + s for s in _comparisons(group) + _cautions(group)]
     envs = [env for env, _ in groups]
     sentences += [
-        f"On {env}, runs with different numbers of steps are not compared."
+        f"On {env}, runs with different numbers of steps aren't compared."
         for env in sorted({env for env in envs if envs.count(env) > 1})
     ]
     return sentences
 
 
-def _comparisons(names: list[str], summaries: Mapping[str, Any]) -> list[str]:
-    judged = [name for name in names if _can_judge(summaries[name])]
-    pairs = list(itertools.permutations(judged, 2))
-    above = {
-        (one, other)
-        for one, other in pairs
-        if summaries[one]["low"] > summaries[other]["high"]
+def _comparisons(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    intervals = {
+        name: stats.Interval(row["iqm"], row["low"], row["high"])
+        for name, row in summaries.items()
+        if _is_comparable(row)
     }
+    outcomes = {
+        (one, other): stats.compare(intervals[one], intervals[other])
+        for one, other in itertools.permutations(intervals, 2)
+    }
+    if len(intervals) > 2 and set(outcomes.values()) == {"no significant difference"}:
+        return [f"No two of {_join(intervals)} differ significantly."]
     sentences = []
-    for one in judged:
-        if lower := [other for other in judged if (one, other) in above]:
-            sentences.append(f"{one} is above {_list(lower)}.")
-    level = [
-        f"{one} and {other}"
-        for one, other in itertools.combinations(judged, 2)
-        if not above & {(one, other), (other, one)}
-    ]
-    if level and not above and len(judged) > 2:
-        sentences.append(f"No two of {_list(judged)} are told apart.")
-    elif level:
-        sentences.append(f"Not told apart: {'; '.join(level)}.")
+    for one in intervals:
+        worse = [name for name in intervals if outcomes.get((one, name)) == "above"]
+        if worse:
+            names = f"{_join([one])} beats {_join(worse)}"
+            sentences.append(f"{names} (intervals don't overlap).")
+    remaining = list(intervals)
+    while remaining:
+        one = remaining.pop(0)
+        pairs = {name: outcomes[one, name] for name in remaining}
+        similar = [name for name in pairs if pairs[name] == "no significant difference"]
+        if len(similar) == 1:
+            sentences.append(f"{_join([one, *similar])} don't differ significantly.")
+        elif similar:
+            names = f"{_join([one])} doesn't differ significantly from"
+            sentences.append(f"{names} {_join(similar, 'or')}.")
     return sentences
 
 
-def _cautions(names: list[str], summaries: Mapping[str, Any]) -> list[str]:
+def _cautions(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     sentences = [
-        f"Diverged seeds of {name}: {summaries[name]['diverged']} of "
-        f"{summaries[name]['seeds']}. They count with the lowest return of the study."
-        for name in names
-        if summaries[name]["diverged"]
+        f"{row['diverged']} of {row['seeds']} seeds of {_join([name])} diverged and "
+        "count with the lowest return on the environment."
+        for name, row in summaries.items()
+        if row["diverged"]
     ]
-    if unjudged := [name for name in names if not _can_judge(summaries[name])]:
+    if few := [name for name, row in summaries.items() if not _is_comparable(row)]:
         sentences.append(
-            f"Not judged, as it takes {_MIN_SEEDS_TO_JUDGE} seeds with a return: "
-            f"{_list(unjudged)}."
+            f"Not compared: {_join(few)}. A comparison needs at least "
+            f"{stats.MIN_SEEDS_TO_COMPARE} seeds and a finite return."
         )
-    if any(summaries[name]["seeds"] < 10 for name in names):
+    if any(row["seeds"] < 10 for row in summaries.values()):
         sentences.append(
-            "With fewer than 10 seeds a 95% interval is too short: one from 4 seeds "
-            "holds the true value in about 87 of 100 studies."
+            "With fewer than 10 seeds a 95% interval is too narrow: with 4 seeds it "
+            "contains the true value in about 87 of 100 studies."
         )
     return sentences
 
 
-def _can_judge(row: Mapping[str, Any]) -> bool:
-    return row["seeds"] >= _MIN_SEEDS_TO_JUDGE and math.isfinite(row["low"])
+def _is_comparable(row: Mapping[str, Any]) -> bool:
+    return row["seeds"] >= stats.MIN_SEEDS_TO_COMPARE and math.isfinite(row["low"])
 
 
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+def _join(names: Iterable[str], word: str = "and") -> str:
+    """Joins the display names of methods: "A, B and C"."""
+    names = list(map(figures.display_name, names))
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _page(
-    folder: Path, title: str, runs: Sequence[Run], summaries: Mapping[str, Any]
-) -> str:
-    # Only this very style is allowed by the page's policy, so none can be injected.
-    digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    sections = [
-        _section(
-            "What the numbers say", _items(verdict(summaries)) + _result(summaries)
-        ),
-        *_pictures(folder),
-        *_policies(folder, runs),
-        _section("Every seed", _seeds(runs)),
-        _section("What differs between the runs", _differences(runs)),
-        _section("What the runs share", _shared(runs)),
-        _section("How it was made", _provenance(runs)),
-    ]
-    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
-    notes += [f"{run.name}: no evaluation yet" for run in runs if not run.metrics]
-    if notes:
-        sections.insert(1, _section("What to know of the files", _items(notes)))
-    return _PAGE.substitute(
-        title=html.escape(title),
-        digest=digest,
-        style=_STYLE,
-        sections="\n".join(sections),
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    environment.filters["sha256"] = _sha256
+    return environment.get_template("report.html.jinja")
 
 
-def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{html.escape(heading)}</h2>\n{content}\n</section>"
+def _sha256(text: str) -> str:
+    """Digest of a text as a content policy takes it."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _items(sentences: Sequence[str]) -> str:
-    lines = "\n".join(f"<li>{html.escape(said)}</li>" for said in sentences)
-    return f"<ul>\n{lines}\n</ul>"
-
-
-def _table(
-    columns: Sequence[str], rows: Sequence[Sequence[Any]], texts: int = 1
-) -> str:
-    """A table whose first `texts` columns are text and whose others are numbers."""
-
-    def line(cells, tag):
-        kinds = ["text"] * texts + ["number"] * (len(cells) - texts)
-        return "".join(
-            f'<{tag} class="{kind}">{html.escape(str(cell))}</{tag}>'
-            for kind, cell in zip(kinds, cells, strict=True)
-        )
-
-    body = "\n".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{line(columns, "th")}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
-
-
-def _result(summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def _result_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
     rows = []
     for name, row in summaries.items():
         *numbers, seconds = summary.cells(row)
         rows.append([name, row["env"], *numbers, row["env_steps"], seconds])
-    columns = ["run", "environment", "IQM", "95% interval", "diverged"]
-    columns += ["environment steps", "seconds"]
-    caption = (
-        "IQM: of the final returns, the mean of the middle half of the seeds. A final "
-        "return is the mean over a seed's evaluations in the last tenth of its steps. "
-        "Interval: percentile bootstrap over seeds. Seconds: wall time of all seeds."
-    )
-    return f'{_table(columns, rows, texts=2)}\n<p class="note">{caption}</p>'
+    return rows
 
 
-def _pictures(folder: Path) -> list[str]:
-    known = {"learning_curves.png": "Learning curves", "attention.png": "Attention"}
-    names = [*known, *sorted({p.name for p in folder.glob("*.png")} - set(known))]
-    sections = []
+def _notes(runs: Sequence[Run]) -> list[str]:
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    return notes + [f"{run.name}: no evaluation yet" for run in runs if not run.metrics]
+
+
+def _figures(folder: Path) -> list[dict[str, str]]:
+    """Heading and base64 data of each PNG, the figures of this module first."""
+    names = [*_HEADINGS, *sorted({p.name for p in folder.glob("*.png")} - {*_HEADINGS})]
+    shown = []
     for path in (folder / name for name in names):
-        if (
-            not path.is_file()
-            or path.is_symlink()
-            or path.stat().st_size > _MAX_PICTURE
-        ):
+        if not path.is_file() or path.is_symlink():
+            continue
+        if path.stat().st_size > _MAX_FIGURE_BYTES:
             continue
         data = path.read_bytes()
         if data.startswith(b"\x89PNG\r\n"):
-            heading = known.get(path.name, path.stem.replace("_", " "))
-            source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-            picture = f'<img alt="{html.escape(heading)}" src="{source}">'
-            sections.append(_section(heading, picture))
-    return sections
+            heading = _HEADINGS.get(path.name, path.stem.replace("_", " "))
+            encoded = base64.b64encode(data).decode()
+            shown.append({"heading": heading, "data": encoded})
+    return shown
 
 
-def _policies(folder: Path, runs: Sequence[Run]) -> list[str]:
-    """Links to what `vagram_jax.cli.render` made of the runs, if it did."""
-    links = [
-        f'<li><a href="{html.escape(f"{run.name}/{name}")}">{html.escape(run.name)}, '
-        f"seed {seed}</a> ({name.rpartition('.')[2]})</li>"
+def _films(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The films that `vagram render` wrote into the folders of the runs."""
+    return [
+        {"run": run.name, "file": file, "seed": seed, "format": file.split(".")[-1]}
         for run in runs
-        for seed, name in results.pictures(folder / run.name)
+        for seed, file in results.pictures(folder / run.name)
     ]
-    if not links:
-        return []
-    items = "\n".join(links)
-    return [_section("Policies at work", f"<ul>\n{items}\n</ul>")]
 
 
-def _seeds(runs: Sequence[Run]) -> str:
-    evaluated = [run for run in runs if run.metrics]
-    floors = summary.floor_per_env(evaluated)
+def _seed_rows(
+    runs: Sequence[Run], finals: Mapping[str, summary.Finals]
+) -> list[list[Any]]:
     rows = []
-    for run in evaluated:
-        finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
-        for seed, value in zip(finals.seeds, finals.values, strict=True):
-            mine = [row for row in run.metrics if row["seed"] == seed]
-            rows.append(
-                [
-                    run.name,
-                    seed,
-                    summary.format_number(value),
-                    finals.diverged.get(int(seed), "no"),
-                    len(mine),
-                    max(row["env_steps"] for row in mine),
-                ]
-            )
-    columns = ["run", "seed", "final return", "diverged at step", "evaluations"]
-    return _table([*columns, "last step"], rows)
+    for run in runs:
+        final = finals[run.name]
+        for seed, value in zip(final.seeds, final.values, strict=True):
+            evaluations = [row for row in run.metrics if row["seed"] == seed]
+            diverged = final.diverged.get(int(seed), "no")
+            last_step = max(row["env_steps"] for row in evaluations)
+            number = summary.format_number(value)
+            rows.append([run.name, seed, number, diverged, len(evaluations), last_step])
+    return rows
 
 
-def _differences(runs: Sequence[Run]) -> str:
-    found = results.differences({run.name: run.config for run in runs})
-    if not found:
-        return "<p>Nothing.</p>"
-    rows = [
-        [
-            key,
-            *(_value(values[run.name]) if run.name in values else "-" for run in runs),
-        ]
-        for key, values in found.items()
-    ]
-    return _table(["setting", *(run.name for run in runs)], rows)
-
-
-def _shared(runs: Sequence[Run]) -> str:
+def _settings(runs: Sequence[Run]) -> dict[str, list[list[str]]]:
+    """Table rows of the settings that differ between runs, and of all others."""
     differing = results.differences({run.name: run.config for run in runs})
+    different = [
+        [key, *(_text(v[run.name]) if run.name in v else "-" for run in runs)]
+        for key, v in differing.items()
+    ]
     flat = results.flatten(runs[0].config)
-    rows = [[key, _value(v)] for key, v in flat.items() if key not in differing]
-    table = _table(["setting", "value"], rows, texts=2)
-    return f"<details><summary>{len(rows)} settings</summary>\n{table}\n</details>"
+    shared = [[key, _text(v)] for key, v in flat.items() if key not in differing]
+    return {"different_settings": different, "shared_settings": shared}
 
 
-def _provenance(runs: Sequence[Run]) -> str:
-    """One row for all runs that were made in the same way."""
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _provenance_rows(runs: Sequence[Run]) -> list[list[str]]:
+    """One row for all runs with the same device, command, revision and versions."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         versions = run.record.get("versions")
         versions = versions.items() if isinstance(versions, dict) else ()
-        way = [str(run.record.get(k) or "-") for k in ("device", "command", "revision")]
-        way.append(", ".join(f"{package} {version}" for package, version in versions))
-        groups.setdefault(tuple(way), []).append(run)
-    rows = [
+        versions = ", ".join(f"{package} {version}" for package, version in versions)
+        keys = ("device", "command", "revision")
+        origin = (*(str(run.record.get(key) or "-") for key in keys), versions)
+        groups.setdefault(origin, []).append(run)
+    return [
         [
-            ", ".join(run.name for run in made),
-            min(str(run.record.get("started") or "-") for run in made),
-            *way,
+            ", ".join(run.name for run in members),
+            min(str(run.record.get("started") or "-") for run in members),
+            *origin,
         ]
-        for way, made in groups.items()
+        for origin, members in groups.items()
     ]
-    columns = ["runs", "first started", "device", "command", "revision", "versions"]
-    return _table(columns, rows, texts=len(columns))
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-_STYLE = """
-:root { color-scheme: light dark; --text: #1b1f24; --soft: #59636e; --line: #d5dae0;
-  --back: #ffffff; --stripe: #f5f7f9; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6e9ed; --soft: #9aa4af;
-  --line: #3a424c; --back: #14181d; --stripe: #1b2027; } }
-body { margin: 2rem auto; padding: 0 1.25rem; max-width: 60rem; color: var(--text);
-  background: var(--back); font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 1.5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-li { margin: .3rem 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; min-width: 50%; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line);
-  vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
-tbody tr:nth-child(even) { background: var(--stripe); }
-.text { text-align: left; }
-.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.note { color: var(--soft); font-size: .85rem; max-width: 48rem; }
-img { width: 100%; height: auto; background: #ffffff; border-radius: 6px;
-  padding: .5rem; box-sizing: border-box; border: 1px solid var(--line); }
-summary { cursor: pointer; }
-@media print { details > * { display: block; } }
-"""
-
-_PAGE = string.Template(
-    """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-img-src data:; style-src 'sha256-$digest'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<h1>$title</h1>
-$sections
-</body>
-</html>
-"""
-)

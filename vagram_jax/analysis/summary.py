@@ -1,11 +1,8 @@
-"""What runs reached: from rows of `metrics.csv` to final returns, curves and a table.
+"""Final returns, learning curves and summaries of runs.
 
-Comes in: `Run`s or their rows. Goes out: what each seed reached, learning curves, and
-the numbers by which runs are compared, with the intervals of `stats`. Nothing here
-reads or writes a file.
-
-A seed that diverged is a failure. It is counted and scored with the lowest return of
-the study; it is never left out.
+These functions read the rows of `metrics.csv` and `timing.csv` in memory; none reads or
+writes a file. A diverged seed is a failure: it is counted and scored with the lowest
+return on its environment, and never left out.
 """
 
 from __future__ import annotations
@@ -21,12 +18,12 @@ from vagram_jax.storage.results import Run
 
 
 class Finals(NamedTuple):
-    """What each seed reached.
+    """The final return of each seed of a run.
 
     Attributes:
-      seeds: [num_seeds] the seeds, ascending.
-      values: [num_seeds] return at the end of training, the floor where it diverged.
-      diverged: the seeds that diverged, to the env_steps at which they did.
+      seeds: `[num_seeds]`, ascending.
+      values: `[num_seeds]` final returns; the floor for a diverged seed.
+      diverged: diverged seed to the `env_steps` at which it diverged.
     """
 
     seeds: np.ndarray
@@ -35,13 +32,13 @@ class Finals(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Return along training, over the seeds of one run.
+    """The learning curve of a run over its seeds.
 
     Attributes:
-      env_steps: [T] steps at which every seed was evaluated.
-      value: [T] interquartile mean.
-      low: [T] lower end of the pointwise interval, NaN with too few seeds.
-      high: [T] upper end, likewise.
+      env_steps: `[T]` steps at which every seed was evaluated.
+      value: `[T]` interquartile mean of the returns.
+      low: `[T]` lower end of the pointwise interval, NaN with fewer than 3 seeds.
+      high: `[T]` upper end, NaN with fewer than 3 seeds.
     """
 
     env_steps: np.ndarray
@@ -51,13 +48,9 @@ class Curve(NamedTuple):
 
 
 def lowest_return(rows: Iterable[Mapping[str, Any]]) -> float:
-    """The lowest finite return in any row: what a failed seed is scored with.
+    """Returns the lowest finite return in rows of `metrics.csv`, NaN if there is none.
 
-    Args:
-      rows: of `metrics.csv`, of all runs that are compared on one environment.
-
-    Returns:
-      A return, NaN if no row has a finite one.
+    It is the score of a diverged seed, so pass the rows of all runs that are compared.
     """
     returns = (row["return"] for row in rows if row["return"] is not None)
     return min((float(r) for r in returns if math.isfinite(r)), default=math.nan)
@@ -66,23 +59,20 @@ def lowest_return(rows: Iterable[Mapping[str, Any]]) -> float:
 def final_returns(
     rows: Sequence[Mapping[str, Any]], *, floor: float, last: float = 0.1
 ) -> Finals:
-    """What each seed reached: the mean return of its last evaluations.
+    """Returns the final return of each seed: the mean of its last evaluations.
 
-    A seed has failed if any of its rows says `diverged_at` or has a return that isn't
-    finite; it counts with `floor`, whatever it reached before.
+    A seed counts as diverged if one of its rows has a `diverged_at` or a return that
+    isn't finite. Its final return is the floor, whatever it reached before.
 
     Args:
-      rows: of one run's `metrics.csv`; a row without a return is no evaluation.
-      floor: the return of a failed seed, see `lowest_return`.
-      last: the share of a seed's env_steps whose evaluations are averaged; the last
-        evaluation always is.
-
-    Returns:
-      One value per seed.
+      rows: of one run's `metrics.csv`. Rows without a return are ignored.
+      floor: the final return of a diverged seed, see `lowest_return`.
+      last: the share of a seed's `env_steps` whose evaluations are averaged. The last
+        evaluation is always included.
 
     Raises:
-      ValueError: no evaluation, two of one seed at the same env_steps, or `last`
-        outside [0, 1].
+      ValueError: no evaluation, two evaluations of a seed at the same `env_steps`, or
+        `last` outside [0, 1].
     """
     if not 0 <= last <= 1:
         raise ValueError(f"final_returns: last={last}; between 0 and 1 is accepted")
@@ -102,87 +92,82 @@ def final_returns(
 
 
 def curves(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    floor: float,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    rows: Sequence[Mapping[str, Any]], *, floor: float, resamples: int = 2000
 ) -> Curve:
-    """The learning curve of one run: at each step the IQM over seeds and its interval.
+    """Returns the learning curve of one run: IQM and 95% interval at each step.
 
-    From where a seed diverged on it counts with `floor`. Only steps at which every seed
-    was evaluated appear: an interrupted run may lack some seeds at its end.
+    A diverged seed counts with the floor from the step at which it diverged. Only steps
+    at which every seed was evaluated appear, because an interrupted run may lack the
+    last evaluations of some seeds.
 
     Args:
       rows: of one run's `metrics.csv`.
-      floor: the return of a failed seed, see `lowest_return`.
-      confidence: of the pointwise intervals.
-      resamples: how many bootstrap resamples.
-      seed: of the resampling; every step uses the same draws of seeds.
-
-    Returns:
-      The curve, its ends NaN with fewer than 3 seeds.
+      floor: the return of a diverged seed, see `lowest_return`.
+      resamples: number of bootstrap resamples; every step uses the same draws of seeds.
 
     Raises:
-      ValueError: no evaluation, or none that all seeds share.
+      ValueError: no evaluation, or no step at which all seeds were evaluated.
     """
     returns = {
-        seed_number: {
+        seed: {
             row["env_steps"]: floor if _has_failed(row) else row["return"]
             for row in evaluations
         }
-        for seed_number, evaluations in _by_seed(rows).items()
+        for seed, evaluations in _by_seed(rows).items()
     }
     steps = sorted(set.intersection(*(set(by_step) for by_step in returns.values())))
     if not steps:
         raise ValueError("curves: the seeds have no env_steps in common")
     values = np.array([[r[step] for r in returns.values()] for step in steps], float)
-    found = np.array(
-        [
-            _interval(at_step, confidence=confidence, resamples=resamples, seed=seed)
-            for at_step in values
-        ]
-    )
-    return Curve(np.array(steps), *found.T)
+    intervals = np.array([_interval(v, resamples=resamples) for v in values])
+    return Curve(np.array(steps), *intervals.T)
 
 
-def summarise(
-    runs: Sequence[Run],
-    *,
-    last: float = 0.1,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """The numbers that runs are compared by.
+def finals_per_run(runs: Sequence[Run]) -> dict[str, Finals]:
+    """Returns the `final_returns` of each run by its name.
 
-    Args:
-      runs: each on one environment; those on the same one share the floor.
-      last: as in `final_returns`.
-      resamples: how many bootstrap resamples.
-      seed: of the resampling.
-
-    Returns:
-      A run's name to `env`, `loss`, `iqm`, `low`, `high` (final return and its 95%
-      interval, the ends NaN with fewer than 3 seeds), `seeds`, `diverged`, `seconds`
-      (wall time, None where it is unknown) and `env_steps`.
+    Diverged seeds of all runs on one environment get the same floor.
 
     Raises:
-      ValueError: a run without evaluations or with more than one environment.
+      ValueError: a run has no evaluation or several environments.
     """
     floors = floor_per_env(runs)
+    return {
+        run.name: final_returns(run.metrics, floor=floors[env_of(run)]) for run in runs
+    }
+
+
+def summarize(
+    runs: Sequence[Run], *, resamples: int = 10_000
+) -> dict[str, dict[str, Any]]:
+    """Returns the numbers by which runs are compared.
+
+    Args:
+      runs: each on one environment.
+      resamples: number of bootstrap resamples.
+
+    Returns:
+      For each run's name `env`, `loss`, `iqm`, `low` and `high` (interquartile mean of
+      the final returns and its 95% interval, whose ends are NaN with fewer than 3
+      seeds), `seeds` and `diverged` (numbers of seeds), `seconds` (wall time, None if
+      unknown) and `env_steps`.
+
+    Raises:
+      ValueError: a run has no evaluation or several environments.
+    """
+    finals = finals_per_run(runs)
     summaries = {}
     for run in runs:
-        finals = final_returns(run.metrics, floor=floors[env_of(run)], last=last)
-        result = _interval(finals.values, resamples=resamples, seed=seed)
+        final = finals[run.name]
+        interval = _interval(final.values, resamples=resamples)
         summaries[run.name] = {
             "env": env_of(run),
             "loss": run.metrics[0]["loss"],
-            "iqm": result.value,
-            "low": result.low,
-            "high": result.high,
-            "seeds": len(finals.seeds),
-            "diverged": len(finals.diverged),
+            "iqm": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "seeds": len(final.seeds),
+            "diverged": len(final.diverged),
             "seconds": _seconds(run),
             "env_steps": max(row["env_steps"] for row in run.metrics),
         }
@@ -190,16 +175,10 @@ def summarise(
 
 
 def env_of(run: Run) -> str:
-    """The one environment of a run.
-
-    Args:
-      run: with at least one row of metrics.
-
-    Returns:
-      The name in its rows.
+    """Returns the name of a run's environment.
 
     Raises:
-      ValueError: it has none or several.
+      ValueError: the run has no row of metrics, or rows of several environments.
     """
     envs = sorted({str(row["env"]) for row in run.metrics})
     if len(envs) != 1:
@@ -210,33 +189,20 @@ def env_of(run: Run) -> str:
 
 
 def floor_per_env(runs: Sequence[Run]) -> dict[str, float]:
-    """What a failed seed is scored with: the same for all runs of an environment.
-
-    Args:
-      runs: each on one environment.
-
-    Returns:
-      An environment's name to the `lowest_return` of its runs.
+    """Returns, for each environment's name, the `lowest_return` of its runs.
 
     Raises:
-      ValueError: a run has no environment or several.
+      ValueError: a run has no row of metrics, or rows of several environments.
     """
     rows: dict[str, list] = {}
     for run in runs:
         rows.setdefault(env_of(run), []).extend(run.metrics)
-    return {env: lowest_return(found) for env, found in rows.items()}
+    return {env: lowest_return(env_rows) for env, env_rows in rows.items()}
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """The summaries of runs as text, one line per run, for a terminal.
-
-    Args:
-      summaries: from `summarise`.
-
-    Returns:
-      Lines of equal length, without an end of line after the last.
-    """
-    lines = [["loss", "IQM", "95% interval", "diverged", "seconds"]]
+    """Formats summaries of runs as an aligned text table, one line per run."""
+    lines = [["run", "IQM", "95% interval", "diverged", "seconds"]]
     lines += [[name, *cells(row)] for name, row in summaries.items()]
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     return "\n".join(
@@ -249,14 +215,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """The numbers of one run as text, for a table.
-
-    Args:
-      row: one of `summarise`.
-
-    Returns:
-      The IQM, its interval, how many of how many seeds diverged, and the seconds.
-    """
+    """Formats one summary as the cells IQM, interval, diverged seeds and seconds."""
     ends = f"[{format_number(row['low'])}, {format_number(row['high'])}]"
     if not math.isfinite(row["low"]):
         is_few = row["seeds"] < stats.MIN_SEEDS
@@ -269,14 +228,16 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def format_interval(interval: stats.Interval) -> str:
+    """Formats an estimate with its interval, such as `-12.3 [-20.0, -5.00]`."""
+    value, low, high = map(format_number, interval)
+    return f"{value} [{low}, {high}]"
+
+
 def format_number(value: float | None) -> str:
-    """A number for a table, with about four digits, two where it is small.
+    """Formats a number with about four digits, or two if it is below 0.01.
 
-    Args:
-      value: any number, or None.
-
-    Returns:
-      Its text, `-` for None and for what isn't finite.
+    None and numbers that aren't finite become `-`.
     """
     if value is None or not math.isfinite(value):
         return "-"
@@ -286,27 +247,29 @@ def format_number(value: float | None) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _interval(values: np.ndarray, **options: Any) -> stats.Interval:
-    """Over `[num_seeds]` values; without ends where they are few or none is finite."""
+def _interval(values: np.ndarray, *, resamples: int) -> stats.Interval:
+    """Interval of `[num_seeds]` values, NaN ends if they are too few or not finite."""
     if len(values) < stats.MIN_SEEDS or not np.isfinite(values).all():
         return stats.Interval(float(stats.iqm(values)), math.nan, math.nan)
-    return stats.interval({"run": values}, **options)
+    return stats.interval({"run": values}, resamples=resamples)
 
 
 def _by_seed(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """The evaluations of each seed, seeds and env_steps ascending."""
+    """Evaluations of each seed, with seeds and `env_steps` ascending."""
     seeds: dict[int, list] = {row["seed"]: [] for row in rows}
     for row in rows:
         if row["return"] is not None or row.get("diverged_at") is not None:
             seeds[row["seed"]].append(row)
     if not seeds:
-        raise ValueError("summary: there is no row; the run was never evaluated")
+        raise ValueError("summary: no row of metrics; the run was never evaluated")
     for seed, evaluations in seeds.items():
         if not evaluations:
             raise ValueError(f"summary: seed {seed} was never evaluated")
         evaluations.sort(key=lambda row: row["env_steps"])
         if len({row["env_steps"] for row in evaluations}) != len(evaluations):
-            raise ValueError(f"summary: seed {seed} has two evaluations at one step")
+            raise ValueError(
+                f"summary: seed {seed} has two evaluations at the same env_steps"
+            )
     return dict(sorted(seeds.items()))
 
 
@@ -315,6 +278,6 @@ def _has_failed(row: Mapping[str, Any]) -> bool:
 
 
 def _seconds(run: Run) -> float | None:
-    """Wall time; chunks of seeds came one after the other. None where it is unknown."""
-    last = {row["seed"]: row["wall_time_s"] for row in run.timing}
-    return sum(last.values()) if last else None
+    """Wall time of a run, None if unknown. Chunks of seeds run one after the other."""
+    seconds = {row["seed"]: row["wall_time_s"] for row in run.timing}
+    return sum(seconds.values()) if seconds else None

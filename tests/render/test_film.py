@@ -107,7 +107,9 @@ def assert_colour(frame, x, y, colour):
 
 
 def test_play_is_the_rollout_of_gymnasium_under_the_same_policy():
-    env = distractors.Distractors(episodes.Paced(classic.Pendulum(), 1, 15), 2, "noise")
+    env = distractors.Distractors(
+        episodes.EpisodeWrapper(classic.Pendulum(), 1, 15), 2, "noise"
+    )
     # Without weights on what is noise, the policy sees what Gymnasium shows.
     policy = policy_of(env)
     layer = policy.actor["params"]["mlp"]["Dense_0"]
@@ -140,7 +142,7 @@ def test_play_is_the_rollout_of_gymnasium_under_the_same_policy():
         (CutAtThree(), 3),
         (Counter(nan_at=3, nan_in="obs"), 2),
         (Counter(nan_at=3, nan_in="reward"), 2),
-        (episodes.Paced(Counter(), 1, 5), 5),
+        (episodes.EpisodeWrapper(Counter(), 1, 5), 5),
     ],
 )
 def test_an_episode_ends_where_it_would_in_training(env, steps):
@@ -151,7 +153,7 @@ def test_an_episode_ends_where_it_would_in_training(env, steps):
 
 
 def test_each_episode_starts_from_a_state_of_its_own():
-    env = episodes.Paced(classic.Pendulum(), 1, 2)
+    env = episodes.EpisodeWrapper(classic.Pendulum(), 1, 2)
     first, again = ([e.poses[0][1] for e in play(env, 3)] for _ in range(2))
     np.testing.assert_array_equal(first, again)
     apart = np.linalg.norm(np.subtract.outer(first, first), axis=(1, 3))
@@ -199,7 +201,7 @@ def test_steps_that_are_skipped_start_anew_with_each_episode():
 
 
 def test_the_pace_of_a_wrapper_is_the_pace_of_the_film():
-    env = distractors.Distractors(episodes.Paced(Counter(), 3), 2)
+    env = distractors.Distractors(episodes.EpisodeWrapper(Counter(), 3), 2)
     _, durations = frames_of(picture(env, counted(4)))
     assert durations == [150] * 5
 

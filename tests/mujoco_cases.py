@@ -45,14 +45,12 @@ def reset(keys, *, env):
 
 
 @functools.partial(jax.jit, static_argnames="env")
-def states_at(qpos, qvel, *, env):
-    """Returns states `[n]` with positions `[n, nq]` and velocities `[n, nv]`."""
+def states_at(starts, qpos, qvel, *, env):
+    """Moves starts `[n]` to positions `[n, nq]` and velocities `[n, nv]`."""
     noise = qpos - env.model.qpos0.astype(np.float32), qvel
     physics = jax.vmap(env._physics.reset)(*noise)
-    first = jax.vmap(env.reset)(keys(len(qpos)))
-    return first.replace(
-        pipeline_state=physics, obs=jax.vmap(env._task.observe)(physics)
-    )
+    obs = jax.vmap(env._task.observe)(physics)
+    return starts.replace(pipeline_state=physics, obs=obs)
 
 
 @functools.partial(jax.jit, static_argnames="env")

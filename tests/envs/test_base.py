@@ -48,52 +48,38 @@ def _without(name):
     return env
 
 
-def _info(**info):
-    return {"both": {"info": info}}
-
+Broken = probe_envs.Broken
 
 BROKEN = {
     "class": (probe_envs.Counter, "is a class"),
     "no reset": (object(), "reset can't be read"),
-    "size zero": (probe_envs.Broken(action_size=0), "action_size=0"),
-    "size float": (probe_envs.Broken(observation_size=3.0), "observation_size=3.0"),
-    "size dict": (probe_envs.Broken(observation_size={"x": 3}), "observation_size={"),
-    "size True": (probe_envs.Broken(action_size=True), "action_size=True"),
-    "length": (probe_envs.Broken(episode_length=-1), "episode_length=-1"),
-    "no method": (probe_envs.Broken(step=3), "step is not a function"),
+    "size zero": (Broken(action_size=0), "action_size=0"),
+    "size dict": (Broken(observation_size={"x": 3}), "observation_size={"),
+    "size True": (Broken(action_size=True), "action_size=True"),
+    "length": (Broken(episode_length=-1), "episode_length=-1"),
+    "no method": (Broken(step=3), "step is not a function"),
     "gymnasium": (probe_envs.Gymnasium(), r"reset takes .*\(key\) is accepted"),
     "tuple": (probe_envs.TupleState(), "reset returned tuple without obs"),
     "no done": (_without("done"), "reset returned Bare without done"),
     "no metrics": (_without("metrics"), "reset returned Bare without metrics"),
-    "obs dict": (probe_envs.Broken({"obs": {"x": jnp.ones(3)}}), "obs of type dict"),
-    "pixels": (
-        probe_envs.Broken({"obs": jnp.ones((8, 8, 3))}),
-        r"obs float32\[8,8,3\]",
-    ),
-    "obs int": (probe_envs.Broken({"obs": jnp.ones(3, int)}), "cast it"),
-    "declared": (probe_envs.Broken(observation_size=4), r"obs float32\[3\].*\[4\]"),
-    "step obs": (
-        probe_envs.Broken({}, {"obs": jnp.ones(2)}),
-        r"step returned obs.*\[2\]",
-    ),
-    "reward [1]": (probe_envs.Broken({"reward": jnp.ones(1)}), r"reward float32\[1\]"),
-    "reward int": (probe_envs.Broken({"reward": jnp.ones((), int)}), "reward int32"),
-    "reward None": (probe_envs.Broken({"reward": None}), "reward of type NoneType"),
-    "done [1]": (probe_envs.Broken({"done": jnp.ones(1)}), r"done float32\[1\]"),
-    "done int": (probe_envs.Broken({"done": jnp.ones((), int)}), "done int32"),
-    "metrics": (probe_envs.Broken({"metrics": ()}), "metrics of type tuple"),
-    "truncation": (probe_envs.Broken(**_info(truncation=jnp.ones(2))), "truncation"),
-    "tree": (
-        probe_envs.Broken({}, {"metrics": {"x": 1.0}}),
-        "metrics.*absent after reset",
-    ),
+    "obs dict": (Broken({"obs": {"x": jnp.ones(3)}}), "obs of type dict"),
+    "pixels": (Broken({"obs": jnp.ones((8, 8, 3))}), r"obs float32\[8,8,3\]"),
+    "obs int": (Broken({"obs": jnp.ones(3, int)}), "cast it"),
+    "declared": (Broken(observation_size=4), r"obs float32\[3\].*\[4\]"),
+    "step obs": (Broken({}, {"obs": jnp.ones(2)}), r"step returned obs.*\[2\]"),
+    "reward [1]": (Broken({"reward": jnp.ones(1)}), r"reward float32\[1\]"),
+    "reward None": (Broken({"reward": None}), "reward of type NoneType"),
+    "done int": (Broken({"done": jnp.ones((), int)}), "done int32"),
+    "metrics": (Broken({"metrics": ()}), "metrics of type tuple"),
+    "truncation": (Broken({"info": {"truncation": jnp.ones(2)}}), "truncation"),
+    "tree": (Broken({}, {"metrics": {"x": 1.0}}), "metrics.*absent after reset"),
     "dtype": (
-        probe_envs.Broken({}, {"pipeline_state": jnp.ones(2, int)}),
+        Broken({}, {"pipeline_state": jnp.ones(2, int)}),
         r"pipeline_state is float32\[2\] after reset and int32\[2\] after step",
     ),
-    "structure": (probe_envs.Broken({}, {"pipeline_state": None}), "absent after step"),
+    "structure": (Broken({}, {"pipeline_state": None}), "absent after step"),
     "classes": (
-        probe_envs.Broken({"metrics": {"x": ()}}, {"metrics": {"x": []}}),
+        Broken({"metrics": {"x": ()}}, {"metrics": {"x": []}}),
         "structure after step differs",
     ),
     "python if": (
@@ -102,15 +88,15 @@ BROKEN = {
     ),
     "host noise": (probe_envs.HostNoise(), "reset draws from a global generator"),
     "termination": (
-        probe_envs.Broken(termination=lambda obs, action, next_obs: next_obs > 0),
+        Broken(termination=lambda obs, action, next_obs: next_obs > 0),
         r"termination returned bool\[3\]",
     ),
     "termination arguments": (
-        probe_envs.Broken(termination=lambda next_obs: next_obs[0] > 0),
+        Broken(termination=lambda next_obs: next_obs[0] > 0),
         "termination takes",
     ),
     "termination float": (
-        probe_envs.Broken(termination=lambda obs, action, next_obs: next_obs[0]),
+        Broken(termination=lambda obs, action, next_obs: next_obs[0]),
         r"termination returned float32\[\]",
     ),
 }
@@ -165,43 +151,26 @@ def test_make_imports_classes_functions_and_instances(name):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("env", "options", "message"),
     [
-        ({"env": "pendulm"}, ConfigError, "known: .*cartpole_swingup.*mean pendulum"),
-        ({"env": "nowhere.at_all:Env"}, ConfigError, "No module named 'nowhere'"),
-        (
-            {"env": "probe_envs:Countr"},
-            ConfigError,
-            "has no Countr; did you mean Counter",
-        ),
-        ({"env": "probe_envs:"}, ConfigError, "known: "),
-        (
-            {"env": "probe_envs:Costly"},
-            base.EnvError,
-            "FileNotFoundError: model.xml is",
-        ),
-        ({"env": "probe_envs:np"}, base.EnvError, "raised TypeError"),
-        ({"env": "probe_envs:Gymnasium"}, base.EnvError, "reset takes"),
-        ({"env": "pendulum", "distractor": 3}, ConfigError, "did you mean distractors"),
-        ({"env": "pendulum", "distractors": -1}, ConfigError, "at least 0"),
-        ({"env": "pendulum", "distractors": 1.5}, ConfigError, "whole number"),
-        ({"env": "pendulum", "distractor_kind": "chaos"}, ConfigError, "mean chaotic"),
-        ({"env": "pendulum", "distractor_scale": 0}, ConfigError, "above 0"),
-        ({"env": "pendulum", "action_repeat": 0}, ConfigError, "at least 1"),
-        ({"env": "pendulum", "observation": "pixels"}, base.EnvError, "vector, state"),
-        (
-            {"env": "cartpole_swingup", "observation": "state"},
-            base.EnvError,
-            "observation",
-        ),
-        (
-            {"env": "probe_envs:instance", "observation": "x"},
-            base.EnvError,
-            "is an instance",
-        ),
+        ("pendulm", {}, "known: .*cartpole_swingup.*mean pendulum"),
+        ("nowhere.at_all:Env", {}, "No module named 'nowhere'"),
+        ("probe_envs:Countr", {}, "has no Countr; did you mean Counter"),
+        ("probe_envs:", {}, "known: "),
+        ("pendulum", {"distractor": 3}, "did you mean distractors"),
+        ("pendulum", {"distractors": -1}, "at least 0"),
+        ("pendulum", {"distractor_kind": "chaos"}, "mean chaotic"),
+        ("pendulum", {"distractor_scale": 0}, "above 0"),
+        ("pendulum", {"action_repeat": 0}, "at least 1"),
+        ("probe_envs:Costly", {}, "FileNotFoundError: model.xml is"),
+        ("probe_envs:np", {}, "raised TypeError"),
+        ("probe_envs:Gymnasium", {}, "reset takes"),
+        ("pendulum", {"observation": "pixels"}, "vector, state"),
+        ("cartpole_swingup", {"observation": "state"}, "observation"),
+        ("probe_envs:instance", {"observation": "x"}, "is an instance"),
     ],
 )
-def test_make_refuses_in_one_line(options, error, message):
-    with pytest.raises(error, match=message) as caught:
-        envs.make(**options)
+def test_make_refuses_in_one_line(env, options, message):
+    with pytest.raises((ConfigError, base.EnvError), match=message) as caught:
+        envs.make(env, **options)
     assert "\n" not in str(caught.value)

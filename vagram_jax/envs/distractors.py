@@ -81,7 +81,7 @@ class Distractors:
       to its constant. A and the constants are standard normal, W holds squares of
       normal numbers of standard deviation 10, and the start has standard deviation 0.1.
       The values have a standard deviation of about 8, and a third of the components or
-      more jump at each step. Use it to compare with the paper, with a `scale`.
+      more jump at each step. Use it to compare with the paper; `scale` can shrink it.
 
     The constants depend only on `seed`, so that training and evaluation share them, and
     not on whether 64-bit types are enabled. The start of x is drawn with the key of

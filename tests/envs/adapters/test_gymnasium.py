@@ -215,12 +215,15 @@ def test_an_exception_in_a_step_names_the_environment():
 def test_threads_take_turns_with_the_environments():
     env = envs.make("gymnasium:ToySlow-v0")
     starts = [cases.start(env, 3, seed) for seed in range(4)]
-    inputs = list(zip(jax.random.split(jax.random.key(5), 4), starts, strict=True))
-    alone = [jax.device_get(play(env, *each)) for each in inputs]
+    keys = list(jax.random.split(jax.random.key(5), 4))
+
+    def run(key, start):
+        return jax.device_get(play(env, key, start))
+
+    alone = list(map(run, keys, starts))
     toys.Walk.most_inside = 0
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        run = lambda each: jax.device_get(play(env, *each))  # noqa: E731
-        together = list(pool.map(run, inputs))
+        together = list(pool.map(run, keys, starts))
     chex.assert_trees_all_equal(together, alone)
     assert toys.Walk.most_inside == 1
 

@@ -45,7 +45,8 @@ class Lanes:
         qpos[:, 0] += 1.05 * rng.uniform(-1, 1, NUM)  # beyond its limits, if it has any
         qpos = np.float32(qpos)
         qvel = np.float32(3 * scale * rng.normal(size=(NUM, model.nv)))
-        self.c_states = cases.states_at(qpos, qvel, env=self.c)
+        starts = cases.reset(cases.keys(NUM), env=self.c)
+        self.c_states = cases.states_at(starts, qpos, qvel, env=self.c)
         noise = qpos - model.qpos0.astype(np.float32), qvel
         state = jax.jit(jax.vmap(self.mjx._physics.reset))(*noise)
         self.states = self.c_states.replace(pipeline_state=state)

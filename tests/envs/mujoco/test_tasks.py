@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 import types
 from typing import Any, NamedTuple
@@ -19,12 +20,12 @@ from scipy import stats
 from vagram_jax import envs
 from vagram_jax.envs.mujoco import tasks
 
-TASKS = sorted(tasks.GYMNASIUM)
 FORMS = [
-    *((name, "") for name in TASKS if name not in cases.HIDDEN),
+    *((name, "") for name in sorted(tasks.GYMNASIUM) if name not in cases.HIDDEN),
     *((name, form) for name in cases.HIDDEN for form in ("truncated", "full")),
 ]
-NUM_ANYWHERE, NUM_EPISODES, NUM_STEPS = 100, 3, 60
+TASKS = [(name, form) for name, form in FORMS if form != "full"]
+NUM_STARTS, NUM_ANYWHERE, NUM_EPISODES, NUM_STEPS = 600, 100, 3, 60
 STATE = mujoco.mjtState
 
 # A few roundings of float32, in numbers and their sums. An angle of many turns has lost
@@ -36,18 +37,28 @@ class Case(NamedTuple):
     """A task with one form of observation, here and in Gymnasium."""
 
     name: str
-    observation: str
     env: Any
     plain: Any
-    starts: Any  # [NUM_EPISODES]
+    starts: Any  # [NUM_STARTS]
 
 
-@pytest.fixture(scope="module", params=FORMS, ids="-".join)
+@functools.cache
+def make_case(name, observation):
+    env = cases.our_env(name, observation)
+    starts = cases.to_numpy(cases.reset(cases.keys(NUM_STARTS), env=env))
+    return Case(name, env, cases.gymnasium_env(name, observation), starts)
+
+
+@pytest.fixture(params=FORMS, ids="-".join)
 def case(request):
-    """Makes both environments once for all tests of a task and observation."""
-    env = cases.our_env(*request.param)
-    starts = cases.reset(cases.keys(NUM_EPISODES), env=env)
-    return Case(*request.param, env, cases.gymnasium_env(*request.param), starts)
+    """Each task and form of observation, made once."""
+    return make_case(*request.param)
+
+
+@pytest.fixture(params=TASKS, ids="-".join)
+def task(request):
+    """Each task in one form, made once."""
+    return make_case(*request.param)
 
 
 def anywhere(env, num):
@@ -109,18 +120,22 @@ def assert_follows_gymnasium(case, starts, actions):
 
 def test_a_step_equals_gymnasiums_from_any_state(case):
     assert case.plain.observation_space.shape == (case.env.observation_size,)
-    starts = cases.states_at(*anywhere(case.env, NUM_ANYWHERE), env=case.env)
+    starts = cases.lane_of(case.starts, np.s_[:NUM_ANYWHERE])
+    qpos, qvel = anywhere(case.env, NUM_ANYWHERE)
+    starts = cases.states_at(starts, qpos, qvel, env=case.env)
     # Actions beyond the limits are clipped.
     actions = cases.random_actions(case.env, NUM_ANYWHERE, 1, limit=1.3)
+    actions = actions.at[0].set(jnp.inf).at[1].set(-1e30)
     after = assert_follows_gymnasium(case, starts, actions)
     assert 0 < after.done.sum() < NUM_ANYWHERE or case.name == "halfcheetah"
 
 
 def test_episodes_equal_gymnasiums_step_for_step(case):
+    starts = cases.lane_of(case.starts, np.s_[:NUM_EPISODES])
     actions = cases.random_actions(case.env, NUM_EPISODES, NUM_STEPS)
-    after = assert_follows_gymnasium(case, case.starts, actions)
+    after = assert_follows_gymnasium(case, starts, actions)
     # `termination` computes from observations what `done` computes from the physics.
-    obs = np.concatenate([case.starts.obs[:, None], after.obs[:, :-1]], axis=1)
+    obs = np.concatenate([starts.obs[:, None], after.obs[:, :-1]], axis=1)
     ends = jax.jit(jax.vmap(jax.vmap(case.env.termination)))(obs, actions, after.obs)
     np.testing.assert_array_equal(ends, after.done)
 
@@ -138,19 +153,16 @@ def test_termination_is_true_for_nan(case):
     assert ends[1:].all()
 
 
-def test_a_start_has_no_reward_time_or_controls(case):
+def test_starts_and_constants_are_those_of_gymnasium(case):
+    spec = gymnasium.spec(tasks.GYMNASIUM[case.name])
+    assert case.env.episode_length == spec.max_episode_steps == 1000
+    assert case.env.dt == case.plain.dt
     start = case.starts
     numbers = (start.reward, start.done, start.info["truncation"], start.metrics)
     assert not any(leaf.any() for leaf in jax.tree.leaves(numbers))
     row = cases.rows(case.env, start)[0]
     for component in (STATE.mjSTATE_TIME, STATE.mjSTATE_CTRL):
         assert not cases.part(case.env, row, component).any()
-
-
-def test_a_task_has_gymnasiums_episode_length_and_step_duration(case):
-    spec = gymnasium.spec(tasks.GYMNASIUM[case.name])
-    assert case.env.episode_length == spec.max_episode_steps == 1000
-    assert case.env.dt == case.plain.dt
 
 
 def test_steps_equal_gymnasiums_in_double_precision(x64):
@@ -168,27 +180,11 @@ def test_steps_equal_gymnasiums_in_double_precision(x64):
     np.testing.assert_array_equal(cases.rows(env, after), rows)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("humanoid", 0.4), ("hopper", 1.0)])
-def test_actions_are_scaled_to_the_actuators_and_clipped(name, limit):
-    env = cases.our_env(name)
-    levels = np.float32([0.5, -1.0, 7.0, -1e30, np.inf])
-    states = cases.reset(jnp.stack([jax.random.key(1)] * len(levels)), env=env)
-    actions = np.tile(levels[:, None, None], (1, 1, env.action_size))
-    after = cases.rollout(states, actions, env=env)
-    for row, level in zip(cases.rows(env, after)[:, 0], levels, strict=True):
-        ctrl = cases.part(env, row, STATE.mjSTATE_CTRL)
-        expected = np.float32(limit) * np.clip(level, -1, 1)
-        np.testing.assert_array_equal(ctrl, [expected] * len(ctrl))
-    assert np.isfinite(after.obs).all()
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_starts_have_gymnasiums_distribution(name):
-    env, plain, num = cases.our_env(name), cases.gymnasium_env(name), 600
-    ours = cases.rows(env, cases.reset(cases.keys(num), env=env))
+def test_starts_have_gymnasiums_distribution(task):
+    env, plain, ours = task.env, task.plain, cases.rows(task.env, task.starts)
     plain.reset(seed=0)
     theirs = []
-    for _ in range(num):
+    for _ in range(NUM_STARTS):
         plain.reset()
         theirs.append(cases.gymnasium_row(plain))
     theirs, noises = np.array(theirs), []
@@ -205,7 +201,9 @@ def test_starts_have_gymnasiums_distribution(name):
         noises.append(ours_noise)
     # The dimensions are independent.
     correlation = np.corrcoef(np.concatenate(noises, axis=1).T)
-    assert np.abs(correlation - np.eye(len(correlation))).max() < 5 / np.sqrt(num)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 5 / np.sqrt(
+        NUM_STARTS
+    )
 
 
 EDGES = {
@@ -256,12 +254,11 @@ def gymnasium_terminations(plain, monkeypatch, qpos, qvel):
     return map(np.array, zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_termination_and_done_agree_with_gymnasium_at_the_edges(name, monkeypatch):
-    env, plain, num = cases.our_env(name), cases.gymnasium_env(name), 2000
+def test_termination_and_done_agree_with_gymnasium_at_the_edges(task, monkeypatch):
+    name, env, num = task.name, task.env, 2000
     qpos, qvel = at_the_edges(env, name, num)
-    expected, sites = gymnasium_terminations(plain, monkeypatch, qpos, qvel)
-    start = cases.lane_of(cases.reset(cases.keys(1), env=env), 0)
+    expected, sites = gymnasium_terminations(task.plain, monkeypatch, qpos, qvel)
+    start = cases.lane_of(task.starts, 0)
     actions = cases.random_actions(env, num)
 
     @jax.jit
@@ -280,8 +277,8 @@ def test_termination_and_done_agree_with_gymnasium_at_the_edges(name, monkeypatc
 
 
 def test_hoppers_termination_does_not_see_velocities_that_its_observation_clips():
-    env = cases.our_env("hopper")
-    state = cases.lane_of(cases.reset(cases.keys(1), env=env), 0)
+    hopper = make_case("hopper", "")
+    env, state = hopper.env, cases.lane_of(hopper.starts, 0)
     physics = state.pipeline_state.replace(qvel=jnp.full(6, 20.0).at[5].set(101.0))
     after = without_time(env).step(state.replace(pipeline_state=physics), jnp.zeros(3))
     assert after.done

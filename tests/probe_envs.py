@@ -1,9 +1,11 @@
-"""Toy environments whose every number is known, and broken ones, for the tests."""
+"""Toy environments whose numbers are known, and broken environments."""
 
 # ruff: noqa: D102  (the methods are the protocol's, described there)
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
 import jax
@@ -15,12 +17,12 @@ from vagram_jax.envs import base
 
 
 def counter_state(count, reward=1.0, done=0.0, info=None, key=None) -> base.State:
-    """A state whose observation is a count and the key that its episode began with."""
+    """A state that observes a count and two numbers drawn with a key."""
     count = jnp.asarray(count, jnp.float32)
-    begun = jnp.zeros((2,)) if key is None else jax.random.uniform(key, (2,))
+    drawn = jnp.zeros((2,)) if key is None else jax.random.uniform(key, (2,))
     return base.State(
-        pipeline_state=begun,
-        obs=jnp.stack([count, *begun]),
+        pipeline_state=drawn,
+        obs=jnp.stack([count, *drawn]),
         reward=jnp.asarray(reward, jnp.float32),
         done=jnp.asarray(done, jnp.float32),
         metrics={},
@@ -29,10 +31,10 @@ def counter_state(count, reward=1.0, done=0.0, info=None, key=None) -> base.Stat
 
 
 class Counter:
-    """Observation: the number of steps so far and two numbers drawn at reset.
+    """Observes the number of steps so far and two numbers drawn at reset.
 
-    `info` counts too and holds a typed key that moves, so that a reset that forgets
-    one of them shows. The episode ends for good after `ends_after` steps, if not 0.
+    `info` has another count and a typed key that changes, so that tests notice a reset
+    that leaves one of them. The episode terminates after `ends_after` steps, if not 0.
     """
 
     observation_size = 3
@@ -63,7 +65,7 @@ class Counter:
 
 
 class Flagged:
-    """Ends as the action says: done if action[0] > 0, truncation if action[1] > 0."""
+    """Sets done if action[0] > 0 and truncation if action[1] > 0."""
 
     observation_size = 3
     action_size = 2
@@ -80,10 +82,10 @@ class Flagged:
 
 
 class Salary:
-    """Pays one for each step; the value of a state is a geometric sum.
+    """Pays a reward of one for each step, so that values are geometric sums.
 
-    If it ends for good, after `ends_after` steps, the observation is the part of them
-    that is over; if not (0), the observation is always zero and nothing ever changes.
+    If it terminates, after `ends_after` steps, it observes the fraction of them that is
+    over. If not (0), the observation is always zero.
     """
 
     observation_size = 1
@@ -111,7 +113,7 @@ class Salary:
 
 @struct.dataclass
 class ForeignState:
-    """A state as another package may have it: other fields, no pipeline_state."""
+    """A state of another package: other fields and no pipeline_state."""
 
     data: Any
     obs: jax.Array
@@ -122,7 +124,7 @@ class ForeignState:
 
 
 class Foreign:
-    """Of another package: weak types, a bool done, a state class of its own."""
+    """An environment of another package: weak types, a bool done, its own state."""
 
     observation_size = 2
     action_size = 1
@@ -137,6 +139,41 @@ class Foreign:
         return ForeignState(
             data, state.obs + action, height, False, {"height": 1.0}, {}
         )
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["obs", "reward", "done", "metrics", "info"],
+    meta_fields=[],
+)
+class BraxStubState(types.SimpleNamespace):
+    """A state as in Brax."""
+
+
+class BraxStub:
+    """Has Brax's interface: it takes raw keys and writes into the state it is given."""
+
+    action_size = 2
+
+    def __init__(self, as_dict=False):
+        self._as_dict = as_dict
+
+    def _state(self, obs, key, count):
+        return BraxStubState(
+            obs={"state": obs, "privileged": obs[:1]} if self._as_dict else obs,
+            reward=obs.sum(),
+            done=0.0,
+            metrics={"count": count},
+            info={"key": key},
+        )
+
+    def reset(self, key):
+        return self._state(jax.random.normal(key, (2,)), key, 0)
+
+    def step(self, state, action):
+        obs = state.obs["state"] if self._as_dict else state.obs
+        state.metrics["count"] += 1
+        return self._state(obs + action, state.info["key"], state.metrics["count"])
 
 
 class Broken(Counter):
@@ -158,7 +195,7 @@ class Broken(Counter):
 
 
 class Gymnasium:
-    """An environment in Gymnasium's form, a likely mistake."""
+    """An environment with Gymnasium's interface, a likely mistake."""
 
     observation_size = 3
     action_size = 1
@@ -171,7 +208,7 @@ class Gymnasium:
 
 
 class TupleState(Counter):
-    """`reset` returns a tuple in place of a state."""
+    """`reset` returns a tuple instead of a state."""
 
     def reset(self, key):
         return jnp.zeros(3), {}

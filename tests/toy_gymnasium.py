@@ -1,4 +1,4 @@
-"""Gymnasium environments of known behaviour, registered when this is imported."""
+"""Gymnasium environments with known behavior, registered when this is imported."""
 
 # ruff: noqa: D102  (the methods are Gymnasium's, described there)
 
@@ -14,10 +14,10 @@ from gymnasium import spaces
 
 
 class Walk(gymnasium.Env):
-    """A noisy walk on a line. Observation: the place, the steps and the last move.
+    """A noisy walk on a line. It observes position, number of steps and last move.
 
-    Each step draws, so that where it stands depends on the seed and on every action.
-    The class counts what is done to its instances.
+    Each step draws a random number, so that the state depends on the seed and on every
+    action. The class counts its instances and steps.
     """
 
     action_space = spaces.Box(np.float32([0.0]), np.float32([4.0]))
@@ -41,21 +41,16 @@ class Walk(gymnasium.Env):
         Walk.most_inside = max(Walk.most_inside, Walk.inside)
         time.sleep(self._pause)
         move = float(action[0]) - 2 + self.np_random.normal()
-        # In place, so that who keeps the observation without a copy is found out.
+        # In place, so that an observation that is kept without a copy changes.
         self._obs += [move, 1.0, move - self._obs[2]]
-        place, steps, _ = self._obs
+        position, steps, _ = self._obs
         Walk.inside -= 1
-        return (
-            self._obs,
-            move,
-            abs(place) > self._limit,
-            steps == self._truncated_at,
-            {},
-        )
+        terminated, truncated = abs(position) > self._limit, steps == self._truncated_at
+        return self._obs, move, terminated, truncated, {}
 
 
 class Bad(Walk):
-    """Does at its second step what `how` says."""
+    """Fails in the way `how`: at its fifth step for "raise", else at its second."""
 
     def __init__(self, how):
         super().__init__()
@@ -76,32 +71,32 @@ class Bad(Walk):
         return obs, reward, terminated, truncated, info
 
 
-class Moody(Walk):
-    """Not a function of its seed, in one of three ways."""
+class Random(Walk):
+    """Not deterministic given its seed, in one of three ways."""
 
     def __init__(self, how):
         super().__init__()
         self._how, self._own = how, np.random.default_rng()
-        self._born_with, self._worn = self._own.normal(), 0
+        self._instance_noise, self._num_resets = self._own.normal(), 0
 
     def reset(self, *, seed=None, options=None):
         obs, info = super().reset(seed=seed)
-        self._worn += 1
-        shift = {
-            "draws anew": self._own.normal(),
-            "born different": self._born_with,
-            "wears out": self._worn,
+        self._num_resets += 1
+        noise = {
+            "reset noise": self._own.normal(),
+            "instance noise": self._instance_noise,
+            "reset count": self._num_resets,
         }
-        obs += shift[self._how]
+        obs += noise[self._how]
         return obs, info
 
 
 class Shaped(Walk):
-    """With other spaces."""
+    """A walk with other spaces."""
 
-    def __init__(self, **its_spaces):
+    def __init__(self, **replaced_spaces):
         super().__init__()
-        for name, space in its_spaces.items():
+        for name, space in replaced_spaces.items():
             setattr(self, f"{name}_space", space)
 
 
@@ -119,8 +114,8 @@ _register("ToySlow", pause=2e-4)
 _register("ToyEndless", length=None)
 for how in ("both", "raise", "nan obs", "nan reward", "shape"):
     _register("ToyBad" + how.title().replace(" ", ""), Bad, how=how)
-for how in ("draws anew", "born different", "wears out"):
-    _register("ToyMoody" + how.title().replace(" ", ""), Moody, how=how)
+for how in ("reset noise", "instance noise", "reset count"):
+    _register("ToyRandom" + how.title().replace(" ", ""), Random, how=how)
 _register("ToyDict", Shaped, observation=spaces.Dict({"x": spaces.Box(0, 1, (3,))}))
 _register("ToyPixels", Shaped, observation=spaces.Box(0, 1, (3, 3)))
 _register("ToyDiscrete", Shaped, action=spaces.Discrete(2))

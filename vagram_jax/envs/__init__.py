@@ -1,7 +1,8 @@
-"""Where experience comes from: environments by name, checked, with their options.
+"""Environments by name, with wrappers and checks.
 
-Comes in: a name and options. Goes out: an environment that training can step. A new
-task is one row of `ENVS`; a task of the user's needs no row, only an import path.
+To add a task to this package, write its class or function and add a row to `ENVS`. To
+add a library of environments, add a file to `adapters` and a row to `LIBRARIES`. A task
+of the user needs neither: its import path is its name.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ from flax import struct
 from vagram_jax.config import ConfigError, from_mapping, static
 from vagram_jax.envs.base import Env, EnvError, State, check_env, one_line
 from vagram_jax.envs.distractors import KINDS, Distractors
-from vagram_jax.envs.episodes import Paced
+from vagram_jax.envs.episodes import EpisodeWrapper
 from vagram_jax.envs.mujoco import physics
 
 __all__ = [
     "ENVS",
+    "LIBRARIES",
     "Distractors",
     "Env",
     "EnvConfig",
     "EnvError",
-    "Paced",
+    "EpisodeWrapper",
     "State",
     "check_env",
     "from_config",
@@ -33,7 +35,7 @@ __all__ = [
     "resolved",
 ]
 
-# Paths and not classes: what a task needs is imported when it is asked for.
+# Import paths, so that a task's dependencies are imported only if it is used.
 ENVS = {
     "ant": "vagram_jax.envs.mujoco.tasks:ant",
     "cartpole_swingup": "vagram_jax.envs.classic:CartpoleSwingup",
@@ -47,35 +49,34 @@ ENVS = {
 }
 """The environments by name, each as `"path.module:attribute"`."""
 
-_UNSET = ("", "auto")
-
-COLLECTIONS = {
-    "brax": "vagram_jax.envs.adapters.foreign:brax_env",
-    "gymnasium": "vagram_jax.envs.adapters.foreign:gymnasium_env",
-    "playground": "vagram_jax.envs.adapters.foreign:playground_env",
+LIBRARIES = {
+    "brax": "vagram_jax.envs.adapters.brax:make",
+    "gymnasium": "vagram_jax.envs.adapters.gymnasium:make",
+    "playground": "vagram_jax.envs.adapters.playground:make",
 }
-"""Who else has environments; `"<collection>:<name>"` is one of theirs."""
+"""Other libraries; `"<library>:<name>"` is one of their environments."""
+
+_UNSET = ("", "auto")
 
 
 @struct.dataclass(kw_only=True)
 class EnvConfig:
-    """Which environment, and what is put around it, in the order of the fields.
+    """The environment and its wrappers, in the order in which they are applied.
 
     Attributes:
-      env: one of `ENVS`; one of another collection, such as `"brax:hopper"`; or
-        `"path.module:attribute"`, where the attribute is a class or a function that
-        makes an environment, or an environment.
-      observation: the form of the observation, where an environment offers several;
-        empty for its own default.
-      physics: what simulates, where an environment offers several; "auto" for the
-        quickest here.
-      action_repeat: how many steps an action lasts; rewards are summed.
-      episode_length: after how many actions an episode is cut; 0 for its own length.
-      distractors: how many dimensions to append that don't matter. They move once
-        per action, however often that is repeated.
+      env: one of `ENVS`; an environment of another library, such as `"brax:hopper"`;
+        or `"path.module:attribute"`, where the attribute is an environment, or a class
+        or function that makes one.
+      observation: the form of the observation, if the environment has several; empty
+        means its default.
+      physics: the simulator, if the environment has several; "auto" means the fastest.
+      action_repeat: number of steps per action; their rewards are summed.
+      episode_length: number of actions per episode; 0 means the environment's own.
+      distractors: number of distracting dimensions to append. They change once per
+        action, even if it is repeated.
       distractor_kind: one of `distractors.KINDS`.
-      distractor_scale: what the appended dimensions are multiplied with.
-      distractor_seed: what the dynamics of the appended dimensions are drawn from.
+      distractor_scale: factor of the distracting dimensions.
+      distractor_seed: seed of the distractors' dynamics.
     """
 
     env: str = static("pendulum")
@@ -90,14 +91,11 @@ class EnvConfig:
 
 
 def make(env: str, **options: Any) -> Env:
-    """An environment by name, checked.
+    """Returns an environment by name, checked.
 
     Args:
       env: as in `EnvConfig`.
       **options: the other fields of `EnvConfig`.
-
-    Returns:
-      The environment.
 
     Raises:
       ConfigError: an unknown name or option, or a value out of range.
@@ -111,22 +109,16 @@ def make(env: str, **options: Any) -> Env:
 
 
 def from_config(config: EnvConfig) -> Env:
-    """The environment that a config describes, checked.
-
-    Args:
-      config: which environment and what is put around it.
-
-    Returns:
-      The environment.
+    """Returns the environment that a config describes, checked.
 
     Raises:
-      ConfigError: an unknown environment.
+      ConfigError: the environment is unknown.
       EnvError: the environment can't be made or can't be trained on.
     """
     env = _construct(config)
     check_env(env)
     if config.action_repeat > 1 or config.episode_length:
-        env = Paced(env, config.action_repeat, config.episode_length)
+        env = EpisodeWrapper(env, config.action_repeat, config.episode_length)
     if config.distractors:
         env = Distractors(
             env,
@@ -139,29 +131,25 @@ def from_config(config: EnvConfig) -> Env:
 
 
 def resolved(config: EnvConfig) -> EnvConfig:
-    """A config without "auto" where this package chooses the physics.
+    """Returns a config for the record, with the physics that "auto" stands for.
 
-    Args:
-      config: which environment and what is put around it.
-
-    Returns:
-      The config for the record: a comparison or a run that goes on mustn't mix two.
+    A comparison, or a run that is resumed, must not mix two kinds of physics.
     """
     if ENVS.get(config.env, "").startswith("vagram_jax.envs.mujoco.tasks:"):
-        return config.replace(physics=physics.chosen(config.physics))
+        return config.replace(physics=physics.resolve(config.physics))
     return config
 
 
 def _construct(config: EnvConfig) -> Any:
     options = {"observation": config.observation, "physics": config.physics}
     options = {name: value for name, value in options.items() if value not in _UNSET}
-    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    target = _find(config.env)
+    text = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    target = _import_target(config.env)
     if hasattr(target, "step") and not isinstance(target, type):
         if options:
             raise EnvError(
-                f"env {config.env}: {given}, but it is made already; leave it out, or "
-                "name its class"
+                f"env {config.env}: {text}, but it is an instance; leave the option "
+                "out, or name its class"
             )
         return target
     try:
@@ -169,23 +157,24 @@ def _construct(config: EnvConfig) -> Any:
     except EnvError:
         raise
     except Exception as error:
-        way = f" with {given}" if given else ""
+        with_options = f" with {text}" if text else ""
         raise EnvError(
-            f"env {config.env}: making it{way} raised {one_line(error)}; a class or "
-            "function without needed arguments is accepted; wrap it in a function"
+            f"env {config.env}: making it{with_options} raised {one_line(error)}; a "
+            "class or function without required arguments is accepted; wrap it in a "
+            "function"
         ) from error
 
 
-def _find(name: str) -> Any:
-    """What a name or an import path stands for."""
-    collection, _, inner = name.partition(":")
-    if collection in COLLECTIONS:
-        return functools.partial(_find(COLLECTIONS[collection]), inner)
+def _import_target(name: str) -> Any:
+    """Returns the object that a name or an import path stands for."""
+    library, _, inner = name.partition(":")
+    if library in LIBRARIES:
+        return functools.partial(_import_target(LIBRARIES[library]), inner)
     module_name, colon, attribute = ENVS.get(name, name).partition(":")
     if not (module_name and colon and attribute):
         near = difflib.get_close_matches(name, ENVS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        others = ", ".join(f"{collection}:NAME" for collection in COLLECTIONS)
+        others = ", ".join(f"{library}:NAME" for library in LIBRARIES)
         raise ConfigError(
             f"config: env={name!r}; known: {', '.join(ENVS)}, {others}, or "
             f"path.module:ClassName{hint}"

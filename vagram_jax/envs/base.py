@@ -1,21 +1,18 @@
-"""The protocol of an environment and its checker: the first stop of the flow.
+"""The environment protocol, and `check_env`, which checks an environment against it.
 
-Comes in: an environment of this package, of Brax, of MuJoCo Playground or of the
-user's own. Goes out: nothing where it can be trained on, else one line that says why
-not, before anything is compiled.
-
-The protocol is Brax's, by shape and not by inheritance. What an environment keeps in
-its state beside the named fields is its own business: nothing here looks inside.
+The protocol has the shape of Brax's, without inheritance. `check_env` traces an
+environment of this package, of another library or of the user, and compiles nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import numbers
 import os
 import random
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -28,21 +25,27 @@ _JAX_FOLDER = os.path.dirname(jax.__file__)
 
 
 class EnvError(ValueError):
-    """An environment that can't be used. The message is one line, with the remedy."""
+    """An environment that can't be used. The message is one line.
+
+    Attributes:
+      status: the exit status of a command that fails with this error.
+    """
+
+    status = 2
 
 
 @struct.dataclass(kw_only=True)
 class State:
-    """An environment between two steps: all that the next step depends on.
+    """The state of an environment between two steps.
 
     Attributes:
-      pipeline_state: any pytree, the environment's own.
+      pipeline_state: any pytree; only the environment reads it.
       obs: `[obs_dim]`, in the units of the task.
       reward: `[]`, of the step that led here; 0 after a reset.
-      done: `[]` float, 1 where the episode ended for good, else 0.
-      metrics: names to scalars that a person may want to see.
-      info: names to arrays that wrappers may read; Brax's `"truncation"`, 1 where a
-        time limit is why `done` is 1, is the only one that this package reads.
+      done: `[]` float, 1 if the episode ended at this step, else 0.
+      metrics: scalars by name, for people to look at.
+      info: arrays by name. This package reads only Brax's `"truncation"`, which is 1
+        if a time limit is why the episode ended.
     """
 
     pipeline_state: Any
@@ -54,48 +57,46 @@ class State:
 
 
 class Env(Protocol):
-    """What can be trained on: one environment, unbatched; the caller vmaps.
+    """An environment. Its functions are unbatched; the caller vmaps them.
 
-    `step` may be called beyond the end of an episode. Two attributes are optional, and
-    None stands for their absence:
+    `step` may be called after the end of an episode. Two attributes are optional and
+    may be None:
 
-    - `termination(obs, action, next_obs)`: a `types.TerminationFn`, what imagined
-      rollouts end by. Without it the config must say what else they end by.
-    - `episode_length`: after how many steps an episode is cut.
+    - `termination(obs, action, next_obs)`: a `types.TerminationFn`, which ends imagined
+      rollouts. Without it the config must choose another way to end them.
+    - `episode_length`: the number of steps after which an episode is truncated.
 
-    Pictures read three more, see `render`: a wrapper's `unwrap(state)`, which returns
-    the wrapped environment and its state; `dt`, the seconds of a step; and
-    `outline(state)`, the points of a drawing.
+    Films (see `render`) use three more: `unwrap(state)` of a wrapper returns the
+    wrapped environment and its state; `dt` is the duration of a step in s;
+    `outline(state)` returns the points of a drawing.
 
     Attributes:
-      observation_size: the number of dimensions of an observation.
-      action_size: the number of dimensions of an action, each in [-1, 1]; scaling to
-        torques or forces is up to the environment.
+      observation_size: number of dimensions of an observation.
+      action_size: number of dimensions of an action. Each is in [-1, 1]; the
+        environment scales it to torques or forces.
     """
 
     observation_size: int
     action_size: int
 
     def reset(self, key: jax.Array) -> State:
-        """A typed key to the first state of an episode."""
+        """Returns the first state of an episode, drawn with a typed key."""
 
     def step(self, state: State, action: jax.Array) -> State:
-        """A state and `[action_dim]`, each in [-1, 1], to the next state."""
+        """Returns the state after an action `[action_dim]` in [-1, 1]."""
 
 
-def around(
+def wrapper_state(
     inner: Any, pipeline_state: Any, *, obs: jax.Array, reward: jax.Array
 ) -> State:
-    """The state of a wrapper: its own where it differs, the wrapped one's elsewhere.
+    """Returns the state of a wrapper.
 
     Args:
-      inner: the state of the wrapped environment, of any class.
-      pipeline_state: what the wrapper needs for its next step, `inner` included.
-      obs: `[obs_dim]`, as the wrapper shows it.
-      reward: `[]`, as the wrapper counts it.
-
-    Returns:
-      A `State` with `done`, `metrics` and `info` of `inner`.
+      inner: state of the wrapped environment, of any class; its `done`, `metrics` and
+        `info` are kept.
+      pipeline_state: what the wrapper needs for its next step, including `inner`.
+      obs: `[obs_dim]`, the wrapper's observation.
+      reward: `[]`, the wrapper's reward.
     """
     return State(
         pipeline_state=pipeline_state,
@@ -108,14 +109,11 @@ def around(
 
 
 def unwrapped(env: Any, state: Any) -> tuple[Any, Any]:
-    """The environment inside all wrappers, and its part of a state.
+    """Returns the environment inside all wrappers, and its state.
 
     Args:
       env: an environment, or a wrapper with `unwrap(state)`.
-      state: of `env`.
-
-    Returns:
-      `(env, state)` of the innermost one.
+      state: a state of `env`.
     """
     while hasattr(env, "unwrap"):
         env, state = env.unwrap(state)
@@ -123,26 +121,21 @@ def unwrapped(env: Any, state: Any) -> tuple[Any, Any]:
 
 
 def all_finite(*arrays: jax.Array) -> jax.Array:
-    """Whether no number is NaN or infinite.
-
-    Args:
-      *arrays: any shapes.
-
-    Returns:
-      A bool scalar.
-    """
+    """Returns a bool scalar: no array contains NaN or infinity."""
     return jnp.array([jnp.isfinite(array).all() for array in arrays]).all()
 
 
 def check_env(env: Any) -> None:
-    """Raises where an environment can't be trained on; traces it, compiles nothing.
+    """Raises an error if an environment can't be trained on.
+
+    It traces `reset`, `step` and `termination` and compiles nothing.
 
     Args:
-      env: any object in the form of `Env`.
+      env: any object that should conform to `Env`.
 
     Raises:
-      EnvError: a missing or unfit attribute or method, a step that doesn't trace, an
-        unfit shape or type, or a state that changes its structure from reset to step.
+      EnvError: an attribute or method is missing or unsuitable, a function can't be
+        traced, or a shape, a type or the structure of the state is wrong.
     """
     where = f"env {name_of(env)}"
     _check_attributes(env, where)
@@ -150,7 +143,7 @@ def check_env(env: Any) -> None:
     action = jax.ShapeDtypeStruct((env.action_size,), jnp.result_type(float))
     first = _trace(env.reset, (key,), f"{where}: reset")
     _check_state(first, env.observation_size, f"{where}: reset")
-    # Weak types are forgotten: a loop that carries the state forgets them too.
+    # A loop that carries the state drops weak types, so they are dropped here, too.
     first = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), first
     )
@@ -162,40 +155,52 @@ def check_env(env: Any) -> None:
 
 
 def name_of(env: Any) -> str:
-    """What messages call an environment.
-
-    Args:
-      env: an environment or, by mistake, its class.
-
-    Returns:
-      The name of its class.
-    """
+    """Returns the class name of an environment (or of a class), for messages."""
     return env.__name__ if isinstance(env, type) else type(env).__name__
 
 
 def one_line(error: Exception) -> str:
-    """What an exception says, cut to its first line.
-
-    Args:
-      error: any exception.
-
-    Returns:
-      Its class and the first line of its message.
-    """
+    """Returns the class of an exception and the first line of its message."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
-def is_count(value: Any) -> bool:
-    """Whether a value is a whole number of at least one, and not True.
+@contextlib.contextmanager
+def as_env_error(action: str) -> Iterator[None]:
+    """Turns any exception inside the block into an `EnvError` of one line.
 
     Args:
-      value: anything.
+      action: the environment and what is done with it, which begins the message.
 
-    Returns:
-      The answer.
+    Raises:
+      EnvError: the block raised an exception.
     """
+    try:
+        yield
+    except Exception as error:
+        is_ours = isinstance(error, EnvError)
+        text = str(error) if is_ours else f"{one_line(error)}; repair it"
+        raise EnvError(f"{action} raised {text}") from error
+
+
+def is_count(value: Any) -> bool:
+    """Returns whether a value is a whole number of at least 1 (and not True)."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     return is_whole and value > 0
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises an error that lists the accepted values if a value isn't one of them.
+
+    Args:
+      name: where the value is set and what it is called, as in `"env ant: physics"`.
+      value: the value.
+      choices: the accepted values.
+
+    Raises:
+      EnvError: `value` is not one of `choices`.
+    """
+    if value not in choices:
+        raise EnvError(f"{name}={value!r}; accepted: {', '.join(choices)}")
 
 
 def _check_attributes(env: Any, where: str) -> None:
@@ -223,11 +228,11 @@ def _check_attributes(env: Any, where: str) -> None:
 def _check_call(function: Any, arguments: tuple[str, ...], where: str) -> None:
     accepted = f"({', '.join(arguments)}) is accepted"
     if not callable(function):
-        raise EnvError(f"{where} is no function; {accepted}; make it a method")
+        raise EnvError(f"{where} is not a function; {accepted}; make it a method")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
-        return  # Not every callable can say what it takes; tracing finds out.
+        return  # Some callables have no signature; tracing reports a wrong call.
     try:
         signature.bind(*arguments)
     except TypeError as error:
@@ -237,33 +242,33 @@ def _check_call(function: Any, arguments: tuple[str, ...], where: str) -> None:
 
 
 def _trace(function: Callable, arguments: tuple[Any, ...], where: str) -> Any:
-    """What `function` returns, as shapes; a failure becomes one line."""
+    """Returns the shapes of what `function` returns; raises a failure as one line."""
     before = _host_generators()
     try:
-        # A fresh function each time: JAX remembers the traces of the others.
+        # A new function each time, because JAX caches traces by function.
         result = jax.eval_shape(lambda *inner: function(*inner), *arguments)
     except Exception as error:
         raise EnvError(
-            f"{where} fails when JAX traces it{_place(error)}: "
+            f"{where} fails when JAX traces it{_location(error)}: "
             f"{one_line(error)}; a pure function of its arguments is accepted; use "
             "jax.numpy and jax.lax in place of Python's if, float() and NumPy"
         ) from error
     if _host_generators() != before:
         raise EnvError(
-            f"{where} draws from a global generator of Python or NumPy, which would be "
-            "done once and compiled in; draw with jax.random from the key of reset"
+            f"{where} draws from a global generator of Python or NumPy, which would "
+            "happen only once, at compilation; use jax.random and the key of reset"
         )
     return result
 
 
 def _host_generators() -> tuple[Any, ...]:
-    """Where the global generators stand, which no pure function moves."""
-    _, words, *position = np.random.get_state()  # noqa: NPY002  (it is watched, not used)
+    """Returns the states of the global generators; no pure function changes them."""
+    _, words, *position = np.random.get_state()  # noqa: NPY002 - it is only compared
     return words.tobytes(), position, random.getstate()
 
 
-def _place(error: Exception) -> str:
-    """The last line of code outside JAX and this file that an error passed through."""
+def _location(error: Exception) -> str:
+    """Returns the last line outside JAX and this file in the traceback of an error."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -280,18 +285,20 @@ def _check_state(state: Any, observation_size: int, where: str) -> None:
                 f"{where} returned {type(state).__name__} without {name}; "
                 f"{_ACCEPTED_STATE} is accepted; return vagram_jax.envs.State"
             )
-    wanted = (
+    accepted = (
         f"a float vector [{observation_size}], as observation_size says, is accepted"
     )
     if not hasattr(state.obs, "shape"):
         raise EnvError(
-            f"{where} returned obs of type {type(state.obs).__name__}; {wanted}; "
-            "concatenate its parts to one vector"
+            f"{where} returned obs of type {type(state.obs).__name__}; {accepted}; "
+            "concatenate its parts into one vector"
         )
     if state.obs.shape != (observation_size,):
-        raise EnvError(f"{where} returned obs {_text(state.obs)}; {wanted}; reshape it")
+        raise EnvError(
+            f"{where} returned obs {_text(state.obs)}; {accepted}; reshape it"
+        )
     if not jnp.issubdtype(state.obs.dtype, jnp.floating):
-        raise EnvError(f"{where} returned obs {_text(state.obs)}; {wanted}; cast it")
+        raise EnvError(f"{where} returned obs {_text(state.obs)}; {accepted}; cast it")
     _check_scalar(state.reward, (jnp.floating,), f"{where} returned reward")
     _check_scalar(state.done, (jnp.floating, jnp.bool_), f"{where} returned done")
     for name in ("metrics", "info"):
@@ -301,9 +308,9 @@ def _check_state(state: Any, observation_size: int, where: str) -> None:
                 f"{where} returned {name} of type {kind}; a dict is accepted"
             )
     if "truncation" in state.info:
-        accepted = (jnp.number, jnp.bool_)
+        kinds = (jnp.number, jnp.bool_)
         truncation = state.info["truncation"]
-        _check_scalar(truncation, accepted, f"{where} returned info['truncation']")
+        _check_scalar(truncation, kinds, f"{where} returned info['truncation']")
 
 
 def _check_scalar(value: Any, kinds: tuple[Any, ...], where: str) -> None:
@@ -323,8 +330,8 @@ def _check_same_tree(first: Any, second: Any, where: str) -> None:
         if before.get(path) != after.get(path):
             raise EnvError(
                 f"{where}: state{path} is {before.get(path, 'absent')} after reset and "
-                f"{after.get(path, 'absent')} after step; one of both is accepted; "
-                "make reset and step return it alike"
+                f"{after.get(path, 'absent')} after step; one of the two is accepted; "
+                "make reset and step return the same shape and type"
             )
     if jax.tree.structure(first) != jax.tree.structure(second):
         raise EnvError(

@@ -1,8 +1,7 @@
-"""Two small tasks in pure JAX: small enough for tests and for studies on a CPU.
+"""Pendulum and cart-pole swing-up in pure JAX, for tests and for studies on a CPU.
 
-Comes in: actions in [-1, 1]. Goes out: states in the form of `base.State`. Both are
-computed in JAX's default float type; angles are in radians, 0 is upright, and they
-are kept in [-pi, pi) so that float32 doesn't lose digits in a long episode.
+Both use JAX's default float type. Angles are in radians and 0 is upright. They are
+kept in [-pi, pi), so that float32 doesn't lose digits in a long episode.
 """
 
 from __future__ import annotations
@@ -14,30 +13,30 @@ from vagram_jax.envs import base
 
 
 class Pendulum:
-    """Swing a pendulum up and hold it: dynamics and reward of Gymnasium's Pendulum-v1.
+    """Pendulum swing-up with the dynamics and reward of Gymnasium's Pendulum-v1.
 
         velocity' = clip(velocity + (3g/(2l) sin(angle) + 3/(m l^2) torque) dt, -8, 8)
         angle'    = angle + velocity' dt
         reward    = -(angle^2 + 0.1 velocity^2 + 0.001 torque^2)
 
-    with the angle and velocity before the step in the reward, and torque = 2 action,
-    the action clipped to [-1, 1] as Gymnasium clips the torque. It never terminates.
+    where the reward uses the angle and velocity before the step, and torque = 2 action
+    with the action clipped to [-1, 1]. It never terminates.
 
     Source: Gymnasium `envs/classic_control/pendulum.py`.
 
     Args:
       observation: `"vector"` for Gymnasium's (cos angle, sin angle, velocity), or
-        `"state"` for (angle, velocity), of which the angle jumps from pi to -pi.
+        `"state"` for (angle, velocity), where the angle jumps from pi to -pi.
 
     Attributes:
       observation_size: 3, or 2 for `"state"`.
       action_size: 1.
-      episode_length: 200 steps, which are 10 s.
+      episode_length: 200 steps (10 s).
       dt: 0.05 s.
-      reach: how far the outline gets from the middle, in m.
+      reach: half the width and half the height of a picture in m.
 
     Raises:
-      EnvError: another `observation`.
+      EnvError: an unknown `observation`.
     """
 
     action_size = 1
@@ -50,21 +49,14 @@ class Pendulum:
 
     def __init__(self, observation: str = "vector"):
         sizes = {"vector": 3, "state": 2}
-        if observation not in sizes:
-            raise base.EnvError(
-                f"Pendulum: observation={observation!r}; accepted: {', '.join(sizes)}"
-            )
+        base.check_choice("Pendulum: observation", observation, sizes)
         self._observation = observation
         self.observation_size = sizes[observation]
 
     def reset(self, key: jax.Array) -> base.State:
-        """An angle in [-pi, pi) and a velocity in [-1, 1), both uniform.
+        """Draws an angle in [-pi, pi) and a velocity in [-1, 1), both uniform.
 
-        Args:
-          key: a typed key.
-
-        Returns:
-          The first `State`; `pipeline_state` is `[2]`, (angle, velocity).
+        `pipeline_state` is `[2]`, (angle, velocity).
         """
         high = jnp.array([jnp.pi, 1.0])
         physics = jax.random.uniform(key, (2,), minval=-high, maxval=high)
@@ -73,15 +65,7 @@ class Pendulum:
         )
 
     def step(self, state: base.State, action: jax.Array) -> base.State:
-        """0.05 s later.
-
-        Args:
-          state: as `reset` or the last step returned it.
-          action: `[1]`, in [-1, 1].
-
-        Returns:
-          The next `State`.
-        """
+        """Returns the state 0.05 s later; `action` is `[1]`, clipped to [-1, 1]."""
         angle, velocity = state.pipeline_state
         torque = self._max_torque * jnp.clip(action[0], -1, 1)
         reward = -(angle**2 + 0.1 * velocity**2 + 0.001 * torque**2)
@@ -99,26 +83,13 @@ class Pendulum:
     def termination(
         self, obs: jax.Array, action: jax.Array, next_obs: jax.Array
     ) -> jax.Array:
-        """Never, but where a number is not finite.
-
-        Args:
-          obs: `[obs_dim]`.
-          action: `[1]`.
-          next_obs: `[obs_dim]`.
-
-        Returns:
-          A bool scalar.
-        """
+        """Returns False, or True if a number isn't finite."""
         return ~base.all_finite(obs, action, next_obs)
 
     def outline(self, state: base.State) -> jax.Array:
-        """The rod, for pictures: angles grow to the left, as Gymnasium draws them.
+        """Returns the two ends of the rod, `[2, 2]` (right, up) in m, for films.
 
-        Args:
-          state: as `reset` or `step` returned it.
-
-        Returns:
-          `[2, 2]` m, its fixed end and its free one, (to the right, up).
+        Positive angles are on the left, as Gymnasium draws them.
         """
         angle = state.pipeline_state[0]
         tip = self._length * jnp.array([-jnp.sin(angle), jnp.cos(angle)])
@@ -132,7 +103,7 @@ class Pendulum:
 
 
 class CartpoleSwingup:
-    """Swing the pole on a cart up and hold it in the middle of the track.
+    """Cart-pole swing-up: raise the pole and hold it in the middle of the track.
 
     The cart-pole of Barto, Sutton and Anderson (1983) as corrected by Florian (2007)
     and used in Gymnasium, without friction and with a continuous force:
@@ -142,18 +113,18 @@ class CartpoleSwingup:
                    / (l (4/3 - m cos^2(angle) / (M + m)))
         linear   = pull - m l angular cos(angle) / (M + m)
 
-    with l half the pole's length and w its angular velocity. Start, reward, masses,
+    where l is half the pole's length and w its angular velocity. Start, reward, masses,
     force and duration follow dm_control's `cartpole swingup` (Tassa et al. 2018,
     arXiv 1801.00690): the pole hangs down, and the reward of the state after a step
-    is the product of upright, centred, little control and little angular velocity,
-    in [0, 1]. Two choices are our own:
+    is the product of four terms in [0, 1] for an upright pole, a centered cart, a small
+    control and a small angular velocity. Two choices differ from dm_control:
 
-    - A step lasts 0.02 s, as in Gymnasium, instead of 0.01 s: the pole falls slowly
-      enough, and an episode of 10 s has 500 steps instead of 1000. It is one step of
-      Runge-Kutta, whose error is far below float32's after such a time.
-    - The track ends at 1.8 m in walls that take the cart's momentum and not the
-      pole's. It never terminates, so that every episode has the same length and the
-      returns of a bad policy are not those of a short episode.
+    - A step lasts 0.02 s, as in Gymnasium, instead of 0.01 s, so that an episode of
+      10 s has 500 steps instead of 1000. Each is one Runge-Kutta step, whose error over
+      an episode is far below the rounding error of float32.
+    - The track ends at 1.8 m in walls that stop the cart and leave the momentum of the
+      pole unchanged. The task never terminates, so that all episodes have the same
+      length and a low return never means a short episode.
 
     Observation: (x, cos angle, sin angle, velocity, angular velocity).
 
@@ -162,26 +133,22 @@ class CartpoleSwingup:
       action_size: 1.
       episode_length: 500 steps.
       dt: 0.02 s.
-      reach: how far the outline gets from the middle, in m.
+      reach: half the width and half the height of a picture in m.
     """
 
     observation_size = 5
     action_size = 1
     episode_length = 500
     dt = 0.02  # s
-    reach = (2.8, 1.0)  # m: the track and the pole
+    reach = (2.8, 1.0)  # m, the track and the pole
 
     _gravity, _cart_mass, _pole_mass, _half_length = 9.8, 1.0, 0.1, 0.5
     _force, _track = 10.0, 1.8  # N, m
 
     def reset(self, key: jax.Array) -> base.State:
-        """Hanging at rest in the middle, but for noise of 0.01 in each dimension.
+        """Returns a hanging pole at rest in the middle, plus normal noise of 0.01.
 
-        Args:
-          key: a typed key.
-
-        Returns:
-          The first `State`; `pipeline_state` is `[4]`, (x, angle, their velocities).
+        `pipeline_state` is `[4]`: x, angle and their velocities.
         """
         x, angle, *velocities = 0.01 * jax.random.normal(key, (4,))
         physics = jnp.array([x, _wrap(angle + jnp.pi), *velocities])
@@ -189,15 +156,7 @@ class CartpoleSwingup:
         return _state(physics, obs, jnp.zeros(()), jnp.zeros((), bool))
 
     def step(self, state: base.State, action: jax.Array) -> base.State:
-        """0.02 s later.
-
-        Args:
-          state: as `reset` or the last step returned it.
-          action: `[1]`, in [-1, 1], beyond which it is clipped.
-
-        Returns:
-          The next `State`.
-        """
+        """Returns the state 0.02 s later; `action` is `[1]`, clipped to [-1, 1]."""
         control = jnp.clip(action[0], -1, 1)
         physics = self._integrate(state.pipeline_state, self._force * control)
         physics = self._stop_at_walls(physics)
@@ -208,27 +167,11 @@ class CartpoleSwingup:
     def termination(
         self, obs: jax.Array, action: jax.Array, next_obs: jax.Array
     ) -> jax.Array:
-        """Never, but where a number is not finite.
-
-        Args:
-          obs: `[5]`.
-          action: `[1]`.
-          next_obs: `[5]`.
-
-        Returns:
-          A bool scalar.
-        """
+        """Returns False, or True if a number isn't finite."""
         return ~base.all_finite(obs, action, next_obs)
 
     def outline(self, state: base.State) -> jax.Array:
-        """The pole, for pictures.
-
-        Args:
-          state: as `reset` or `step` returned it.
-
-        Returns:
-          `[2, 2]` m, its end on the cart and its free one, (to the right, up).
-        """
+        """Returns the two ends of the pole, `[2, 2]` (right, up) in m, for films."""
         x, angle = state.pipeline_state[:2]
         cart = jnp.array([x, 0.0])
         pole = 2 * self._half_length * jnp.array([jnp.sin(angle), jnp.cos(angle)])
@@ -238,8 +181,8 @@ class CartpoleSwingup:
         x, angle, velocity, spin = physics
         return jnp.array([x, jnp.cos(angle), jnp.sin(angle), velocity, spin])
 
-    def _slope(self, physics: jax.Array, force: jax.Array) -> jax.Array:
-        """The derivative of `[4]` with respect to time."""
+    def _derivative(self, physics: jax.Array, force: jax.Array) -> jax.Array:
+        """Returns the time derivative of `[4]`."""
         _, angle, velocity, spin = physics
         sin, cos = jnp.sin(angle), jnp.cos(angle)
         mass = self._cart_mass + self._pole_mass
@@ -250,44 +193,44 @@ class CartpoleSwingup:
         return jnp.array([velocity, spin, linear, angular])
 
     def _integrate(self, physics: jax.Array, force: jax.Array) -> jax.Array:
-        """One step of the classical Runge-Kutta method of order four."""
+        """Takes one step of the classical Runge-Kutta method of order four."""
         dt = self.dt
-        first = self._slope(physics, force)
-        second = self._slope(physics + dt / 2 * first, force)
-        third = self._slope(physics + dt / 2 * second, force)
-        fourth = self._slope(physics + dt * third, force)
+        first = self._derivative(physics, force)
+        second = self._derivative(physics + dt / 2 * first, force)
+        third = self._derivative(physics + dt / 2 * second, force)
+        fourth = self._derivative(physics + dt * third, force)
         return physics + dt / 6 * (first + 2 * second + 2 * third + fourth)
 
     def _stop_at_walls(self, physics: jax.Array) -> jax.Array:
-        """A cart beyond the track stands at its end, hit from the side by the wall.
+        """Puts a cart beyond the track at its end and stops it.
 
-        The wall pushes the cart alone, so that the pole keeps its generalised
-        momentum, 4/3 m l^2 spin + m l cos(angle) velocity.
+        The wall pushes only the cart, so that the pole keeps its generalized momentum
+        4/3 m l^2 spin + m l cos(angle) velocity.
         """
         x, angle, velocity, spin = physics
-        hits = jnp.abs(x) > self._track
-        swung = spin + 0.75 * jnp.cos(angle) * velocity / self._half_length
+        hits_wall = jnp.abs(x) > self._track
+        spin_after = spin + 0.75 * jnp.cos(angle) * velocity / self._half_length
         return jnp.array(
             [
                 jnp.clip(x, -self._track, self._track),
                 _wrap(angle),
-                jnp.where(hits, 0, velocity),
-                jnp.where(hits, swung, spin),
+                jnp.where(hits_wall, 0, velocity),
+                jnp.where(hits_wall, spin_after, spin),
             ]
         )
 
     def _reward(self, physics: jax.Array, control: jax.Array) -> jax.Array:
-        """dm_control's smooth swing-up reward; each margin and weight is from there."""
+        """Returns dm_control's smooth swing-up reward, with its margins and weights."""
         x, angle, _, spin = physics
         upright = (1 + jnp.cos(angle)) / 2
-        centred = (1 + _tolerance(x, margin=2)) / 2
-        calm = (1 + _tolerance(spin, margin=5)) / 2
-        gentle = (4 + (1 - control**2)) / 5
-        return upright * centred * calm * gentle
+        centered = (1 + _tolerance(x, margin=2)) / 2
+        slow = (1 + _tolerance(spin, margin=5)) / 2
+        small_control = (4 + (1 - control**2)) / 5
+        return upright * centered * slow * small_control
 
 
 def _tolerance(value: jax.Array, *, margin: float) -> jax.Array:
-    """1 at 0, falling as a Gaussian to 0.1 at `margin`, as in dm_control's rewards."""
+    """Returns dm_control's Gaussian tolerance: 1 at 0 and 0.1 at `margin`."""
     return 0.1 ** jnp.square(value / margin)
 
 

@@ -1,8 +1,7 @@
-"""Observations that don't matter: dimensions beside a task's own.
+"""Distractors: observation dimensions that no action influences and no reward reads.
 
-Comes in: an environment. Goes out: the same environment with more dimensions, which
-no action influences and no reward reads. A model that spends its capacity on them has
-less left for what the value depends on. A new kind is one more row of `KINDS`.
+A dynamics model that spends capacity on them has less left for the dimensions that the
+value depends on. To add a kind of distractor, add a row to `KINDS`.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from flax import struct
 
 from vagram_jax.envs import base
 
-# What the distractors' key is folded from the reset key with. It is large because
-# fold_in(key, i) is the same key as split(key)[i], which the environment may draw from.
+# Folded into the reset key. It is large because fold_in(key, i) for a small i equals
+# split(key)[i], which the environment may draw from.
 _FOLD = 1_684_632_436
 
-# Below 2 many matrices settle on a point or a cycle. At 2.5 a network of two layers
-# of 64 explains 99% of the variance of 10 dimensions and 92% of that of 20, one of
-# two layers of 8 only 68% and 31%; at 3 the larger one explains 88% of 10.
+# Below 2 many matrices converge to a point or a cycle. At 2.5 a network of two layers
+# of 64 units explains 99% of the variance of 10 dimensions and 92% of 20, and one of
+# two layers of 8 units only 68% and 31%. At 3 the larger one explains 88% of 10.
 _CHAOTIC_GAIN = 2.5
 
 _SWITCHING_LIMIT = 20.0
@@ -33,14 +32,14 @@ Parameters = dict[str, np.ndarray]
 
 
 class Kind(NamedTuple):
-    """One kind of distractor.
+    """One kind of distractor, with D dimensions.
 
     Attributes:
-      parameters: a typed key and D to the constants of the dynamics, float32.
-      start: a typed key, D and a float type to the first values `[D]`.
-      advance: constants, values `[D]` and a typed key, None unless `draws`, to the
-        next values `[D]`.
-      draws: whether `advance` needs a key.
+      parameters: `(key, D)` to the float32 constants of the dynamics.
+      start: `(key, D, dtype)` to the first values `[D]`.
+      advance: `(constants, values [D], key)` to the next values `[D]`; the key is None
+        unless `draws`.
+      draws: whether `advance` draws random numbers.
     """
 
     parameters: Callable[[jax.Array, int], Parameters]
@@ -51,10 +50,10 @@ class Kind(NamedTuple):
 
 @struct.dataclass(kw_only=True)
 class DistractorState:
-    """What the next step of an environment with distractors depends on.
+    """The state of an environment with distractors.
 
     Attributes:
-      inner: the state of the environment without them, of any class.
+      inner: state of the environment without distractors, of any class.
       values: `[num_dims]`, before scaling.
       key: `[]`, a typed key, or None for a kind that draws nothing.
     """
@@ -65,48 +64,47 @@ class DistractorState:
 
 
 class Distractors:
-    """An environment with dimensions that don't matter behind those of its own.
+    """An environment with distracting dimensions appended to its observation.
 
-    The observation is that of `env` and then `scale * x`. Of the kinds of x, all but
-    `"switching"` have a standard deviation of about 0.7 to 1:
+    The observation is that of `env` followed by `scale * x`, where x has D dimensions.
+    All kinds but `"switching"` have a standard deviation of about 0.7 to 1:
 
     - `"chaotic"`: x' = sin(A x), A Gaussian with standard deviation 2.5 / sqrt(D).
-      Deterministic, within [-1, 1], never at rest, and smooth, so that a network
-      can learn it and needs capacity for it. Most matrices of one or two dimensions,
-      and few of more than five, have a stable cycle; they are passed over for the
-      next that is drawn. A single dimension still closes a cycle after hundreds to
-      thousands of steps, because float32 has only so many numbers.
-    - `"linear"`: x' = Q x, Q orthogonal: easy to predict, neither grows nor fades.
-    - `"noise"`: standard normal, independent of everything: impossible to predict.
-    - `"switching"`: the distractors of the code of Voelcker et al. 2022 (arXiv
-      2204.01464): y = A x, x' = y + 0.1 sin(W y), components beyond 20 set to a
-      constant each; A standard normal, W the squares of normal numbers of standard
-      deviation 10, the constants standard normal, the start of standard deviation
-      0.1. Their standard deviation is about 8, and there a third of the components
-      or more jump at each step: use it to stay comparable, with `scale` if need be.
+      Deterministic and smooth, within [-1, 1], so that a network can learn it and needs
+      capacity for it. Matrices with a stable point or cycle are rejected and drawn
+      again; they are common for D = 1 and 2 and rare above 5. A single dimension still
+      enters a cycle after hundreds to thousands of steps, because float32 is finite.
+    - `"linear"`: x' = Q x, Q orthogonal. Easy to predict; neither grows nor decays.
+    - `"noise"`: standard normal and independent at each step. Impossible to predict.
+    - `"switching"`: the distractors in the code of Voelcker et al. 2022 (arXiv
+      2204.01464): y = A x, x' = y + 0.1 sin(W y), and each component beyond 20 is set
+      to its constant. A and the constants are standard normal, W holds squares of
+      normal numbers of standard deviation 10, and the start has standard deviation 0.1.
+      The values have a standard deviation of about 8, and a third of the components or
+      more jump at each step. Use it to compare with the paper; `scale` can shrink it.
 
-    The constants come from `seed` alone, so that training and evaluation share them,
-    and don't depend on whether 64-bit types are on. The start of x comes from the
-    key of `reset`. `env` gets that key itself: its part of the episode is bit for bit
-    that of `env` alone.
+    The constants depend only on `seed`, so that training and evaluation share them, and
+    not on whether 64-bit types are enabled. The start of x is drawn with the key of
+    `reset`. `env` gets the same key, and its part of an episode is bit for bit that of
+    `env` without distractors.
 
     Args:
       env: the environment.
-      num_dims: how many dimensions to append, D.
+      num_dims: number D of dimensions to append.
       kind: one of `KINDS`.
-      scale: what x is multiplied with in the observation.
-      seed: what the constants are drawn from.
+      scale: factor of x in the observation.
+      seed: seed of the constants.
 
     Attributes:
-      observation_size: that of `env` and `num_dims`.
-      action_size: as that of `env`.
-      episode_length: as that of `env`, or None.
-      termination: that of `env` on its own dimensions, or None.
-      dt: as that of `env`, or None.
+      observation_size: that of `env` plus `num_dims`.
+      action_size: as in `env`.
+      episode_length: as in `env`, or None.
+      termination: that of `env` applied to its dimensions, or None.
+      dt: as in `env`, or None.
       parameters: the constants by name.
 
     Raises:
-      EnvError: an unknown kind or a number out of range.
+      EnvError: the kind is unknown or a number is out of range.
     """
 
     def __init__(
@@ -127,37 +125,22 @@ class Distractors:
         self.dt = getattr(env, "dt", None)
         has_termination = getattr(env, "termination", None) is not None
         self.termination = self._termination if has_termination else None
-        # Drawn now even if a trace is going on: tracers mustn't stay behind.
+        # Computed now even while JAX traces, so that the constants aren't tracers.
         with jax.ensure_compile_time_eval():
             self.parameters = self._kind.parameters(jax.random.key(seed), num_dims)
 
     def reset(self, key: jax.Array) -> base.State:
-        """The first state of an episode, as `env` draws it from the same key.
-
-        Args:
-          key: a typed key.
-
-        Returns:
-          A `State` around that of the environment.
-        """
-        own_key = jax.random.fold_in(key, _FOLD)
+        """Returns the first state of an episode; `env` gets the same key."""
+        distractor_key = jax.random.fold_in(key, _FOLD)
         inner = self._env.reset(key)
         step_key = None
         if self._kind.draws:
-            own_key, step_key = jax.random.split(own_key)
-        values = self._kind.start(own_key, self._num_dims, inner.obs.dtype)
+            distractor_key, step_key = jax.random.split(distractor_key)
+        values = self._kind.start(distractor_key, self._num_dims, inner.obs.dtype)
         return self._state(inner, values, step_key)
 
     def step(self, state: base.State, action: jax.Array) -> base.State:
-        """The next state of the environment and, apart from it, of the distractors.
-
-        Args:
-          state: as `reset` or the last step returned it.
-          action: `[action_dim]`, each in [-1, 1].
-
-        Returns:
-          The next `State`.
-        """
+        """Steps the environment and, independently, the distractors."""
         before = state.pipeline_state
         inner = self._env.step(before.inner, action)
         key, draw_key = before.key, None
@@ -167,22 +150,15 @@ class Distractors:
         return self._state(inner, values, key)
 
     def unwrap(self, state: base.State) -> tuple[base.Env, Any]:
-        """The environment without distractors, and its state.
-
-        Args:
-          state: as `reset` or `step` returned it.
-
-        Returns:
-          `(env, state)`.
-        """
+        """Returns the environment without distractors, and its state."""
         return self._env, state.pipeline_state.inner
 
     def _state(
         self, inner: Any, values: jax.Array, key: jax.Array | None
     ) -> base.State:
         obs = jnp.concatenate([inner.obs, self._scale * values])
-        own = DistractorState(inner=inner, values=values, key=key)
-        return base.around(inner, own, obs=obs, reward=inner.reward)
+        pipeline_state = DistractorState(inner=inner, values=values, key=key)
+        return base.wrapper_state(inner, pipeline_state, obs=obs, reward=inner.reward)
 
     def _termination(
         self, obs: jax.Array, action: jax.Array, next_obs: jax.Array
@@ -196,10 +172,9 @@ def _check(num_dims: int, kind: str, scale: float) -> None:
     if not base.is_count(num_dims):
         raise base.EnvError(
             f"Distractors: num_dims={num_dims!r}; a whole number of at least 1 is "
-            "accepted; use the environment itself for none"
+            "accepted; for none, use the environment itself"
         )
-    if kind not in KINDS:
-        raise base.EnvError(f"Distractors: kind={kind!r}; accepted: {', '.join(KINDS)}")
+    base.check_choice("Distractors: kind", kind, KINDS)
     if not 0 < scale < math.inf:
         raise base.EnvError(
             f"Distractors: scale={scale!r}; a finite number above 0 is accepted"
@@ -207,12 +182,12 @@ def _check(num_dims: int, kind: str, scale: float) -> None:
 
 
 def _normal(key: jax.Array, *shape: int) -> np.ndarray:
-    """Standard normal constants, the same whether 64-bit types are on or not."""
+    """Draws standard normal float32 constants, also if 64-bit types are enabled."""
     return np.asarray(jax.random.normal(key, shape, jnp.float32))
 
 
 def _times(matrix: np.ndarray, values: jax.Array) -> jax.Array:
-    # In full precision everywhere: a chaotic system is another one with TF32.
+    # In full precision on all devices, because TF32 changes a chaotic system.
     return jnp.matmul(matrix.astype(values.dtype), values, precision="highest")
 
 
@@ -220,27 +195,27 @@ def _chaotic_parameters(key: jax.Array, num_dims: int) -> Parameters:
     for trial in range(1000):
         normal = _normal(jax.random.fold_in(key, trial), num_dims, num_dims)
         matrix = np.float32(_CHAOTIC_GAIN / np.sqrt(num_dims)) * normal
-        if _is_lively(matrix.astype(np.float64)):
+        if _is_chaotic(matrix.astype(np.float64)):
             return {"matrix": matrix}
     raise base.EnvError(
         f"Distractors: no chaotic dynamics of num_dims={num_dims} in 1000 trials; "
-        "take another seed or kind"
+        "choose another seed or kind"
     )
 
 
-def _is_lively(matrix: np.ndarray) -> bool:
-    """Whether, long after the start, neighbours still part in each dimension.
+def _is_chaotic(matrix: np.ndarray) -> bool:
+    """Returns whether close trajectories diverge in every dimension, after a burn-in.
 
-    Where there is a stable point or cycle, a small difference vanishes instead.
+    With a stable point or cycle, a small difference vanishes instead.
     """
     values = np.random.default_rng(0).uniform(-1, 1, (16, len(matrix)))  # [starts, D]
     for _ in range(3000):
         values = np.sin(values @ matrix.T)
-    neighbours, furthest = values + 1e-6, np.zeros_like(values)
+    neighbors, largest = values + 1e-6, np.zeros_like(values)
     for _ in range(200):
-        values, neighbours = np.sin(values @ matrix.T), np.sin(neighbours @ matrix.T)
-        furthest = np.maximum(furthest, np.abs(values - neighbours))
-    return bool(furthest.min() > 0.1)
+        values, neighbors = np.sin(values @ matrix.T), np.sin(neighbors @ matrix.T)
+        largest = np.maximum(largest, np.abs(values - neighbors))
+    return bool(largest.min() > 0.1)
 
 
 def _chaotic_start(key: jax.Array, num_dims: int, dtype: Any) -> jax.Array:
@@ -256,8 +231,8 @@ def _linear_parameters(key: jax.Array, num_dims: int) -> Parameters:
     normal = _normal(key, num_dims, num_dims).astype(np.float64)
     orthogonal, triangular = np.linalg.qr(normal)
     orthogonal *= np.sign(np.diag(triangular))  # Uniform over orthogonal matrices.
-    # An eigenvalue of 1 would let a direction stand still. With this determinant
-    # none is forced: pairs turn, and in odd dimensions the one left over alternates.
+    # An eigenvalue of 1 would leave a direction constant. With this determinant none is
+    # forced: eigenvalues come in rotating pairs, and in odd dimensions one is -1.
     if np.linalg.det(orthogonal) * (-1) ** num_dims < 0:
         orthogonal[0] *= -1
     return {"matrix": orthogonal.astype(np.float32)}

@@ -1,8 +1,7 @@
-"""What a MuJoCo task sees of the physics below it, and which physics there are.
+"""The interface between MuJoCo tasks and the physics that simulates them.
 
-Comes in: the name of one of Gymnasium's model files. Goes out: a MuJoCo model, and the
-form in which C MuJoCo (`physics_c`) and MJX (`physics_mjx`) hand out its state, so that
-a task is written once.
+C MuJoCo (`physics_c`) and MJX (`physics_mjx`) return the same `PhysicsState`, so that a
+task is written once. `load` reads Gymnasium's model files.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from flax import struct
 from vagram_jax.envs import base
 
 CHOICES = ("auto", "c", "mjx", "mjx_warp")
-"""Physics by name: C MuJoCo, MJX, MJX on NVIDIA's Warp; "auto" is as `chosen` says."""
+"""Physics by name: C MuJoCo, MJX, MJX on NVIDIA's Warp; `resolve` explains "auto"."""
 
 
 @struct.dataclass(kw_only=True)
 class PhysicsState:
-    """A simulation between two control steps.
+    """The state of a simulation between two control steps.
 
-    What is derived is what MuJoCo leaves behind after its last substep: but for `qpos`
-    and `qvel` it describes the start of that substep, as in Gymnasium.
+    As in Gymnasium, the derived fields are those that MuJoCo's last substep computed.
+    They describe the start of that substep, unlike `qpos` and `qvel`.
 
     Attributes:
-      qpos: `[nq]`, positions of the joints in m and rad.
-      qvel: `[nv]`, their velocities, per s.
-      velocity: `[k]` m/s, of the point that `Simulation.position` names, mean over the
+      qpos: `[nq]`, joint positions in m and rad.
+      qvel: `[nv]`, joint velocities in m/s and rad/s.
+      velocity: `[k]` in m/s, mean velocity of the point `Simulation.position` over the
         last control step; 0 after a reset.
-      derived: the fields that `Simulation.derived` names, in MuJoCo's shapes.
-      diverged: bool scalar, the physics gave up: all numbers are NaN.
-      hidden: what the physics needs for its next step.
+      derived: the fields listed in `Simulation.derived`, in MuJoCo's shapes.
+      diverged: bool scalar, True if the simulation failed and all numbers are NaN.
+      hidden: what else the physics needs for its next step; tasks don't read it.
     """
 
     qpos: jax.Array  # [nq]
@@ -46,14 +45,15 @@ class PhysicsState:
 
 
 class Simulation(NamedTuple):
-    """What a task asks of its physics.
+    """What a task requires of its physics.
 
     Attributes:
-      file: the name of a model file of Gymnasium's.
-      frame_skip: substeps of a control step.
-      position: `(model, data)` to the point whose speed is rewarded, `[..., k]` in m,
-        of `data` with or without leading axes.
-      derived: names of fields of MuJoCo's data beside `qpos` and `qvel`.
+      file: name of one of Gymnasium's model files.
+      frame_skip: number of substeps per control step.
+      position: `(model, data)` to the point whose velocity is rewarded, `[..., k]` in
+        m; `data` may have leading axes.
+      derived: names of the fields of `MjData` that the task reads, besides `qpos` and
+        `qvel`.
     """
 
     file: str
@@ -63,39 +63,32 @@ class Simulation(NamedTuple):
 
 
 class Physics(Protocol):
-    """A simulation as pure functions, for one environment; the caller vmaps."""
+    """A simulation as two pure functions. They are unbatched; the caller vmaps."""
 
     def reset(self, qpos_noise: jax.Array, qvel_noise: jax.Array) -> PhysicsState:
-        """The model's first state plus `[nq]` and `[nv]`."""
+        """Returns the model's initial state plus noise `[nq]` and `[nv]`."""
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
-        """A control step later, under `[nu]` in the units of the actuators."""
+        """Returns the state after a control step, `ctrl` `[nu]` in actuator units."""
 
 
-def chosen(name: str) -> str:
-    """The physics that a name stands for.
+def resolve(name: str) -> str:
+    """Returns the name of the physics to use; "auto" means "c".
 
-    Args:
-      name: one of `CHOICES`.
-
-    Returns:
-      Another than "auto". That is C MuJoCo: it is far ahead of MJX on a CPU, and
-      nothing is measured yet that speaks for MJX on an accelerator.
+    C MuJoCo is much faster than MJX on a CPU, and MJX on an accelerator hasn't been
+    measured to be faster.
     """
     return "c" if name == "auto" else name
 
 
 def load(file: str) -> Any:
-    """A model of Gymnasium's.
+    """Returns one of Gymnasium's models as a `mujoco.MjModel`.
 
     Args:
-      file: the name of its file, such as `"hopper.xml"`.
-
-    Returns:
-      A `mujoco.MjModel`.
+      file: its file name, such as `"hopper.xml"`.
 
     Raises:
-      EnvError: MuJoCo or Gymnasium isn't installed, or has no such file.
+      EnvError: MuJoCo or Gymnasium isn't installed, or there is no such file.
     """
     try:
         import mujoco
@@ -107,8 +100,8 @@ def load(file: str) -> Any:
             f"env: {base.one_line(error)}; MuJoCo's tasks need mujoco>=3.17 and "
             'gymnasium>=1.0; pip install "vagram_jax[mujoco]"'
         ) from error
-    # Gymnasium's own files use an attribute that MuJoCo calls deprecated, on stderr
-    # and in a log file; a user can do nothing about it.
+    # Gymnasium's files use an attribute that MuJoCo reports as deprecated, on stderr
+    # and in a log file. The user can't change that.
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         with importlib.resources.as_file(assets / file) as path:

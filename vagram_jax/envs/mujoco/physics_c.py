@@ -1,10 +1,9 @@
-"""C MuJoCo below a task: exact, and the fastest for few environments.
+"""C MuJoCo as the physics of a task: exact, and the fastest for few environments.
 
-Comes in: a state and controls. Goes out: the state a control step later, to the bit
-what a loop over `mj_step` computes. The whole state of a simulation is a row of
-doubles that travels through the program as uint32, so that JAX neither rounds nor
-touches it: a step is a pure function, and what is saved is all there is. One callback
-steps every environment of a vmapped call, on MuJoCo's own threads.
+A step computes the same bits as a loop over `mj_step`. The whole state of a simulation
+is a row of doubles, which is part of the JAX state as uint32, so that JAX doesn't round
+it. A step is therefore a pure function, and a checkpoint contains the complete state.
+One callback steps all environments of a vmapped call, on MuJoCo's own threads.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ import numpy as np
 from vagram_jax.envs.mujoco import physics
 
 _POST_CONSTRAINT = "cfrc_ext"
-"""Contact forces, which Gymnasium computes itself after each step of MuJoCo's."""
+"""Contact forces, which Gymnasium computes in a separate call after a step."""
 
-_COUNTED = 1000
-"""Warnings of a kind before a step. After one, MuJoCo may have reset them to one."""
+_WARNING_COUNT = 1000
+"""The count of each warning before a step; a warning changes it, perhaps to 1."""
 
 
 class CPhysics:
     """C MuJoCo as a `physics.Physics`.
 
-    Nothing is kept between two calls but memory to compute in. Reverse or forward
-    differentiation through a step is refused by JAX.
+    It keeps nothing between two calls but memory to compute in. JAX raises an error for
+    derivatives through a step.
 
     Args:
       model: a `mujoco.MjModel`.
-      simulation: what the task asks for.
+      simulation: what the task requires.
     """
 
     def __init__(self, model: Any, simulation: physics.Simulation):
@@ -46,74 +45,66 @@ class CPhysics:
 
         self._model, self._simulation = model, simulation
         warnings = mujoco.mjtWarning
-        # After each of these MuJoCo resets the state, or leaves out the controls.
+        # After each of these MuJoCo resets the state or ignores the controls.
         self._fatal = [
             warnings.mjWARN_BADQPOS.value,
             warnings.mjWARN_BADQVEL.value,
             warnings.mjWARN_BADQACC.value,
             warnings.mjWARN_BADCTRL.value,
         ]
-        self._idle = collections.defaultdict(list)  # batches by their size and threads
+        self._idle = collections.defaultdict(list)  # batches by (size, threads)
         self._idle_data: list[Any] = []
         with self._batch(1, 1) as batch:
             batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
-            self._first_row = batch.state[0].copy()
+            self._initial_row = batch.state[0].copy()
             point = np.asarray(simulation.position(model, batch))[0]
             data = mujoco.MjData(model)
-        # What a task sees, in the order in which the callback hands it out.
+        # The fields that a task reads, in the order in which the callback returns them.
         self._shapes = {
             "qpos": (model.nq,),
             "qvel": (model.nv,),
             "velocity": point.shape,
             **{name: getattr(data, name).shape for name in simulation.derived},
         }
-        self._num_seen = sum(math.prod(shape) for shape in self._shapes.values())
-        self._num_words = 2 * (len(self._first_row) + len(point))
+        self._num_visible = sum(math.prod(shape) for shape in self._shapes.values())
+        self._num_words = 2 * (len(self._initial_row) + len(point))
 
     def reset(
         self, qpos_noise: jax.Array, qvel_noise: jax.Array
     ) -> physics.PhysicsState:
-        """The model's first state plus noise, at rest otherwise.
-
-        Args:
-          qpos_noise: `[nq]`.
-          qvel_noise: `[nv]`.
-
-        Returns:
-          The state.
-        """
+        """Returns the model's initial state plus noise `[nq]` and `[nv]`."""
         return self._call(self._reset, qpos_noise, qvel_noise)
 
     def step(
         self, state: physics.PhysicsState, ctrl: jax.Array
     ) -> physics.PhysicsState:
-        """The state a control step later.
+        """Returns the state after a control step.
+
+        If the simulation diverged, the state is NaN and `diverged` is True. MuJoCo
+        itself would continue from the model's initial state.
 
         Args:
           state: as `reset` or the last step returned it.
-          ctrl: `[nu]`, in the units of the actuators.
-
-        Returns:
-          The state. Where the simulation diverged it is NaN and says so; MuJoCo itself
-          would go on from the model's first state.
+          ctrl: `[nu]`, in actuator units.
         """
         return self._call(self._step, state.hidden, ctrl)
 
     def _call(self, function, *arguments: jax.Array) -> physics.PhysicsState:
         dtype = jnp.result_type(float)
-        # Two arrays and not one per field: each costs as much as a small simulation.
+        # Two arrays instead of one per field, because each costs as much as a small
+        # simulation.
         result = (
-            jax.ShapeDtypeStruct((self._num_seen,), dtype),
+            jax.ShapeDtypeStruct((self._num_visible,), dtype),
             jax.ShapeDtypeStruct((self._num_words,), jnp.uint32),
         )
         call = functools.partial(function, _threads(), np.dtype(dtype))
-        seen, hidden = jax.pure_callback(
+        visible, hidden = jax.pure_callback(
             call, result, *arguments, vmap_method="broadcast_all"
         )
         fields, begin = {}, 0
         for name, shape in self._shapes.items():
             end = begin + math.prod(shape)
-            fields[name], begin = seen[begin:end].reshape(shape), end
+            fields[name], begin = visible[begin:end].reshape(shape), end
         return physics.PhysicsState(
             qpos=fields["qpos"],
             qvel=fields["qvel"],
@@ -123,12 +114,12 @@ class CPhysics:
             hidden=hidden,
         )
 
-    # From here on NumPy alone: a callback that calls JAX may wait for itself.
+    # The functions below use NumPy alone: a callback that calls JAX may deadlock.
 
     def _reset(self, threads: int, dtype: np.dtype, qpos_noise, qvel_noise):
-        leading, (qpos_noise, qvel_noise) = _flat(qpos_noise, qvel_noise)
+        leading, (qpos_noise, qvel_noise) = _flatten_axes(qpos_noise, qvel_noise)
         with self._batch(len(qpos_noise), threads) as batch:
-            batch.state[...] = self._first_row
+            batch.state[...] = self._initial_row
             batch.qpos[...] += qpos_noise
             batch.qvel[...] += qvel_noise
             batch.forward()
@@ -136,63 +127,64 @@ class CPhysics:
             if _POST_CONSTRAINT in derived:
                 derived[_POST_CONSTRAINT] = np.zeros_like(derived[_POST_CONSTRAINT])
             point = self._simulation.position(self._model, batch)
-            seen, rows = self._found(batch, point, point, derived)
-        return _shaped(seen.astype(dtype), rows, leading)
+            visible, rows = self._outputs(batch, point, point, derived)
+        return _restore_axes(visible.astype(dtype), rows, leading)
 
     def _step(self, threads: int, dtype: np.dtype, hidden, ctrl):
-        leading, (hidden, ctrl) = _flat(hidden, ctrl)
+        leading, (hidden, ctrl) = _flatten_axes(hidden, ctrl)
         rows = np.ascontiguousarray(hidden).view(np.float64)
-        row, before = np.split(rows, [len(self._first_row)], axis=1)
+        row, before = np.split(rows, [len(self._initial_row)], axis=1)
         with self._batch(len(rows), threads) as batch:
             batch.state[...] = row
             batch.ctrl[...] = ctrl
             diverged = self._advance(batch)
             point = self._simulation.position(self._model, batch)
-            seen, rows = self._found(batch, before, point, self._derived(batch))
-        seen[diverged] = rows[diverged] = np.nan  # The row, too: it stays diverged.
-        return _shaped(seen.astype(dtype), rows, leading)
+            visible, rows = self._outputs(batch, before, point, self._derived(batch))
+        # The row is NaN, too, so that the simulation stays diverged.
+        visible[diverged] = rows[diverged] = np.nan
+        return _restore_axes(visible.astype(dtype), rows, leading)
 
     def _advance(self, batch: Any) -> np.ndarray:
-        """Whether each simulation broke down in this control step."""
+        """Takes a control step; returns which simulations diverged, `[n]` bool."""
         import mujoco.batch
 
-        # Whatever was counted before doesn't matter, and only a first one is printed.
-        batch.warning[:, self._fatal, 1] = _COUNTED
+        # MuJoCo prints a warning only if its count is 0.
+        batch.warning[:, self._fatal, 1] = _WARNING_COUNT
         failed = []
         try:
             batch.step(nstep=self._simulation.frame_skip)
         except mujoco.batch.SimulationError as error:
-            failed = error.ids  # The others have been stepped.
-        diverged = np.any(batch.warning[:, self._fatal, 1] != _COUNTED, axis=1)
+            failed = error.ids  # The others have taken their step.
+        diverged = np.any(batch.warning[:, self._fatal, 1] != _WARNING_COUNT, axis=1)
         diverged[failed] = True
         return diverged
 
     def _derived(self, batch: Any) -> dict[str, np.ndarray]:
-        """The fields that the task asked for, `[n, ...]`."""
-        found = {
+        """Returns the fields of `Simulation.derived`, `[n, ...]`."""
+        derived = {
             name: batch.bind(name)
             for name in self._simulation.derived
             if name != _POST_CONSTRAINT
         }
         if _POST_CONSTRAINT in self._simulation.derived:
-            found[_POST_CONSTRAINT] = self._contact_forces(batch)
-        return found
+            derived[_POST_CONSTRAINT] = self._contact_forces(batch)
+        return derived
 
     def _contact_forces(self, batch: Any) -> np.ndarray:
         import mujoco
 
         forces = []
-        with _lent(self._idle_data, lambda: mujoco.MjData(self._model)) as data:
+        with _borrowed(self._idle_data, lambda: mujoco.MjData(self._model)) as data:
             for row in range(batch.nsim):
                 batch.get_data(row, data)
                 mujoco.mj_rnePostConstraint(self._model, data)
                 forces.append(data.cfrc_ext.copy())
         return np.stack(forces)
 
-    def _found(
+    def _outputs(
         self, batch: Any, before, point, derived
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What a task sees and what is hidden, copies both."""
+        """Returns copies of the visible fields and the hidden rows, `[n, ...]` each."""
         seconds = self._model.opt.timestep * self._simulation.frame_skip
         parts = [batch.qpos, batch.qvel, (point - before) / seconds]
         for name in self._simulation.derived:
@@ -201,28 +193,30 @@ class CPhysics:
         return np.concatenate(parts, axis=1), rows
 
     def _batch(self, size: int, threads: int) -> contextlib.AbstractContextManager:
-        """Memory for `size` simulations that nobody else uses meanwhile."""
-        return _lent(self._idle[size, threads], lambda: self._new(size, threads))
+        """Borrows memory for `size` simulations."""
+        make = functools.partial(self._new_batch, size, threads)
+        return _borrowed(self._idle[size, threads], make)
 
-    def _new(self, size: int, threads: int) -> Any:
+    def _new_batch(self, size: int, threads: int) -> Any:
         import mujoco.batch
 
-        # MuJoCo keeps what follows a step's constraints only where asked to.
-        keeps = _POST_CONSTRAINT in self._simulation.derived
+        # Contact forces need results of a step that only a persistent batch keeps.
+        is_persistent = _POST_CONSTRAINT in self._simulation.derived
         batch = mujoco.batch.Batch(
-            self._model, size, min(size, threads), persistent=keeps
+            self._model, size, min(size, threads), persistent=is_persistent
         )
-        self._simulation.position(self._model, batch)  # Asks for its fields
+        # Reading a field makes the batch compute it from now on.
+        self._simulation.position(self._model, batch)
         for name in set(self._simulation.derived) - {_POST_CONSTRAINT}:
             batch.bind(name)
         return batch
 
 
 @contextlib.contextmanager
-def _lent(idle: list[Any], make: Callable[[], Any]) -> Iterator[Any]:
-    """One of `idle`, or a new one, for as long as the block lasts.
+def _borrowed(idle: list[Any], make: Callable[[], Any]) -> Iterator[Any]:
+    """Lends one of `idle`, or a new one, for the duration of the block.
 
-    Callbacks of several devices come at the same time, and memory is for one.
+    Callbacks of several devices may run at the same time, each with its own memory.
     """
     try:
         memory = idle.pop()
@@ -235,7 +229,7 @@ def _lent(idle: list[Any], make: Callable[[], Any]) -> Iterator[Any]:
 
 
 def _threads() -> int:
-    """The cores of this process, shared by the devices that call back."""
+    """Returns the number of cores per device: all devices of a CPU call back."""
     on_cpu = jax.default_backend() == "cpu"
     devices = jax.local_device_count() if on_cpu else 1
     cores = os.cpu_count() or 1
@@ -244,13 +238,13 @@ def _threads() -> int:
     return max(1, cores // devices)
 
 
-def _flat(*arrays: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
-    """The leading axes that vmap made, and the arrays with one in their place."""
+def _flatten_axes(*arrays: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
+    """Returns the leading axes that vmap added, and the arrays with them flattened."""
     arrays = [np.asarray(array) for array in arrays]
     leading = arrays[0].shape[:-1]
     return leading, [array.reshape(math.prod(leading), -1) for array in arrays]
 
 
-def _shaped(seen: np.ndarray, rows: np.ndarray, leading: tuple[int, ...]):
-    """Both with the leading axes that vmap made; doubles travel as pairs of words."""
-    return seen.reshape(*leading, -1), rows.view(np.uint32).reshape(*leading, -1)
+def _restore_axes(visible: np.ndarray, rows: np.ndarray, leading: tuple[int, ...]):
+    """Restores the leading axes; each double of a row becomes two uint32."""
+    return visible.reshape(*leading, -1), rows.view(np.uint32).reshape(*leading, -1)

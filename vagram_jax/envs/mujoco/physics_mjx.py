@@ -1,8 +1,8 @@
-"""MJX below a task: MuJoCo's physics in JAX itself, for accelerators.
+"""MJX, MuJoCo's physics in JAX, as the physics of a task, for accelerators.
 
-Comes in: a state and controls. Goes out: the state a control step later, in the same
-program and on the same device. It is float32 with collision code of its own, so that
-its numbers are those of C MuJoCo for a step or a few, and not for an episode.
+A step is part of the compiled program and runs on its device. MJX computes in float32
+with another collision code, so that its results follow C MuJoCo for a few steps, but
+not for an episode.
 """
 
 from __future__ import annotations
@@ -24,65 +24,54 @@ _POST_CONSTRAINT = "cfrc_ext"
 class MJXPhysics:
     """MJX as a `physics.Physics`.
 
-    MJX lacks MuJoCo's PGS solver, which Gymnasium's Humanoid uses: Newton's method
-    solves the same problem in its place.
+    MJX lacks the PGS solver, which Gymnasium's Humanoid uses. Newton's method solves
+    the same problem in its place.
 
     Args:
       model: a `mujoco.MjModel`.
-      simulation: what the task asks for.
-      warp: whether NVIDIA's Warp computes, instead of JAX.
+      simulation: what the task requires.
+      warp: whether to compute with NVIDIA's Warp instead of JAX.
 
     Raises:
-      EnvError: MJX or Warp is not installed, or MJX lacks something the model needs.
+      EnvError: MJX or Warp is not installed, or MJX doesn't support the model.
     """
 
     def __init__(self, model: Any, simulation: physics.Simulation, warp: bool = False):
         self._mjx = _import(warp)
         self._simulation, self._c_model = simulation, model
         self._seconds = model.opt.timestep * simulation.frame_skip
-        model, impl = _with_known_solver(model), "warp" if warp else "jax"
+        model, impl = _with_supported_solver(model), "warp" if warp else "jax"
         try:
             self._model = self._mjx.put_model(model, impl=impl)
             self._first = self._mjx.make_data(model, impl=impl)
         except Exception as error:
             raise base.EnvError(
-                f"env: {simulation.file}: MJX refuses the model "
-                f"({base.one_line(error)}); take physics=c"
+                f"env: {simulation.file}: MJX doesn't support the model "
+                f"({base.one_line(error)}); set physics=c"
             ) from error
 
     def reset(
         self, qpos_noise: jax.Array, qvel_noise: jax.Array
     ) -> physics.PhysicsState:
-        """The model's first state plus noise, at rest otherwise.
-
-        Args:
-          qpos_noise: `[nq]`.
-          qvel_noise: `[nv]`.
-
-        Returns:
-          The state.
-        """
+        """Returns the model's initial state plus noise `[nq]` and `[nv]`."""
         data = self._first.replace(
             qpos=self._first.qpos + qpos_noise, qvel=self._first.qvel + qvel_noise
         )
         data = self._mjx.forward(self._model, data)
         point = self._simulation.position(self._c_model, data)
         derived = self._derived(data)
-        if _POST_CONSTRAINT in derived:  # Gymnasium's are still those of no contact.
+        if _POST_CONSTRAINT in derived:  # Gymnasium computes them in steps only.
             derived[_POST_CONSTRAINT] = jnp.zeros_like(derived[_POST_CONSTRAINT])
         return self._state(data, point, point, derived)
 
     def step(
         self, state: physics.PhysicsState, ctrl: jax.Array
     ) -> physics.PhysicsState:
-        """The state a control step later.
+        """Returns the state after a control step, NaN if the simulation diverged.
 
         Args:
           state: as `reset` or the last step returned it.
-          ctrl: `[nu]`, in the units of the actuators.
-
-        Returns:
-          The state, NaN where the simulation diverged.
+          ctrl: `[nu]`, in actuator units.
         """
         data = self._first.replace(
             qpos=state.qpos,
@@ -100,10 +89,10 @@ class MJXPhysics:
         return self._state(data, before, point, self._derived(data))
 
     def _derived(self, data: Any) -> dict[str, jax.Array]:
-        """The fields that the task asked for."""
+        """Returns the fields of `Simulation.derived`."""
         if _POST_CONSTRAINT in self._simulation.derived:
             data = self._mjx.rne_postconstraint(self._model, data)
-        # Some fields have moved into a part of their own, from release to release.
+        # Some releases of MJX keep some fields in `_impl`.
         return {
             name: getattr(data._impl if hasattr(data._impl, name) else data, name)
             for name in self._simulation.derived
@@ -115,19 +104,19 @@ class MJXPhysics:
             qvel=data.qvel,
             velocity=(point - before) / self._seconds,
             derived=derived,
-            diverged=jnp.zeros((), bool),  # NaN says it.
+            diverged=jnp.zeros((), bool),  # NaN makes the state unhealthy instead.
             hidden={"qacc_warmstart": data.qacc_warmstart, "point": point},
         )
 
 
 def _import(warp: bool) -> Any:
-    """MJX, and nothing on standard output: it says there that Warp is missing."""
+    """Imports MJX without its message on standard output that Warp is missing."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             from mujoco import mjx
 
             if warp:
-                import warp as _  # noqa: F401 - says whether it is there
+                import warp as _  # noqa: F401 - checks that it is there
     except ImportError as error:
         name, extra = ("mjx_warp", "warp") if warp else ("mjx", "mujoco")
         raise base.EnvError(
@@ -137,7 +126,7 @@ def _import(warp: bool) -> Any:
     return mjx
 
 
-def _with_known_solver(model: Any) -> Any:
+def _with_supported_solver(model: Any) -> Any:
     import mujoco
 
     if model.opt.solver == mujoco.mjtSolver.mjSOL_PGS:

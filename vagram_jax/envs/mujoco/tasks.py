@@ -1,11 +1,11 @@
-"""MuJoCo's locomotion tasks, as Gymnasium defines them, on the physics of your choice.
+"""Gymnasium's MuJoCo tasks (v5), on C MuJoCo or MJX.
 
-Comes in: actions in [-1, 1]. Goes out: states in the form of `base.State`. Model files,
-substeps, observations, rewards, healthy ranges, noise at the start and the limit of
-1,000 steps are those of Gymnasium's v5; an action is scaled to the actuators' range.
+Model files, substeps, observations, rewards, healthy ranges, initial noise and the
+limit of 1,000 steps are Gymnasium's. Actions in [-1, 1] are scaled to the range of the
+actuators.
 
-Each task is a function at the end of this file that fills in a `Task`: what is
-computed from the physics state, written once for C MuJoCo and MJX.
+Each task is a function that fills in a `Task`, which is written once for all physics.
+To add one, write such a function and add its rows to `GYMNASIUM` and `envs.ENVS`.
 
 Source: Gymnasium `envs/mujoco/*_v5.py`.
 """
@@ -33,22 +33,23 @@ GYMNASIUM = {
     "inverted_pendulum": "InvertedPendulum-v5",
     "walker2d": "Walker2d-v5",
 }
-"""The tasks of this file, and what Gymnasium calls them."""
+"""The tasks of this file, with their names in Gymnasium."""
 
 
 class Task(NamedTuple):
-    """What makes a task of a simulation.
+    """The definition of a task, independent of the physics.
 
     Attributes:
-      name: the task's.
-      simulation: what it asks of its physics.
+      name: its name in messages.
+      simulation: what it requires of its physics.
       observe: a physics state to `[obs_dim]`.
       healthy: a physics state to a bool scalar, False for NaN.
-      rewards: physics state, `[nu]` controls and whether it is healthy to the terms
-        whose sum is the reward, by Gymnasium's names.
-      recall: `[obs_dim]` to as much of the physics state as `healthy` reads.
-      start_noise: how far `qpos` and `qvel` are from the model's first state.
-      normal_velocities: whether the noise of `qvel` is normal, and not uniform.
+      rewards: `(physics state, controls [nu], is_healthy)` to the terms of the reward,
+        by Gymnasium's names.
+      state_from_obs: `[obs_dim]` to those parts of the physics state that `healthy`
+        reads.
+      start_noise: scale of the noise of `qpos` and `qvel` at a start.
+      normal_velocities: whether the noise of `qvel` is normal instead of uniform.
     """
 
     name: str
@@ -56,42 +57,38 @@ class Task(NamedTuple):
     observe: Callable[[PhysicsState], jax.Array]
     healthy: Callable[[PhysicsState], jax.Array]
     rewards: Callable[[PhysicsState, jax.Array, jax.Array], Terms]
-    recall: Callable[[jax.Array], PhysicsState]
+    state_from_obs: Callable[[jax.Array], PhysicsState]
     start_noise: float
     normal_velocities: bool = False
 
 
 class MujocoEnv:
-    """A task on a physics, in the form of `base.Env`.
+    """A task on one of the physics, as a `base.Env`.
 
-    A step after which C MuJoCo has diverged is truncated, and NaN: the loop drops it.
-    In MJX a NaN ends the episode as unhealthy, and is dropped as well.
+    If C MuJoCo diverges in a step, the step is NaN and truncates the episode. In MJX a
+    NaN state is unhealthy and terminates the episode. Training stores neither step.
 
     Args:
-      task: what is computed from the physics.
+      task: the definition of the task.
       name: one of `physics.CHOICES`.
 
     Attributes:
-      observation_size: the number of dimensions of an observation.
-      action_size: the number of actuators.
+      observation_size: number of dimensions of an observation.
+      action_size: number of actuators.
       episode_length: 1,000 steps.
-      dt: the seconds of a step.
+      dt: duration of a step in s.
       model: the `mujoco.MjModel`, for rendering.
-      physics: the name of the physics that computes, never "auto".
+      physics: the name of the physics, never "auto".
 
     Raises:
-      EnvError: an unknown physics, or something to install.
+      EnvError: the physics is unknown, or a library isn't installed.
     """
 
     episode_length = 1000
 
     def __init__(self, task: Task, name: str = "auto"):
-        if name not in physics.CHOICES:
-            raise base.EnvError(
-                f"env {task.name}: physics={name!r}; accepted: "
-                f"{', '.join(physics.CHOICES)}"
-            )
-        self.physics = physics.chosen(name)
+        base.check_choice(f"env {task.name}: physics", name, physics.CHOICES)
+        self.physics = physics.resolve(name)
         self._task, self.model = task, physics.load(task.simulation.file)
         self.dt = self.model.opt.timestep * task.simulation.frame_skip
         if self.physics == "c":
@@ -101,17 +98,13 @@ class MujocoEnv:
             self._physics = physics_mjx.MJXPhysics(self.model, task.simulation, is_warp)
         self.action_size = self.model.nu
         low, high = self.model.actuator_ctrlrange.T
-        self._ctrl_middle, self._ctrl_reach = (high + low) / 2, (high - low) / 2
+        self._ctrl_center, self._ctrl_scale = (high + low) / 2, (high - low) / 2
         self.observation_size = len(jax.eval_shape(self._first_obs))
 
     def reset(self, key: jax.Array) -> base.State:
-        """The model's first state with noise.
+        """Returns the model's initial state plus noise.
 
-        Args:
-          key: a typed key.
-
-        Returns:
-          The first `State`; `pipeline_state` is a `PhysicsState`.
+        `pipeline_state` is a `PhysicsState`.
         """
         key_qpos, key_qvel = jax.random.split(key)
         scale, normal = self._task.start_noise, self._task.normal_velocities
@@ -126,16 +119,11 @@ class MujocoEnv:
         return self._state(state, zero, zero, dict.fromkeys(terms, zero))
 
     def step(self, state: base.State, action: jax.Array) -> base.State:
-        """A control step later.
+        """Returns the state after a control step; actions are clipped to [-1, 1].
 
-        Args:
-          state: as `reset` or the last step returned it.
-          action: `[action_dim]`, in [-1, 1]; what lies beyond is clipped.
-
-        Returns:
-          The next `State`. Its `metrics` are the terms of the reward.
+        The `metrics` of the state are the terms of the reward.
         """
-        ctrl = self._ctrl_middle + self._ctrl_reach * jnp.clip(action, -1, 1)
+        ctrl = self._ctrl_center + self._ctrl_scale * jnp.clip(action, -1, 1)
         after = self._physics.step(state.pipeline_state, ctrl)
         is_healthy = self._task.healthy(after)
         terms = self._task.rewards(after, ctrl, is_healthy)
@@ -145,17 +133,8 @@ class MujocoEnv:
     def termination(
         self, obs: jax.Array, action: jax.Array, next_obs: jax.Array
     ) -> jax.Array:
-        """Whether the state that an observation shows is unhealthy.
-
-        Args:
-          obs: `[obs_dim]`.
-          action: `[action_dim]`.
-          next_obs: `[obs_dim]`.
-
-        Returns:
-          A bool scalar, True for NaN.
-        """
-        is_healthy = self._task.healthy(self._task.recall(next_obs))
+        """Returns whether `next_obs` is unhealthy; True if a number isn't finite."""
+        is_healthy = self._task.healthy(self._task.state_from_obs(next_obs))
         return ~(is_healthy & base.all_finite(obs, action, next_obs))
 
     def _state(self, state: PhysicsState, reward, done, terms: Terms) -> base.State:
@@ -174,14 +153,13 @@ class MujocoEnv:
 
 
 def hopper(physics: str = "auto") -> MujocoEnv:
-    """Hop forward on one leg: Gymnasium's Hopper-v5.
+    """Returns Gymnasium's Hopper-v5: hop forward on one leg.
+
+    A velocity above 100 ends the episode. `termination` doesn't see it, because
+    velocities are clipped to 10 in the observation.
 
     Args:
       physics: one of `physics.CHOICES`.
-
-    Returns:
-      The environment. Its observation has velocities cut at 10, so that its
-      `termination` can't see one beyond 100, which ends the episode.
     """
 
     def healthy(state: PhysicsState) -> jax.Array:
@@ -194,14 +172,7 @@ def hopper(physics: str = "auto") -> MujocoEnv:
 
 
 def walker2d(physics: str = "auto") -> MujocoEnv:
-    """Walk forward on two legs in a plane: Gymnasium's Walker2d-v5.
-
-    Args:
-      physics: one of `physics.CHOICES`.
-
-    Returns:
-      The environment.
-    """
+    """Returns Gymnasium's Walker2d-v5: walk forward on two legs in a plane."""
 
     def healthy(state: PhysicsState) -> jax.Array:
         _, height, angle = state.qpos[:3]
@@ -211,17 +182,10 @@ def walker2d(physics: str = "auto") -> MujocoEnv:
 
 
 def halfcheetah(physics: str = "auto") -> MujocoEnv:
-    """Run forward in a plane: Gymnasium's HalfCheetah-v5. It never terminates.
-
-    Args:
-      physics: one of `physics.CHOICES`.
-
-    Returns:
-      The environment.
-    """
+    """Returns Gymnasium's HalfCheetah-v5: run in a plane. It never terminates."""
 
     def rewards(state: PhysicsState, ctrl: jax.Array, is_healthy: jax.Array) -> Terms:
-        del is_healthy  # Nothing is paid for it.
+        del is_healthy  # There is no reward for it.
         return {
             "reward_forward": state.velocity[0],
             "reward_ctrl": -0.1 * jnp.sum(ctrl**2),
@@ -233,7 +197,7 @@ def halfcheetah(physics: str = "auto") -> MujocoEnv:
         observe=lambda state: jnp.concatenate([state.qpos[1:], state.qvel]),
         healthy=lambda state: base.all_finite(state.qpos, state.qvel),
         rewards=rewards,
-        recall=_recall_planar,
+        state_from_obs=_planar_state_from_obs,
         start_noise=0.1,
         normal_velocities=True,
     )
@@ -241,19 +205,16 @@ def halfcheetah(physics: str = "auto") -> MujocoEnv:
 
 
 def ant(observation: str = "truncated", physics: str = "auto") -> MujocoEnv:
-    """Run forward on four legs: Gymnasium's Ant-v5.
+    """Returns Gymnasium's Ant-v5: run forward on four legs.
 
     Args:
-      observation: `"truncated"` for the 27 dimensions of positions and velocities that
-        MBPO and the model-based literature use, or `"full"` for Gymnasium's 105, with
-        contact forces. The reward is the same: it has a cost of contact in both.
+      observation: `"truncated"` for the 27 positions and velocities that MBPO and the
+        model-based literature use, or `"full"` for Gymnasium's 105 dimensions with
+        contact forces. Both have the same reward, including its contact cost.
       physics: one of `physics.CHOICES`.
 
-    Returns:
-      The environment.
-
     Raises:
-      EnvError: another `observation`.
+      EnvError: an unknown `observation`.
     """
     is_full = _is_full("ant", observation)
 
@@ -281,7 +242,9 @@ def ant(observation: str = "truncated", physics: str = "auto") -> MujocoEnv:
         observe=observe,
         healthy=healthy,
         rewards=rewards,
-        recall=lambda obs: _recalled(_unseen(2, obs[:13]), obs[13:27]),
+        state_from_obs=lambda obs: _partial_state(
+            _prepend_zeros(2, obs[:13]), obs[13:27]
+        ),
         start_noise=0.1,
         normal_velocities=True,
     )
@@ -289,19 +252,16 @@ def ant(observation: str = "truncated", physics: str = "auto") -> MujocoEnv:
 
 
 def humanoid(observation: str = "truncated", physics: str = "auto") -> MujocoEnv:
-    """Walk forward without falling: Gymnasium's Humanoid-v5.
+    """Returns Gymnasium's Humanoid-v5: walk forward without falling.
 
     Args:
-      observation: `"truncated"` for the 45 dimensions of positions and velocities that
-        MBPO and the model-based literature use, or `"full"` for Gymnasium's 348, with
-        inertias, velocities of the bodies, and forces. The reward is the same.
+      observation: `"truncated"` for the 45 positions and velocities that MBPO and the
+        model-based literature use, or `"full"` for Gymnasium's 348 dimensions with
+        inertias and velocities of the bodies, and forces. Both have the same reward.
       physics: one of `physics.CHOICES`.
 
-    Returns:
-      The environment.
-
     Raises:
-      EnvError: another `observation`.
+      EnvError: an unknown `observation`.
     """
     is_full = _is_full("humanoid", observation)
     bodies = ("cinert", "cvel", "qfrc_actuator") if is_full else ()
@@ -325,26 +285,21 @@ def humanoid(observation: str = "truncated", physics: str = "auto") -> MujocoEnv
     task = Task(
         name="humanoid",
         simulation=Simulation(
-            "humanoid.xml", 5, _centre_of_mass, (*bodies, "cfrc_ext")
+            "humanoid.xml", 5, _center_of_mass, (*bodies, "cfrc_ext")
         ),
         observe=observe,
         healthy=lambda state: (state.qpos[2] > 1.0) & (state.qpos[2] < 2.0),
         rewards=rewards,
-        recall=lambda obs: _recalled(_unseen(2, obs[:22]), obs[22:45]),
+        state_from_obs=lambda obs: _partial_state(
+            _prepend_zeros(2, obs[:22]), obs[22:45]
+        ),
         start_noise=0.01,
     )
     return MujocoEnv(task, physics)
 
 
 def inverted_pendulum(physics: str = "auto") -> MujocoEnv:
-    """Balance a pole on a cart: Gymnasium's InvertedPendulum-v5.
-
-    Args:
-      physics: one of `physics.CHOICES`.
-
-    Returns:
-      The environment.
-    """
+    """Returns Gymnasium's InvertedPendulum-v5: balance a pole on a cart."""
 
     def healthy(state: PhysicsState) -> jax.Array:
         is_finite = base.all_finite(state.qpos, state.qvel)
@@ -356,42 +311,41 @@ def inverted_pendulum(physics: str = "auto") -> MujocoEnv:
         observe=lambda state: jnp.concatenate([state.qpos, state.qvel]),
         healthy=healthy,
         rewards=lambda state, ctrl, is_healthy: {"reward_survive": 1.0 * is_healthy},
-        recall=lambda obs: _recalled(obs[:2], obs[2:]),
+        state_from_obs=lambda obs: _partial_state(obs[:2], obs[2:]),
         start_noise=0.01,
     )
     return MujocoEnv(task, physics)
 
 
 def inverted_double_pendulum(physics: str = "auto") -> MujocoEnv:
-    """Balance two poles on a cart: Gymnasium's InvertedDoublePendulum-v5.
+    """Returns Gymnasium's InvertedDoublePendulum-v5: balance two poles on a cart.
+
+    An episode ends if the tip is at 1 m or lower in the last stage of the last substep.
+    `termination` computes the height from the observed angles, which agrees to about
+    1e-6 m.
 
     Args:
       physics: one of `physics.CHOICES`.
-
-    Returns:
-      The environment. It ends where the tip is no higher than 1 m in the last stage of
-      the last substep; its `termination` takes the height from the observed angles,
-      which is the same to a millionth of a metre or so.
     """
 
     def observe(state: PhysicsState) -> jax.Array:
         angles, slider_force = state.qpos[1:], state.derived["qfrc_constraint"][:1]
-        limited = jnp.clip(jnp.concatenate([state.qvel, slider_force]), -10, 10)
+        clipped = jnp.clip(jnp.concatenate([state.qvel, slider_force]), -10, 10)
         return jnp.concatenate(
-            [state.qpos[:1], jnp.sin(angles), jnp.cos(angles), limited]
+            [state.qpos[:1], jnp.sin(angles), jnp.cos(angles), clipped]
         )
 
-    def recall(obs: jax.Array) -> PhysicsState:
+    def state_from_obs(obs: jax.Array) -> PhysicsState:
         joints = jnp.arctan2(obs[1:3], obs[3:5])
-        from_upright = jnp.cumsum(joints)
-        x = obs[0] + jnp.sum(0.6 * jnp.sin(from_upright))  # Each pole has 0.6 m.
-        height = jnp.sum(0.6 * jnp.cos(from_upright))
+        pole_angles = jnp.cumsum(joints)  # from upright
+        x = obs[0] + jnp.sum(0.6 * jnp.sin(pole_angles))  # Each pole is 0.6 m long.
+        height = jnp.sum(0.6 * jnp.cos(pole_angles))
         tip = jnp.stack([x, jnp.zeros_like(x), height])
         qpos = jnp.concatenate([obs[:1], joints])
-        return _recalled(qpos, obs[5:8], site_xpos=tip[None])
+        return _partial_state(qpos, obs[5:8], site_xpos=tip[None])
 
     def rewards(state: PhysicsState, ctrl: jax.Array, is_healthy: jax.Array) -> Terms:
-        del ctrl  # It is free.
+        del ctrl  # It costs nothing.
         x, _, height = state.derived["site_xpos"][0]
         _, lower, upper = state.qvel
         return {
@@ -408,7 +362,7 @@ def inverted_double_pendulum(physics: str = "auto") -> MujocoEnv:
         observe=observe,
         healthy=lambda state: state.derived["site_xpos"][0, 2] > 1,
         rewards=rewards,
-        recall=recall,
+        state_from_obs=state_from_obs,
         start_noise=0.1,
         normal_velocities=True,
     )
@@ -416,7 +370,7 @@ def inverted_double_pendulum(physics: str = "auto") -> MujocoEnv:
 
 
 def _walker(name: str, file: str, healthy: Callable[[PhysicsState], jax.Array]) -> Task:
-    """What Hopper and Walker2d have in common."""
+    """Returns the task of Hopper or Walker2d, which share all but file and health."""
 
     def rewards(state: PhysicsState, ctrl: jax.Array, is_healthy: jax.Array) -> Terms:
         return {
@@ -433,25 +387,25 @@ def _walker(name: str, file: str, healthy: Callable[[PhysicsState], jax.Array]) 
         ),
         healthy=healthy,
         rewards=rewards,
-        recall=_recall_planar,
+        state_from_obs=_planar_state_from_obs,
         start_noise=5e-3,
     )
 
 
 def _root(model: Any, data: Any) -> Any:
-    """How far the first joint has slid."""
+    """Returns the position of the first joint."""
     del model
     return data.qpos[..., :1]
 
 
 def _torso(model: Any, data: Any) -> Any:
-    """Where the first body is, seen from above."""
+    """Returns x and y of the first body."""
     del model
     return data.xpos[..., 1, :2]
 
 
-def _centre_of_mass(model: Any, data: Any) -> Any:
-    """Where the mass of all bodies is, seen from above."""
+def _center_of_mass(model: Any, data: Any) -> Any:
+    """Returns x and y of the center of mass of all bodies."""
     mass = model.body_mass[:, None]
     return (mass * data.xipos[..., :2]).sum(-2) / mass.sum()
 
@@ -460,27 +414,29 @@ def _symmetric(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-1, maxval=1)
 
 
-def _recall_planar(obs: jax.Array) -> PhysicsState:
-    """A planar robot's state, of which an observation leaves out how far it got."""
+def _planar_state_from_obs(obs: jax.Array) -> PhysicsState:
+    """Returns a planar robot's state from an observation, which lacks its x."""
     num_joints = (obs.shape[0] + 1) // 2
-    return _recalled(_unseen(1, obs[: num_joints - 1]), obs[num_joints - 1 :])
+    return _partial_state(
+        _prepend_zeros(1, obs[: num_joints - 1]), obs[num_joints - 1 :]
+    )
 
 
-def _unseen(count: int, qpos: jax.Array) -> jax.Array:
-    """Positions with those in front that an observation leaves out."""
+def _prepend_zeros(count: int, qpos: jax.Array) -> jax.Array:
+    """Returns positions with zeros for the first ones, which observations lack."""
     return jnp.concatenate([jnp.zeros(count, qpos.dtype), qpos])
 
 
-def _recalled(qpos: jax.Array, qvel: jax.Array, **derived: jax.Array) -> PhysicsState:
-    """What an observation tells of a physics state."""
+def _partial_state(
+    qpos: jax.Array, qvel: jax.Array, **derived: jax.Array
+) -> PhysicsState:
+    """Returns a physics state without the fields that no observation contains."""
     return PhysicsState(
         qpos=qpos, qvel=qvel, derived=derived, velocity=None, diverged=None, hidden=None
     )
 
 
 def _is_full(name: str, observation: str) -> bool:
-    if observation not in ("truncated", "full"):
-        raise base.EnvError(
-            f"env {name}: observation={observation!r}; accepted: truncated, full"
-        )
+    choices = ("truncated", "full")
+    base.check_choice(f"env {name}: observation", observation, choices)
     return observation == "full"

@@ -1,102 +1,139 @@
 """Value-gradient weighted model-based reinforcement learning (VaGraM) in JAX.
 
-The flow of data, one file a stop, each importing only what stands above it:
+The method, in the order in which data flows through it; a module imports only modules
+above it:
 
-    types, config           the words that all share; mappings to configs
-    envs                    environments, distractors, episodes        env.step
-    replay                  the buffers                                 -> buffer
-    networks, dynamics      the ensemble
-    weights, losses         what a model is trained for
-    fit                     training the ensemble                       -> fit
-    termination             which steps end, where that is learned
-    imagine                 short rollouts in the model                 -> imagine
-    sac                     the agent, and the value function           -> update
-    training, mbpo          one state with all of it; one epoch, a pure function
-    evaluate                returns of a policy
-    devices, programs       lanes, each a seed of a config, in one program
-    files, checkpoint, lock what is written whole, saved and owned
-    progress, runner        what is told after each epoch; the host's loop
-    session, results        runs on disk while they train, and afterwards
-    policies                the policy of a run, to act with
-    offscreen, render       what it looks like
-    stats, summary          statistics with intervals; what runs reached
-    drawing, plots, maps    pictures
-    report                  a page with all of it
+    types, schedules     shared types; numbers that change with the environment steps
+    config               conversion of mappings to config dataclasses
+    envs                 environments, their wrappers and adapters
+    replay               ring buffers of transitions
+    networks, dynamics   the ensemble of dynamics models
+    losses               what a model is trained for: VaGraM and its baselines
+    fit                  training of the ensemble
+    termination          a learned termination classifier
+    imagine              short rollouts in the model
+    sac                  the agent and its value function
+    mbpo                 the training state, and one epoch as a pure function of it
+    evaluate             returns of a policy
 
-Importing this package needs jax, flax, optax and NumPy alone.
+What surrounds the method; nothing above imports these packages:
+
+    storage              atomic files, checkpoints, locks, the layout of results
+    run                  training from a config to a finished run
+    analysis             statistics, tables, plots and the report of finished runs
+    render               films of a policy
+    cli                  the command `vagram`, and the configs of the tasks
+
+Public names are imported on first use: `import vagram_jax` alone loads neither JAX nor
+any other module, and `vagram_jax.storage.results` and `vagram_jax.analysis` never do.
+The losses need jax, flax, optax and NumPy only.
 """
 
-from vagram_jax.config import ConfigError, from_mapping, to_dict
-from vagram_jax.dynamics import DynamicsConfig, init_dynamics, predict
-from vagram_jax.envs import check_env, make
-from vagram_jax.fit import FitConfig
-from vagram_jax.imagine import ImagineConfig
-from vagram_jax.losses import (
-    LOSSES,
-    calibrated_vaml_loss,
-    constant_weights_loss,
-    mle_loss,
-    mse_loss,
-    mse_normalized_loss,
-    muzero_loss,
-    quadratic_eigen_loss,
-    quadratic_loss,
-    register,
-    sample_weighted_loss,
-    vagram_loss,
-    vagram_nll_loss,
-    vagram_unbounded_loss,
-    value_equivalence_loss,
-    value_l1_loss,
-    value_weighted_loss,
-    vaml_loss,
-)
-from vagram_jax.losses.value_gradients import WeightConfig, value_gradient_weights
-from vagram_jax.mbpo import epoch
-from vagram_jax.run.policies import load_policy
-from vagram_jax.sac import SACConfig, value_fn
-from vagram_jax.termination import TerminationConfig
-from vagram_jax.training import MBPOConfig, MBPOState
-from vagram_jax.types import Prediction, Transition
+from importlib import import_module, util
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "LOSSES",
-    "ConfigError",
-    "DynamicsConfig",
-    "FitConfig",
-    "ImagineConfig",
-    "MBPOConfig",
-    "MBPOState",
-    "Prediction",
-    "SACConfig",
-    "TerminationConfig",
-    "Transition",
-    "WeightConfig",
-    "calibrated_vaml_loss",
-    "check_env",
-    "constant_weights_loss",
-    "epoch",
-    "from_mapping",
-    "init_dynamics",
-    "load_policy",
-    "make",
-    "mle_loss",
-    "mse_loss",
-    "mse_normalized_loss",
-    "muzero_loss",
-    "predict",
-    "quadratic_eigen_loss",
-    "quadratic_loss",
-    "register",
-    "sample_weighted_loss",
-    "to_dict",
-    "vagram_loss",
-    "vagram_nll_loss",
-    "vagram_unbounded_loss",
-    "value_equivalence_loss",
-    "value_fn",
-    "value_gradient_weights",
-    "value_l1_loss",
-    "value_weighted_loss",
-    "vaml_loss",
-]
+if TYPE_CHECKING:  # editors and type checkers see the names without importing them
+    from vagram_jax.config import (
+        ConfigError as ConfigError,
+        from_mapping as from_mapping,
+        to_dict as to_dict,
+    )
+    from vagram_jax.dynamics import (
+        DynamicsConfig as DynamicsConfig,
+        init_dynamics as init_dynamics,
+        predict as predict,
+    )
+    from vagram_jax.envs import check_env as check_env, make as make
+    from vagram_jax.fit import FitConfig as FitConfig
+    from vagram_jax.imagine import ImagineConfig as ImagineConfig
+    from vagram_jax.losses import (
+        LOSSES as LOSSES,
+        calibrated_vaml_loss as calibrated_vaml_loss,
+        constant_weights_loss as constant_weights_loss,
+        mle_loss as mle_loss,
+        mse_loss as mse_loss,
+        mse_normalized_loss as mse_normalized_loss,
+        muzero_loss as muzero_loss,
+        quadratic_eigen_loss as quadratic_eigen_loss,
+        quadratic_loss as quadratic_loss,
+        register as register,
+        sample_weighted_loss as sample_weighted_loss,
+        vagram_loss as vagram_loss,
+        vagram_nll_loss as vagram_nll_loss,
+        vagram_unbounded_loss as vagram_unbounded_loss,
+        value_equivalence_loss as value_equivalence_loss,
+        value_l1_loss as value_l1_loss,
+        value_weighted_loss as value_weighted_loss,
+        vaml_loss as vaml_loss,
+    )
+    from vagram_jax.losses.value_gradients import (
+        WeightConfig as WeightConfig,
+        value_gradient_weights as value_gradient_weights,
+    )
+    from vagram_jax.mbpo import (
+        MBPOConfig as MBPOConfig,
+        MBPOState as MBPOState,
+        epoch as epoch,
+    )
+    from vagram_jax.run.policies import load_policy as load_policy
+    from vagram_jax.sac import SACConfig as SACConfig, value_fn as value_fn
+    from vagram_jax.schedules import Schedule as Schedule
+    from vagram_jax.termination import TerminationConfig as TerminationConfig
+    from vagram_jax.types import Prediction as Prediction, Transition as Transition
+
+__version__ = "0.2.0"
+
+# The public names by the module that defines them; a test compares this table with the
+# imports above.
+_NAMES = {
+    "config": ("ConfigError", "from_mapping", "to_dict"),
+    "dynamics": ("DynamicsConfig", "init_dynamics", "predict"),
+    "envs": ("check_env", "make"),
+    "fit": ("FitConfig",),
+    "imagine": ("ImagineConfig",),
+    "losses": (
+        "LOSSES",
+        "calibrated_vaml_loss",
+        "constant_weights_loss",
+        "mle_loss",
+        "mse_loss",
+        "mse_normalized_loss",
+        "muzero_loss",
+        "quadratic_eigen_loss",
+        "quadratic_loss",
+        "register",
+        "sample_weighted_loss",
+        "vagram_loss",
+        "vagram_nll_loss",
+        "vagram_unbounded_loss",
+        "value_equivalence_loss",
+        "value_l1_loss",
+        "value_weighted_loss",
+        "vaml_loss",
+    ),
+    "losses.value_gradients": ("WeightConfig", "value_gradient_weights"),
+    "mbpo": ("MBPOConfig", "MBPOState", "epoch"),
+    "run.policies": ("load_policy",),
+    "sac": ("SACConfig", "value_fn"),
+    "schedules": ("Schedule",),
+    "termination": ("TerminationConfig",),
+    "types": ("Prediction", "Transition"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name or a submodule on first use (PEP 562)."""
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and util.find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -35,7 +35,9 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+# Files in build/ that are no longer in the package would get into the wheel.
 wheel: $(VENV)/bin/python
+	rm -rf build dist
 	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
 	  --wheel-dir dist .
 

@@ -1,33 +1,53 @@
-# make compare    the comparison of model losses, in an environment made on the spot
-# make test       the tests              make lint    style and format
-# Settings: PYTHON=python3.13, ARGS="--config.num_seeds=8", VENV=folder of the environment
+# make compare    trains the pendulum with three model losses and compares them
+# make findings   rewrites docs/findings.md and the README's table from the results
+# make test       all tests            make test-fast   those that need two minutes
+# make lint       style and types      make wheel       builds the package into dist/
+#
+# Variables: PYTHON=python3.13, VENV=folder of the environment, ARGS="more arguments",
+# such as make compare ARGS="--config.num_seeds=8".
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PINS := setup.cfg pyproject.toml requirements.txt
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile
+FAST := tests/analysis tests/test_api.py tests/test_config.py tests/test_dynamics.py \
+  tests/test_layout.py tests/test_networks.py tests/test_replay.py \
+  tests/losses/test_values.py tests/envs/test_classic.py tests/storage/test_results.py
 
-.PHONY: compare test lint clean
+.PHONY: compare findings test test-fast lint wheel clean
 
 compare: $(VENV)/.installed
-	$(VENV)/bin/python -m vagram_jax.cli.compare \
-	  --config=vagram_jax/cli/configs/pendulum.py $(ARGS)
+	$(VENV)/bin/vagram compare --config=pendulum $(ARGS)
+
+findings: $(VENV)/.installed
+	$(VENV)/bin/vagram study --write_findings $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.installed-dev
+	$(PYTEST) $(FAST) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# Files in build/ that are no longer in the package would get into the wheel.
+wheel: $(VENV)/bin/python
+	rm -rf build dist
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+	  --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp is as new as the last installation, so that nothing is installed twice.
+# The date of a stamp file is that of the last installation.
 $(VENV)/.installed: $(PINS) | $(VENV)/bin/python
 	$(PIP) --editable ".[mujoco]" --requirement requirements.txt
 	touch $@

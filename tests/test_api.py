@@ -1,14 +1,14 @@
-"""Documentation that can't drift: docstrings against signatures, README against code.
+"""Docstrings match signatures, and documents match the code.
 
-A code block of the README that takes minutes is opened with "python slow"; it then
-runs with the slow tests.
+Every Python block of the README and of docs/*.md runs, and every command in their shell
+blocks is parsed. A block that takes minutes begins with "```python slow"; it runs with
+the slow tests.
 """
 
 import ast
-import dataclasses
-import importlib
+import importlib.util
 import inspect
-import itertools
+import json
 import os
 import re
 import runpy
@@ -18,37 +18,32 @@ import sys
 from pathlib import Path
 
 import pytest
-from flax import linen
 
 import vagram_jax
 from vagram_jax import losses
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-PUBLIC = getattr(vagram_jax, "__all__", ())
-SOURCES = sorted([*ROOT.glob("vagram_jax/**/*.py"), *ROOT.glob("experiments/*.py")])
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+SOURCES = sorted([*ROOT.glob("vagram_jax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def public_definitions(kinds):
-    """Every public definition of these kinds, with the object that it makes."""
+def definitions(kinds):
+    """Every public definition at module level of these kinds, with where it is."""
     for path in SOURCES:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        name = name.removesuffix(".__init__")
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, kinds) and not node.name.startswith("_"):
-                made = getattr(importlib.import_module(name), node.name)
-                yield pytest.param(node, made, id=f"{name}.{node.name}")
+                yield f"{path.relative_to(ROOT)}:{node.name}", node
 
 
-def section(made, title):
-    """The names that a section of a docstring explains, or None without the section."""
-    lines = (inspect.getdoc(made) or "").splitlines()
+def section(node, title):
+    """The names that a section of a docstring explains; None without the section."""
+    lines = (ast.get_docstring(node) or "").splitlines()
     if f"{title}:" not in lines:
         return None
     rest = lines[lines.index(f"{title}:") + 1 :]
+    indent = re.match(" *", rest[0])[0]  # deeper lines continue an entry
     names = []
-    indent = re.match(" *", rest[0])[0]  # what stands deeper continues an entry
     for line in rest:
         if line and not line.startswith(" "):
             break
@@ -67,135 +62,240 @@ def own_nodes(node):
             yield from own_nodes(child)
 
 
-functions = pytest.mark.parametrize(("node", "made"), [*public_definitions(FUNCTIONS)])
-classes = pytest.mark.parametrize(("node", "made"), [*public_definitions(ast.ClassDef)])
+def parameters(node):
+    """The parameters of a function, as an Args section names them."""
+    arguments = node.args
+    names = [each.arg for each in [*arguments.posonlyargs, *arguments.args]]
+    names += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
+    names += [each.arg for each in arguments.kwonlyargs]
+    return names + ([f"**{arguments.kwarg.arg}"] if arguments.kwarg else [])
 
 
-@functions
-def test_args_are_the_parameters_in_order(node, made):
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    parameters = [
-        stars.get(parameter.kind, "") + parameter.name
-        for parameter in inspect.signature(made).parameters.values()
+def fields(node):
+    """The annotated fields of a class, without class variables and private ones."""
+    return [
+        each.target.id
+        for each in node.body
+        if isinstance(each, ast.AnnAssign)
+        and "ClassVar" not in ast.unparse(each.annotation)
+        and not each.target.id.startswith("_")
     ]
-    assert (section(made, "Args") or []) == parameters
 
 
-@functions
-def test_what_is_returned_is_documented(node, made):
-    returns = any(isinstance(n, ast.Return) and n.value for n in own_nodes(node))
-    yields = any(isinstance(n, ast.Yield | ast.YieldFrom) for n in own_nodes(node))
-    assert (section(made, "Yields") is not None) == yields
-    assert (section(made, "Returns") is not None) == (returns and not yields)
+def test_sections_of_functions_match_their_signatures():
+    """A section may be left out; what it lists must be right and in order."""
+    errors = []
+    for place, node in definitions(FUNCTIONS):
+        listed = section(node, "Args") or []
+        known = [name for name in parameters(node) if name in listed]
+        if listed != known:
+            errors.append(f"{place}: Args lists {listed}; in the signature: {known}")
+        nodes = [*own_nodes(node)]
+        returns = any(isinstance(each, ast.Return) and each.value for each in nodes)
+        yields = any(isinstance(each, ast.Yield | ast.YieldFrom) for each in nodes)
+        if section(node, "Returns") is not None and (yields or not returns):
+            errors.append(f"{place}: Returns, but it returns nothing")
+        if section(node, "Yields") is not None and not yields:
+            errors.append(f"{place}: Yields, but it yields nothing")
+        raised = {
+            ast.unparse(each.exc.func).split(".")[-1]
+            for each in nodes
+            if isinstance(each, ast.Raise) and isinstance(each.exc, ast.Call)
+        }
+        raises = section(node, "Raises")
+        if raises is not None and (missing := raised - {*raises}):
+            errors.append(f"{place}: Raises doesn't list {sorted(missing)}")
+    assert errors == []
 
 
-@functions
-def test_what_is_raised_is_documented(node, made):
-    raised = {
-        ast.unparse(n.exc.func).split(".")[-1]
-        for n in own_nodes(node)
-        if isinstance(n, ast.Raise) and isinstance(n.exc, ast.Call)
-    }
-    assert raised <= set(section(made, "Raises") or [])
+def test_attributes_sections_list_the_fields():
+    """Those of dataclasses; other classes set theirs in methods."""
+    errors = [
+        f"{place}: Attributes lists {listed}; the fields are {fields(node)}"
+        for place, node in definitions(ast.ClassDef)
+        if fields(node)
+        and (listed := section(node, "Attributes")) not in (None, fields(node))
+    ]
+    assert errors == []
 
 
-@classes
-def test_attributes_are_the_fields(node, made):
-    is_tuple = issubclass(made, tuple) and hasattr(made, "_fields")
-    if is_tuple:
-        fields = list(made._fields)
-    elif dataclasses.is_dataclass(made):
-        added = {"parent", "name"} if issubclass(made, linen.Module) else set()
-        names = [field.name for field in dataclasses.fields(made) if field.init]
-        fields = [name for name in names if name not in added]
-    else:
-        return
-    assert (section(made, "Attributes") or []) == fields
+def test_public_docstrings_begin_with_a_sentence():
+    errors = [
+        place
+        for place, node in definitions((*FUNCTIONS, ast.ClassDef))
+        if not (ast.get_docstring(node) or "").split("\n")[0].strip()
+    ]
+    assert errors == []
 
 
 def test_section_reads_every_form_of_entry():
-    def sample():
-        """Says something.
+    code = '''
+def sample():
+    """Returns nothing.
 
-        Args:
-          one: a line
-            and: its continuation, with a colon
-          two, three: both.
-          *rest: more.
-          **options (dict): more still.
+    Args:
+      one: a line
+        and: its continuation, with a colon
+      two, three: both.
+      *rest: more.
+      **options (dict): more still.
 
-        Returns:
-          Nothing: really.
-        """
-
-    assert section(sample, "Args") == ["one", "two", "three", "*rest", "**options"]
-    assert section(sample, "Raises") is None
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_exists_and_is_documented(name):
-    assert inspect.getdoc(getattr(vagram_jax, name))
+    Returns:
+      Nothing: really.
+    """
+'''
+    node = ast.parse(code).body[0]
+    assert section(node, "Args") == ["one", "two", "three", "*rest", "**options"]
+    assert section(node, "Raises") is None
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_is_tested(name):
-    tests = [path for path in ROOT.glob("tests/**/*.py") if path != Path(__file__)]
-    word = re.compile(rf"\b{name}\b")
-    assert any(word.search(path.read_text()) for path in tests)
+def test_type_checkers_see_the_public_names():
+    """The imports under TYPE_CHECKING are those of the table of lazy names."""
+    tree = ast.parse((ROOT / "vagram_jax/__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname: node.module.removeprefix("vagram_jax.")
+        for node in block.body
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert seen == vagram_jax._MODULE_OF
+    assert vagram_jax.__all__ == sorted(seen)
 
 
-@pytest.mark.skipif(not README.exists(), reason="no README yet")
-@pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_name_stands_in_the_readme(name):
-    assert re.search(rf"\b{name}\b", README.read_text())
+def test_public_names_exist_are_documented_and_tested():
+    reference = (ROOT / "docs/api.md").read_text()
+    tests = "".join(
+        path.read_text()
+        for path in ROOT.glob("tests/**/*.py")
+        if path != Path(__file__)
+    )
+    errors = []
+    for name in vagram_jax.__all__:
+        if not inspect.getdoc(getattr(vagram_jax, name)):
+            errors.append(f"{name} has no docstring")
+        if not re.search(rf"\b{name}\b", reference):
+            errors.append(f"{name} isn't in docs/api.md")
+        if not re.search(rf"\b{name}\b", tests):
+            errors.append(f"{name} isn't tested")
+    assert errors == []
 
 
-def readme_blocks(language):
-    """The code blocks of a language, with the line that each starts on."""
-    text = README.read_text() if README.exists() else ""
-    for block in re.finditer(r"^```(\w+)(.*)\n([\s\S]*?)^```", text, re.MULTILINE):
-        if block[1] == language:
-            line = text[: block.start(3)].count("\n")
-            marks = [pytest.mark.slow] if "slow" in block[2] else []
-            yield pytest.param(line, block[3], id=f"line {line + 1}", marks=marks)
+def test_submodules_are_attributes_and_unknown_names_are_refused():
+    assert vagram_jax.mbpo is importlib.import_module("vagram_jax.mbpo")
+    assert set(vagram_jax.__all__) <= set(dir(vagram_jax))
+    with pytest.raises(AttributeError, match="no attribute 'vagram_los'"):
+        _ = vagram_jax.vagram_los
 
 
-def readme_commands():
-    """Every `python -m experiments...` and `make ...` of the README's shell blocks."""
-    for language in ("bash", "sh", "console"):
-        for block in readme_blocks(language):
-            line, text = block.values
-            for command in text.replace("\\\n", " ").splitlines():
-                words = shlex.split(command.removeprefix("$ "), comments=True)
-                words = list(itertools.dropwhile(lambda word: "=" in word, words))
-                if words[:2] == ["python", "-m"] or words[:1] == ["make"]:
-                    yield pytest.param(words, id=f"line {line + 1}: {' '.join(words)}")
+def blocks(language):
+    """The code blocks of a language in all documents: name, first line, text, slow."""
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for block in re.finditer(r"^```(\w+)(.*)\n([\s\S]*?)^```", text, re.MULTILINE):
+            if block[1] == language:
+                line = text[: block.start(3)].count("\n")
+                name = f"{path.relative_to(ROOT)}:{line + 1}"
+                yield name, line, block[3], "slow" in block[2]
 
 
-@pytest.mark.parametrize(("line", "code"), [*readme_blocks("python")])
-def test_a_code_block_of_the_readme_runs(line, code, tmp_path, monkeypatch):
+def python_blocks():
+    for name, line, text, is_slow in blocks("python"):
+        marks = [pytest.mark.slow] if is_slow else []
+        yield pytest.param(line, text, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("line", "code"), [*python_blocks()])
+def test_a_python_block_of_the_documents_runs(line, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # What a block registers is gone with it.
+    # A loss that a block registers doesn't stay in the registry.
     monkeypatch.setattr(losses.registry, "LOSSES", dict(losses.LOSSES))
-    block = tmp_path / "readme.py"
-    block.write_text("\n" * line + code)  # so that a traceback has the README's lines
+    block = tmp_path / "block.py"
+    block.write_text("\n" * line + code)  # tracebacks show the document's line numbers
     runpy.run_path(str(block))
 
 
-@pytest.mark.parametrize("words", [*readme_commands()])
-def test_a_command_of_the_readme_is_understood(words):
-    if words[0] == "make":
-        asked = ["make", "--dry-run", *words[1:]]
-    else:
-        # A command reads all of its command line before it shows its help.
-        asked = [sys.executable, *words[1:], "--help"]
-    path = {"PYTHONPATH": str(ROOT)}
+def commands(program):
+    """Every command of the documents' shell blocks that starts with a program."""
+    for name, _, text, _ in blocks("bash"):
+        for command in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(command, comments=True)
+            if words[:1] == [program]:
+                yield name, words
+
+
+# Each command is parsed in a fork of one process, so that JAX is imported once. A
+# command reads its whole command line before it shows its help.
+PARSE = """
+import contextlib, io, json, os, runpy, sys
+import jax, vagram_jax.mbpo
+for words in json.loads(sys.argv[1]):
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        sys.argv = [*words, "--help"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_module("vagram_jax", run_name="__main__", alter_sys=True)
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("vagram_jax.__main__") is None, reason="no command yet"
+)
+def test_the_vagram_commands_of_the_documents_are_understood():
+    names, lines = zip(*commands("vagram"), strict=True)
     done = subprocess.run(
-        asked,
+        [sys.executable, "-c", PARSE, json.dumps(lines)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=False,
-        env=os.environ | path,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )
-    assert done.returncode == 0, done.stderr
+    statuses = [int(word) for word in done.stdout.split()]
+    failed = [
+        f"{name}: {shlex.join(words)}"
+        for name, words, status in zip(names, lines, statuses, strict=True)
+        if status != 0
+    ]
+    assert failed == [], done.stderr
+
+
+def test_the_make_targets_of_the_documents_exist():
+    for name, words in commands("make"):
+        done = subprocess.run(
+            ["make", "--dry-run", *words[1:]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{name}: {done.stderr}"
+
+
+def test_links_between_documents_lead_to_files():
+    broken = [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path in DOCUMENTS
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
+        if "://" not in target and not (path.parent / target).exists()
+    ]
+    assert broken == []
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+def test_promises_name_tests_that_exist():
+    page = (ROOT / "docs/promises.md").read_text()
+    missing = [
+        f"{file}::{name}"
+        for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", page)
+        if not any(
+            f"def {name}(" in p.read_text() for p in ROOT.glob(f"tests/**/{file}")
+        )
+    ]
+    assert missing == []

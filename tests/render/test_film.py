@@ -106,7 +106,9 @@ def assert_color(frame, x, y, color):
 
 
 def test_play_equals_the_rollout_of_gymnasium_under_the_same_policy():
-    env = distractors.Distractors(episodes.EpisodeWrapper(classic.Pendulum(), 1, 15), 2, "noise")
+    env = distractors.Distractors(
+        episodes.EpisodeWrapper(classic.Pendulum(), 1, 15), 2, "noise"
+    )
     # Without weights on the noise, the policy depends on Gymnasium's observation only.
     params = actor(5, 1)
     params["params"]["mlp"]["Dense_0"]["kernel"][3:] = 0.0
@@ -174,7 +176,11 @@ def test_a_film_is_in_real_time_with_at_most_fps_frames(fps, every, duration):
         # Durations that GIF rounds to 10 ms don't drift.
         (Counter(dt=None), 30.0, [30, 40, 30, 30, 40, 30, 30]),
         # The step time of a wrapper counts.
-        (distractors.Distractors(episodes.EpisodeWrapper(Counter(), 3), 2), 30.0, [150] * 7),
+        (
+            distractors.Distractors(episodes.EpisodeWrapper(Counter(), 3), 2),
+            30.0,
+            [150] * 7,
+        ),
     ],
 )
 def test_a_film_shows_each_step_for_its_time(env, fps, durations):

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from vagram_jax.envs import base, episodes
-from vagram_jax.render.film import offscreen
+from vagram_jax.render import offscreen
 from vagram_jax.run.policies import Policy
 
 FILMS = ("mp4", "gif")

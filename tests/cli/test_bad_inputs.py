@@ -216,9 +216,7 @@ def test_an_unknown_loss_gets_the_known_losses(refused):
         ("", "--losses=: each loss once, and at least one"),
     ],
 )
-def test_a_bad_list_of_losses_is_refused_before_training(
-    refused, losses, message
-):
+def test_a_bad_list_of_losses_is_refused_before_training(refused, losses, message):
     status, line = refused(f"--losses={losses}", command="compare")
     assert status == 2
     assert message in line

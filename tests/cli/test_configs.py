@@ -98,7 +98,10 @@ def test_override_sets_optional_keys_and_schedules_from_text():
     ("name", "message"),
     [
         ("hoper", r"^--config=hoper: no such config; did you mean hopper\? accepted: "),
-        ("zzz", "^--config=zzz: no such config; accepted: ant, cartpole, halfcheetah, "),
+        (
+            "zzz",
+            "^--config=zzz: no such config; accepted: ant, cartpole, halfcheetah, ",
+        ),
         ("mujoco", "^--config=mujoco: no such config; "),
         ("configs/pendulm.py", "no such config; accepted: .*, or a Python file"),
         ("hopper:qick", r"variant='qick'; accepted: .*quick.*paper.*mean quick\?$"),

@@ -82,9 +82,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def parse(file):
-    return lambda *args: flags.parse(
-        ["train", f"--config={file}", *args], Train, Study
-    )
+    return lambda *args: flags.parse(["train", f"--config={file}", *args], Train, Study)
 
 
 @pytest.fixture

@@ -109,7 +109,9 @@ def test_report_writes_the_report_of_each_study(run, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["study", "benchmark"])
-def test_a_command_of_the_repository_needs_a_checkout(run, tmp_path, monkeypatch, command):
+def test_a_command_of_the_repository_needs_a_checkout(
+    run, tmp_path, monkeypatch, command
+):
     monkeypatch.chdir(tmp_path)
     status, out, err = run(command)
     assert (status, out) == (2, "")

@@ -199,8 +199,10 @@ def _help_text(main: Callable, configs: tuple[Any, ...]) -> str:
     """The docstring of the command, its flags, and every config key with its value."""
     module = sys.modules[main.__module__]
     lines = [inspect.getdoc(module) or "", "", "Flags:"]
-    # A command shares the flags of the modules that it imports; this module's come last.
-    imported = [each.__name__ for each in vars(module).values() if inspect.ismodule(each)]
+    # A command also accepts the flags of the modules that it imports.
+    imported = [
+        each.__name__ for each in vars(module).values() if inspect.ismodule(each)
+    ]
     owners = dict.fromkeys([module.__name__, *imported])
     owners.pop(__name__, None)
     for owner in [*owners, __name__]:

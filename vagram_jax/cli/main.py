@@ -128,5 +128,8 @@ def _help_text() -> str:
     lines = ["Value-gradient weighted model-based reinforcement learning.", ""]
     lines += ["    vagram COMMAND [ARGUMENTS]", "", "Commands:"]
     lines += [f"  {name:11}{command.about}" for name, command in COMMANDS.items()]
-    lines += ["", "`vagram COMMAND --help` describes a command, its flags and settings."]
+    lines += [
+        "",
+        "`vagram COMMAND --help` describes a command, its flags and settings.",
+    ]
     return "\n".join(lines)

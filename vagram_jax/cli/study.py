@@ -49,7 +49,8 @@ def main(names: list[str]) -> int:
         repository.load("experiments.findings").write()
         return 0
     if not names:
-        for name, about in repository.load("experiments.studies").descriptions().items():
+        studies = repository.load("experiments.studies").descriptions()
+        for name, about in studies.items():
             print(f"{name:22}{about}")
         return 0
     study = _load(names[0])

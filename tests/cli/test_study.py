@@ -29,7 +29,7 @@ def checkout(tmp_path, monkeypatch):
     studies = tmp_path / "experiments" / "studies"
     studies.mkdir(parents=True)
     (studies.parent / "__init__.py").write_text("")
-    (studies.parent / "findings.py").write_text("def write():\n    print('findings')\n")
+    (studies.parent / "findings.py").write_text("def write():\n    return ['page']\n")
     (studies / "__init__.py").write_text(STUDIES)
     (studies / "capacity.py").write_text(STUDY)
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_study_without_a_name_lists_the_studies(checkout, run):
 
 
 def test_study_writes_the_findings(checkout, run):
-    assert run("--write_findings") == (0, "findings\n", "")
+    assert run("--write_findings") == (0, "written: page\n", "")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,8 @@ def main(names: list[str]) -> int:
             f"study {' '.join(names)}: one name, or none with --write_findings"
         )
     if WRITE_FINDINGS.value:
-        repository.load("experiments.findings").write()
+        for path in repository.load("experiments.findings").write():
+            print(f"written: {path}")
         return 0
     if not names:
         studies = repository.load("experiments.studies").descriptions()

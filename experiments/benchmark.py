@@ -1,8 +1,9 @@
-"""How fast the pieces are, as ratios measured side by side on this machine.
+"""Measures the speed of the parts of training on this machine.
 
-    python -m experiments.benchmark --json=results/benchmark.json
+    vagram benchmark --json=results/benchmark.json
 
-The rate of a large float32 matrix product, measured in the same rounds, is one.
+Most figures are ratios: both sides are timed in turn in the same rounds, so that a busy
+machine disturbs both. Rates are relative to that of a large float32 matrix product.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 
 from experiments import measure
 from vagram_jax import envs, fit, losses, replay, sac
-from vagram_jax.cli import flags, launch
+from vagram_jax.cli import flags
 from vagram_jax.config import ConfigError
 from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import episodes
@@ -31,8 +32,10 @@ from vagram_jax.types import Transition
 SUITES = ("updates", "epochs", "checkpoints", "envs")
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
-SEEDS = flags.DEFINE_integer("seeds", 8, "Seeds side by side, or in a row.")
-SUITE = flags.DEFINE_list("suite", list(SUITES), f"Of {', '.join(SUITES)}.")
+SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds that train at the same time.")
+SUITE = flags.DEFINE_list(
+    "suite", list(SUITES), f"What to measure, of {', '.join(SUITES)}."
+)
 
 # The sizes that MBPO and the paper use.
 _OBS_DIM, _ACTION_DIM, _BATCH, _STEPS = 17, 6, 256, 10
@@ -41,37 +44,30 @@ _SAC = sac.SACConfig(hidden=(256, 256))
 
 
 def main(env_config, algorithm, run) -> int:
-    """Measures, prints a line per figure, and writes them if asked.
-
-    Args:
-      env_config: the task of the whole-epoch figures.
-      algorithm: the algorithm of the whole-epoch figures.
-      run: how many episodes an evaluation has, and the first seed.
-
-    Returns:
-      The exit status.
+    """Measures, prints one line per figure, and returns the exit status.
 
     Raises:
       ConfigError: an unknown suite.
-      ResultsError: the JSON file's folder can't be written.
+      ResultsError: the folder of the JSON file can't be written.
     """
-    if JSON.value:  # before minutes of measuring
+    if unknown := set(SUITE.value) - set(SUITES):
+        raise ConfigError(f"--suite={unknown.pop()}; accepted: {', '.join(SUITES)}")
+    if JSON.value:  # checked before minutes of measuring
         Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
         files.check_writable(Path(JSON.value).parent)
     devices.use_cpu(None, num_lanes=SEEDS.value)
-    figures = {"device": devices.describe(), "jax": jax.__version__}
-    if odd := set(SUITE.value) - set(SUITES):
-        raise ConfigError(f"--suite={odd.pop()}; accepted: {', '.join(SUITES)}")
-    task = env_config, algorithm, run
-    measured = {
+    configs = env_config, algorithm, run
+    suites = {
         "updates": _updates,
-        "epochs": partial(_epochs, *task),
-        "checkpoints": partial(_checkpoints, *task),
+        "epochs": partial(_epochs, *configs),
+        "checkpoints": partial(_checkpoints, *configs),
         "envs": partial(_envs, env_config),
     }
-    for name in SUITE.value:
-        figures |= (found := measured[name]())
-        for name, value in found.items():
+    figures = {"device": devices.describe(), "jax": jax.__version__}
+    for suite in SUITE.value:
+        measured = suites[suite]()
+        figures |= measured
+        for name, value in measured.items():
             print(f"{name:<48}{value:12.3f}", flush=True)
     if JSON.value:
         files.write_json(JSON.value, figures)
@@ -79,26 +75,26 @@ def main(env_config, algorithm, run) -> int:
 
 
 def _updates() -> dict[str, float]:
-    """One SAC update and one fit step, against the rate of a matrix product."""
+    """The speed of a SAC update and of a fit step, relative to a matrix product."""
     product, product_flops = measure.matmul()
-    agent = _sac_steps()
-    fits = {name: _fit_steps(name) for name in ("mse", "vagram")}
-    sides = {"product": product, "sac": agent[0]}
-    sides |= {name: found[0] for name, found in fits.items()}
-    took = measure.seconds(sides, rounds=15)
-    rate = product_flops / took["product"]
+    update, update_flops = _sac_steps()
+    mse, mse_flops = _fit_steps("mse")
+    vagram, _ = _fit_steps("vagram")
+    programs = {"product": product, "sac": update, "mse": mse, "vagram": vagram}
+    seconds = measure.seconds(programs, rounds=15)
+    rate = product_flops / seconds["product"]
     return {
         "matrix product, Gflop/s": rate / 1e9,
-        "SAC update, ms": 1e3 * took["sac"] / _STEPS,
-        "SAC update, rate to product's": agent[1] / took["sac"] / rate,
-        "fit step (mse), ms": 1e3 * took["mse"] / _STEPS,
-        "fit step (mse), rate to product's": fits["mse"][1] / took["mse"] / rate,
-        "fit step, VaGraM to MSE, time": took["vagram"] / took["mse"],
+        "SAC update, ms": 1e3 * seconds["sac"] / _STEPS,
+        "SAC update, rate to product's": update_flops / seconds["sac"] / rate,
+        "fit step (mse), ms": 1e3 * seconds["mse"] / _STEPS,
+        "fit step (mse), rate to product's": mse_flops / seconds["mse"] / rate,
+        "fit step, VaGraM to MSE, time": seconds["vagram"] / seconds["mse"],
     }
 
 
 def _sac_steps():
-    """`_STEPS` updates in one program, and their floating-point operations."""
+    """A program of `_STEPS` updates, and its floating-point operations."""
     key = jax.random.key(0)
     state = sac.init(key, obs_dim=_OBS_DIM, action_dim=_ACTION_DIM, config=_SAC)
     batches = _transitions((_STEPS, _BATCH))
@@ -115,7 +111,7 @@ def _sac_steps():
 
 
 def _fit_steps(name: str):
-    """`_STEPS` steps of the ensemble in one program, weights prepared before."""
+    """A program of `_STEPS` fit steps with prepared weights, and its operations."""
     loss, config = losses.get(name), FitConfig()
     sizes = {"obs_dim": _OBS_DIM, "action_dim": _ACTION_DIM}
     state = fit.init(
@@ -145,49 +141,52 @@ def _fit_steps(name: str):
 
 
 def _epochs(env_config, algorithm, run) -> dict[str, float]:
-    """Whole epochs of the config's task, with seeds in a row and side by side."""
+    """Whole epochs: all seeds at the same time, relative to one seed after another."""
     env = envs.from_config(env_config)
     run, algorithm = runner.check(run, algorithm, env)
-    count, found, calls = SEEDS.value, {}, {}
+    count, figures, calls = SEEDS.value, {}, {}
     one_device = devices.Layout(mesh=Mesh(np.array(jax.devices()[:1]), (devices.AXIS,)))
-    sides = {"1 seed": (1, one_device), f"{count} seeds": (count, one_device)}
+    variants = {"1 seed": (1, one_device), f"{count} seeds": (count, one_device)}
     if jax.device_count() > 1:
         name = f"{count} seeds on {jax.device_count()} devices"
-        sides[name] = (count, devices.Layout())
-    for name, (seeds, layout) in sides.items():
+        variants[name] = (count, devices.Layout())
+    for name, (seeds, layout) in variants.items():
         compiled = runner.compiled(run, env, layout)
         lanes = programs.lanes(range(seeds), [algorithm] * seeds)
         lanes = devices.put(lanes, layout, seeds)
-        states, fit, rest = _compiled(compiled, lanes, name, found)
-        a_seed = max(_bytes(fit), _bytes(rest)) * layout.mesh.size / seeds
-        found[f"memory of an epoch, {name}, MB a seed"] = a_seed
-        halves = compiled._replace(learn_model=fit, learn_policy=rest)
-        calls[name] = partial(_from_copy, halves, states, lanes)
+        states, fit_model, rest = _compiled(compiled, lanes, name, figures)
+        per_device = max(_megabytes(fit_model), _megabytes(rest))
+        per_seed = per_device * layout.mesh.size / seeds
+        figures[f"memory of an epoch, {name}, MB a seed"] = per_seed
+        halves = compiled._replace(learn_model=fit_model, learn_policy=rest)
+        calls[name] = partial(_epoch_of_copy, halves, states, lanes)
     one = calls.pop("1 seed")
     calls["row"] = lambda: [one() for _ in range(count)]
-    took = measure.seconds(calls, rounds=3, at_least=0.0)
+    seconds = measure.seconds(calls, rounds=3, at_least=0.0)
     for name in calls.keys() - {"row"}:
-        found[f"epoch, {name} to a row of them, time"] = took[name] / took["row"]
-    return found
+        ratio = seconds[name] / seconds["row"]
+        figures[f"epoch, {name} to a row of them, time"] = ratio
+    return figures
 
 
-def _compiled(of: programs.Programs, lanes, name: str, found: dict[str, float]):
-    """States that are warmed up, the halves of an epoch; how long each took goes in."""
+def _compiled(of: programs.Programs, lanes, name: str, figures: dict[str, float]):
+    """States after the warm-up, and the two programs of an epoch; adds figures."""
 
-    def made(what, program, *args):
+    def timed(what, program, *args):
         program, seconds = measure.compiled(program, *args)
-        found[f"compiling the {what}, {name}, s"] = seconds
+        figures[f"compiling the {what}, {name}, s"] = seconds
         return program
 
-    states = made("first state", of.initialise, lanes)(lanes)
-    states = made("warm-up", of.warm_up, states, lanes)(states, lanes)
-    fit = made("fit", of.learn_model, states, lanes)
-    fitted, _ = fit(states, lanes)
-    return states, fit, made("rest of an epoch", of.learn_policy, states, fitted, lanes)
+    states = timed("first state", of.initialise, lanes)(lanes)
+    states = timed("warm-up", of.warm_up, states, lanes)(states, lanes)
+    fit_model = timed("fit", of.learn_model, states, lanes)
+    fitted, _ = fit_model(states, lanes)
+    rest = timed("rest of an epoch", of.learn_policy, states, fitted, lanes)
+    return states, fit_model, rest
 
 
 def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
-    """The config's own job, an epoch at a time, with checkpoints and without."""
+    """Epochs with a checkpoint after each, relative to epochs without."""
     env = envs.from_config(env_config)
     run, algorithm = runner.check(run, algorithm, env)
     layout, seeds = devices.Layout(), runner.seeds_of(run)
@@ -208,41 +207,45 @@ def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
         return now
 
     with tempfile.TemporaryDirectory() as folder:
-        sides = {
+        calls = {
             "without": partial(epochs, None),
             "with": partial(epochs, Path(folder)),
         }
-        took = measure.seconds(sides, rounds=5, at_least=0.0)
+        seconds = measure.seconds(calls, rounds=5, at_least=0.0)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*"))
     return {
         "checkpoint, MB a seed": size / checkpoint.KEPT / padded / 1e6,
-        "epoch with a checkpoint to one without, time": took["with"] / took["without"],
+        "epoch with a checkpoint to one without, time": (
+            seconds["with"] / seconds["without"]
+        ),
     }
 
 
 def _envs(env_config) -> dict[str, float]:
-    """Steps a second of a MuJoCo task, on each physics and in Gymnasium."""
+    """Steps per second of a MuJoCo task, with each physics and in Gymnasium."""
     name = env_config.env if env_config.env in tasks.GYMNASIUM else "hopper"
-    # MJX is slow on a CPU, where its steps would take most of the time.
+    # MJX is slow on a CPU, where more of its steps would take most of the time.
     length = {"c": 200, "mjx": 200 if jax.default_backend() != "cpu" else 20}
-    found = {}
+    steps = length | {"Gymnasium": length["c"]}
+    figures = {}
     for count in (1, 4, 16, 64):
-        sides = {
-            physics: _env_steps(envs.make(name, physics=physics), count, steps)
-            for physics, steps in length.items()
+        calls = {
+            physics: _env_steps(
+                envs.make(name, physics=physics), count, length[physics]
+            )
+            for physics in length
         }
-        sides["Gymnasium"] = _gymnasium_steps(name, count, length["c"])
-        steps = length | {"Gymnasium": length["c"]}
-        took = measure.seconds(sides, rounds=5)
-        rates = {side: count * steps[side] / took[side] for side in took}
+        calls["Gymnasium"] = _gymnasium_steps(name, count, length["c"])
+        seconds = measure.seconds(calls, rounds=5)
+        rates = {side: count * steps[side] / seconds[side] for side in seconds}
         where = f"{name}, {count} side by side"
-        found |= {f"{where}, {side}, steps/s": rate for side, rate in rates.items()}
-        found[f"{where}, c to Gymnasium, rate"] = rates["c"] / rates["Gymnasium"]
-    return found
+        figures |= {f"{where}, {side}, steps/s": rate for side, rate in rates.items()}
+        figures[f"{where}, c to Gymnasium, rate"] = rates["c"] / rates["Gymnasium"]
+    return figures
 
 
 def _env_steps(env, count: int, length: int):
-    """`length` steps of `count` environments in one program, as training takes them."""
+    """A program of `length` steps of `count` environments, as in training."""
 
     def step(state, key):
         key_action, key_reset = jax.random.split(key)
@@ -258,15 +261,15 @@ def _env_steps(env, count: int, length: int):
         state = episodes.reset(key_start, env=env)
         return jax.lax.scan(step, state, jax.random.split(key_steps, length))[1]
 
-    used = np.array(jax.local_devices()[:count])
-    layout = devices.Layout(mesh=Mesh(used, (devices.AXIS,)))
+    first_devices = np.array(jax.local_devices()[:count])
+    layout = devices.Layout(mesh=Mesh(first_devices, (devices.AXIS,)))
     seeds = devices.put(np.arange(count, dtype=np.uint32), layout, count)
     program = devices.over_lanes(steps, layout, in_axes=(0,))
     return lambda: program(seeds)
 
 
 def _gymnasium_steps(name: str, count: int, length: int):
-    """The same of Gymnasium's own, one after the other in Python."""
+    """A function that makes `length` steps of `count` environments of Gymnasium."""
     import gymnasium
 
     make = partial(gymnasium.make, tasks.GYMNASIUM[name])
@@ -281,13 +284,13 @@ def _gymnasium_steps(name: str, count: int, length: int):
     return steps
 
 
-def _from_copy(compiled, states, lanes):
-    """One epoch; it takes its argument's memory, so it gets a copy."""
+def _epoch_of_copy(compiled, states, lanes):
+    """One epoch of a copy of the states, whose memory the epoch reuses."""
     return programs.epoch(compiled, jax.tree.map(jnp.copy, states), lanes)[0]
 
 
-def _bytes(program) -> float:
-    """Megabytes of a program's arguments and of its temporary arrays, on a device."""
+def _megabytes(program) -> float:
+    """Memory of a program's arguments and temporary arrays on a device, in MB."""
     memory = program.memory_analysis()
     return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
 
@@ -302,7 +305,3 @@ def _transitions(shape: tuple[int, ...]) -> Transition:
         terminated=jnp.zeros(shape, bool),
         truncated=jnp.zeros(shape, bool),
     )
-
-
-if __name__ == "__main__":
-    flags.run(main, *launch.CONFIGS)

@@ -1,16 +1,15 @@
-"""Config files: each variant is a config that its environment and the loop accept."""
+"""The configs of the tasks: found by name, and accepted by environment and training."""
 
+import functools
 from pathlib import Path
 
 import pytest
-from absl.testing import flagsaver
 
-from vagram_jax import envs
-from vagram_jax.cli import flags, launch
+from vagram_jax import config, envs
+from vagram_jax.cli import configs
 from vagram_jax.envs.mujoco import tasks
 from vagram_jax.run import runner
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "configs"
 HOPPER = (
     "quick",
     "quick_small",
@@ -21,58 +20,95 @@ HOPPER = (
 )
 MUJOCO = ("ant", "halfcheetah", "humanoid", "walker2d")
 VARIANTS = [
-    *((path.stem, "") for path in sorted(FOLDER.glob("*.py"))),
-    *(("hopper", variant) for variant in HOPPER),
-    *((name, variant) for name in MUJOCO for variant in ("quick", "paper")),
+    *configs.names(),
+    *(f"hopper:{variant}" for variant in HOPPER),
+    *(f"{name}:{variant}" for name in MUJOCO for variant in ("quick", "paper")),
 ]
 
 
-def load(name, variant):
-    """The configs of the environment, the algorithm and the run."""
-    file = f"vagram_jax/cli/configs/{name}.py" + (f":{variant}" if variant else "")
-    with flagsaver.flagsaver():
-        return flags.parse(["train", f"--config={file}"], *launch.CONFIGS)
+@functools.cache
+def environment(env_config):
+    return envs.from_config(env_config)
 
 
-@pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_a_config_is_accepted_by_its_environment(name, variant):
-    env_config, algorithm, run = load(name, variant)
-    runner.check(run, algorithm, envs.from_config(env_config))
+def test_names_are_the_files_with_a_config():
+    files = Path(configs.__file__).parent.glob("*.py")
+    assert {*configs.names(), "__init__", "mujoco"} == {path.stem for path in files}
+    assert {"pendulum", "cartpole", "hopper", *MUJOCO} <= set(configs.names())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_config_is_accepted_by_its_environment_and_training(name):
+    env_config, algorithm, run_config = configs.load(name)
+    runner.check(run_config, algorithm, environment(env_config))
 
 
 @pytest.mark.parametrize("name", ["hopper", *MUJOCO])
-def test_a_mujoco_config_is_of_the_task_that_its_file_names(name):
+def test_a_mujoco_config_is_of_the_task_of_its_name(name):
     for variant in ("quick", "paper"):
-        env_config, _, _ = load(name, variant)
+        env_config, _, _ = configs.load(f"{name}:{variant}")
         assert env_config.env == name
         assert envs.resolved(env_config).physics in ("c", "mjx", "mjx_warp")
     assert set(MUJOCO) <= set(tasks.GYMNASIUM)
 
 
 @pytest.mark.parametrize(("name", "size"), [("ant", 27), ("humanoid", 45)])
-def test_contact_forces_are_left_out_of_what_a_model_predicts(name, size):
-    for variant in ("quick", "paper"):
-        env_config, _, _ = load(name, variant)
-        assert env_config.observation == "truncated"
-        assert envs.from_config(env_config).observation_size == size
+@pytest.mark.parametrize("variant", ["quick", "paper"])
+def test_a_model_does_not_predict_contact_forces(name, size, variant):
+    env_config, _, _ = configs.load(f"{name}:{variant}")
+    assert env_config.observation == "truncated"
+    assert environment(env_config).observation_size == size
 
 
-def test_small_and_distracted_variants_differ_in_that_alone():
-    for base in ("quick", "paper"):
-        env, algorithm, run = load("hopper", base)
-        small = load("hopper", f"{base}_small")
-        assert small[1].dynamics.hidden < algorithm.dynamics.hidden
-        assert small == (env, algorithm.replace(dynamics=small[1].dynamics), run)
-        assert small[1].dynamics.replace(hidden=()) == algorithm.dynamics.replace(
-            hidden=()
-        )
-        distracted, _, _ = load("hopper", f"{base}_distracted")
-        assert distracted.distractors == 15
-        assert distracted.replace(distractors=0, distractor_kind="chaotic") == env
+@pytest.mark.parametrize("base", ["quick", "paper"])
+def test_small_and_distracted_variants_differ_only_in_that(base):
+    env, algorithm, run_config = configs.load(f"hopper:{base}")
+    small = configs.load(f"hopper:{base}_small")
+    hidden = small[1].dynamics.hidden
+    assert hidden < algorithm.dynamics.hidden
+    dynamics = algorithm.dynamics.replace(hidden=hidden)
+    assert small == (env, algorithm.replace(dynamics=dynamics), run_config)
+    distracted, _, _ = configs.load(f"hopper:{base}_distracted")
+    assert distracted.distractors == 15
+    assert distracted.replace(distractors=0, distractor_kind="chaotic") == env
 
 
-@pytest.mark.parametrize(("name", "variant"), [("hopper", "qick"), ("ant", "x")])
-def test_an_unknown_variant_is_answered_with_the_known_ones(name, variant):
-    accepted = f"{variant!r}; accepted: .*quick.*paper"
-    with pytest.raises(flags.UsageError, match=accepted):
-        load(name, variant)
+def test_the_paper_settings_have_schedules_of_four_numbers():
+    _, algorithm, _ = configs.load("hopper:paper")
+    settings = config.to_dict(algorithm)
+    assert settings["imagine"]["horizon"] == [1, 5, 20_000, 150_000]
+    assert settings["real_fraction"] == [1.0, 0.05, 0.0, 20_000.0]
+    # Plain squared error is added until the step 11,000 and not after it.
+    assert settings["weights"]["mse_coef"] == [1.0, 0.0, 11_000.0, 11_000.0]
+    assert settings["gradients"]["clip_quantile"] == 0.95
+    assert settings["sac"]["target_entropy"] == -1.0
+
+
+def test_override_sets_optional_keys_and_schedules_from_text():
+    changes = {"sac.target_entropy": "none", "imagine.horizon": "1,5,20000,150000"}
+    _, algorithm, _ = configs.override(configs.load("hopper"), changes)
+    settings = config.to_dict(algorithm)
+    assert settings["sac"]["target_entropy"] is None
+    assert settings["imagine"]["horizon"] == [1, 5, 20_000, 150_000]
+    # What a run records can be read again.
+    assert config.from_mapping(type(algorithm), settings) == algorithm
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hoper", r"^--config=hoper: no such config; did you mean hopper\? accepted: "),
+        (
+            "zzz",
+            "^--config=zzz: no such config; accepted: ant, cartpole, halfcheetah, ",
+        ),
+        ("mujoco", "^--config=mujoco: no such config; "),
+        ("configs/pendulm.py", "no such config; accepted: .*, or a Python file"),
+        ("hopper:qick", r"variant='qick'; accepted: .*quick.*paper.*mean quick\?$"),
+        ("ant:x", "^--config=ant:x: variant='x'; accepted: quick, paper$"),
+        ("pendulum:x", "^--config=pendulum:x: variant='x'; it has no variants$"),
+    ],
+)
+def test_load_refuses_an_unknown_config_and_lists_the_known_ones(name, message):
+    with pytest.raises(config.ConfigError, match=message):
+        configs.load(name)

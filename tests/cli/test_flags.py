@@ -1,10 +1,8 @@
-"""From the command line to configs: what is accepted, and one line for what is not."""
+"""Command lines: what is accepted, and one line for what isn't."""
 
-import os
-import subprocess
 import sys
 import textwrap
-from pathlib import Path
+from types import SimpleNamespace
 
 import ml_collections
 import pytest
@@ -12,11 +10,10 @@ from absl.testing import flagsaver
 from flax import struct
 
 from vagram_jax import config
-from vagram_jax.cli import flags
-from vagram_jax.run import devices, session
-from vagram_jax.storage import results
+from vagram_jax.cli import configs, flags
+from vagram_jax.schedules import Schedule, constant
 
-SEEDS_FILE = flags.DEFINE_string("seeds_file", None, "A flag of a command's own.")
+SEEDS_FILE = flags.DEFINE_string("seeds_file", None, "A flag of a command.")
 
 
 @struct.dataclass(kw_only=True)
@@ -35,7 +32,10 @@ class Train:
     hidden: tuple[int, ...] = config.static((64, 64), low=1)
     losses: tuple[str, ...] = config.static(("mle",))
     extra: tuple[str, ...] = config.static(())
-    normalise: bool = config.static(True)
+    normalize: bool = config.static(True)
+    entropy: float | None = config.leaf(-1.0)
+    note: str | None = config.static(None)
+    share: Schedule = config.leaf(constant(1.0))
     agent: Agent = config.nested(Agent)
 
 
@@ -48,10 +48,10 @@ class Study:
 
 CONFIG_FILE = """
     import test_flags
-    from experiments import flags
+    from vagram_jax.cli import configs
 
     def get_config(variant=""):
-        config = flags.defaults(test_flags.Train, test_flags.Study)
+        config = configs.defaults(test_flags.Train, test_flags.Study)
         config.agent.discount = 0.98
         if variant == "quick":
             config.num_seeds = 2
@@ -62,7 +62,9 @@ CONFIG_FILE = """
 
 
 @pytest.fixture(autouse=True)
-def restore_flags():
+def restore_flags(monkeypatch):
+    # A config file imports the classes of this very module.
+    monkeypatch.setitem(sys.modules, "test_flags", sys.modules[__name__])
     with flagsaver.flagsaver():
         yield
 
@@ -80,14 +82,12 @@ def file(tmp_path):
 
 @pytest.fixture
 def parse(file):
-    return lambda *args: flags.parse(
-        ["train", *args], Train, Study, default_config=file
-    )
+    return lambda *args: flags.parse(["train", f"--config={file}", *args], Train, Study)
 
 
 @pytest.fixture
 def fails(file, capsys):
-    """Runs a command whose `main` does nothing or raises; gives status and error."""
+    """Runs a command whose `main` does nothing or raises; returns status and error."""
 
     def run(*args, raises=None):
         def main(train, study):
@@ -95,7 +95,7 @@ def fails(file, capsys):
                 raise raises
 
         with pytest.raises(SystemExit) as caught:
-            flags.run(main, Train, Study, default_config=file, argv=["train", *args])
+            flags.run(main, Train, Study, argv=["train", f"--config={file}", *args])
         output = capsys.readouterr()
         assert output.out == ""
         return caught.value.code, output.err.removesuffix("\n")
@@ -103,11 +103,8 @@ def fails(file, capsys):
     return run
 
 
-def test_parse_takes_the_default_file_when_none_is_named(parse):
-    assert parse() == (Train(agent=Agent(discount=0.98)), Study())
-
-
 def test_parse_passes_the_variant_to_the_config_file(parse, file):
+    assert parse() == (Train(agent=Agent(discount=0.98)), Study())
     assert parse(f"--config={file}:quick")[1] == Study(num_seeds=2)
     assert parse("--config", f"{file}:quick")[1] == Study(num_seeds=2)
 
@@ -120,6 +117,7 @@ def test_parse_passes_the_variant_to_the_config_file(parse, file):
         ("--config.tag=1e6", "tag", "1e6"),
         ("--config.tag=", "tag", ""),
         ("--config.tag=a=b", "tag", "a=b"),
+        ("--config.tag=a,b", "tag", "a,b"),
         ("--config.tag=two\nlines", "tag", "two\nlines"),
         ("--config.hidden=32,32", "hidden", (32, 32)),
         ("--config.hidden=(32, 32)", "hidden", (32, 32)),
@@ -128,11 +126,21 @@ def test_parse_passes_the_variant_to_the_config_file(parse, file):
         ("--config.hidden=", "hidden", ()),
         ("--config.losses=mle,vagram", "losses", ("mle", "vagram")),
         ("--config.losses=('mle', 'vagram')", "losses", ("mle", "vagram")),
+        ("--config.losses=1", "losses", ("1",)),
         ("--config.extra=a,b", "extra", ("a", "b")),
-        ("--config.normalise=false", "normalise", False),
-        ("--config.normalise=True", "normalise", True),
-        ("--config.normalise", "normalise", True),
-        ("--noconfig.normalise", "normalise", False),
+        ("--config.normalize=false", "normalize", False),
+        ("--config.normalize=True", "normalize", True),
+        ("--config.normalize", "normalize", True),
+        ("--noconfig.normalize", "normalize", False),
+        ("--config.entropy=none", "entropy", None),
+        ("--config.entropy=None", "entropy", None),
+        ("--config.entropy=-2", "entropy", -2.0),
+        ("--config.note=2", "note", "2"),
+        ("--config.note=none", "note", None),
+        ("--config.tag=none", "tag", "none"),
+        ("--config.share=0.5", "share", Schedule(0.5, 0.5)),
+        ("--config.share=1,5,20000,1e5", "share", Schedule(1.0, 5.0, 20_000.0, 1e5)),
+        ("--config.share=(1, 0, 10, 10)", "share", Schedule(1.0, 0.0, 10.0, 10.0)),
     ],
 )
 def test_parse_reads_an_override_as_its_field_declares(parse, arg, key, value):
@@ -140,7 +148,7 @@ def test_parse_reads_an_override_as_its_field_declares(parse, arg, key, value):
 
 
 @pytest.mark.parametrize("text", ["8", "8.0", "8e0", "0_8"])
-def test_parse_reads_whole_numbers_however_written(parse, text):
+def test_parse_reads_every_form_of_a_whole_number(parse, text):
     assert parse(f"--config.num_seeds={text}")[1].num_seeds == 8
 
 
@@ -148,30 +156,22 @@ def test_parse_reads_a_nested_override(parse):
     assert parse("--config.agent.discount=1")[0].agent.discount == 1.0
 
 
-def test_parse_takes_overrides_before_and_after_the_file(parse, file):
+def test_parse_uses_the_last_override_before_or_after_the_file(parse, file):
     before = parse("--config.num_seeds=8", f"--config={file}:quick")
     after = parse(f"--config={file}:quick", "--config.num_seeds=8")
-    assert before == after
-    assert before[1].num_seeds == 8
+    assert before == after == parse("--config.num_seeds=9", "--config.num_seeds=8")
 
 
-def test_parse_takes_the_last_of_two_overrides(parse):
-    assert parse("--config.num_seeds=8", "--config.num_seeds=9")[1].num_seeds == 9
-
-
-def test_parse_sets_the_flags_of_the_command(parse):
+def test_parse_sets_flags_also_from_a_flagfile(parse, tmp_path):
     parse("--seeds_file=x", "--config.num_seeds=8")
     assert SEEDS_FILE.value == "x"
-
-
-def test_parse_reads_a_flagfile(parse, tmp_path):
-    listed = tmp_path / "flags.txt"
-    listed.write_text("--config.num_seeds=8\n--seeds_file=y\n")
-    assert parse(f"--flagfile={listed}")[1].num_seeds == 8
+    flagfile = tmp_path / "flags.txt"
+    flagfile.write_text("--config.num_seeds=8\n--seeds_file=y\n")
+    assert parse(f"--flagfile={flagfile}")[1].num_seeds == 8
     assert SEEDS_FILE.value == "y"
 
 
-def test_parse_takes_a_plain_dict_that_states_a_part(parse, tmp_path):
+def test_parse_accepts_a_config_file_that_returns_a_partial_dict(parse, tmp_path):
     text = "def get_config():\n    return {'agent': {'discount': 0.5}}\n"
     train, study = parse(f"--config={write_config(tmp_path, text, 'part.py')}")
     assert (train, study) == (Train(agent=Agent(discount=0.5)), Study())
@@ -183,8 +183,8 @@ def test_parse_reads_1e6_in_a_config_file(parse, tmp_path):
     assert study.num_seeds == 1_000_000
 
 
-def test_defaults_is_a_config_dict_with_every_key():
-    merged = flags.defaults(Train, Study)
+def test_defaults_returns_a_config_dict_with_every_key():
+    merged = configs.defaults(Train, Study)
     assert isinstance(merged, ml_collections.ConfigDict)
     assert config.split(merged.to_dict(), Train, Study) == (Train(), Study())
 
@@ -198,9 +198,10 @@ def test_defaults_is_a_config_dict_with_every_key():
         ),
         ("--config.num_seeds=2.5", "config: num_seeds=2.5; a whole number is accepted"),
         ("--config.num_seeds=x", "config: num_seeds='x'; a whole number is accepted"),
+        ("--config.num_seeds=1,2", "config: num_seeds=(1, 2); a whole number is acce"),
         ("--config.num_seeds", "config: num_seeds=True; a whole number is accepted"),
         ("--config.num_seeds=0", "config: num_seeds=0; accepted: at least 1"),
-        ("--config.normalise=1", "config: normalise=1; true or false is accepted"),
+        ("--config.normalize=1", "config: normalize=1; true or false is accepted"),
         (
             "--config.agent.discount=nan",
             "config: agent.discount=nan; a finite number is accepted",
@@ -210,13 +211,15 @@ def test_defaults_is_a_config_dict_with_every_key():
             "config: agent.discount={'x': 1}; a finite number is accepted",
         ),
         ("--config.agent=1", "config: agent=1; it holds other keys: agent.discount"),
+        ("--config.share=1,2", "config: share=(1, 2); one number, or four: "),
+        ("--config.share=half", "config: share='half'; "),
         (
             "--config.loss=vagrm",
             "config: loss='vagrm'; accepted: mle, vagram; did you mean vagram?",
         ),
         (
-            "--noconfig.normalise=true",
-            "--noconfig.normalise=true: takes no value; write --config.normalise=...",
+            "--noconfig.normalize=true",
+            "--noconfig.normalize=true: takes no value; write --config.normalize=...",
         ),
         ("--seeds_fil=x", "--seeds_fil=x: unknown flag; did you mean --seeds_file?"),
         (
@@ -226,24 +229,18 @@ def test_defaults_is_a_config_dict_with_every_key():
         ("--cofnig.num_seeds=8", "did you mean --config.num_seeds?"),
         ("--conf=x", "--conf=x: unknown flag; did you mean --config?"),
         ("--zzzzz", "--zzzzz: unknown flag; --help lists all flags"),
-        ("quick", "quick: no flag; flags are written --name=value"),
+        ("quick", "quick: not a flag; flags are written --name=value"),
         ("--seeds_file", "Missing value for flag --seeds_file"),
         ("--debug=perhaps", "flag --debug=perhaps"),
         ("--flagfile=no_such_file", "no_such_file"),
-        ("--config=no_such_file.py", "--config=no_such_file.py: no such file; "),
+        ("--config=no_such_file.py", "--config=no_such_file.py: no such config; "),
     ],
 )
-def test_run_says_a_usage_error_in_one_line_with_status_2(fails, arg, message):
+def test_run_reports_a_usage_error_in_one_line_with_status_2(fails, arg, message):
     status, error = fails(arg)
     assert status == 2
     assert message in error
     assert "\n" not in error
-
-
-def test_run_names_the_variants_of_the_config_file(fails, file):
-    status, error = fails(f"--config={file}:quik")
-    assert status == 2
-    assert error.endswith("ValueError: unknown variant quik; known: quick")
 
 
 @pytest.mark.parametrize(
@@ -257,7 +254,7 @@ def test_run_names_the_variants_of_the_config_file(fails, file):
         (CONFIG_FILE.replace("agent.", "agnet."), "AttributeError"),
     ],
 )
-def test_run_says_a_bad_config_file_in_one_line_with_status_2(
+def test_run_reports_a_bad_config_file_in_one_line_with_status_2(
     fails, tmp_path, text, what
 ):
     status, error = fails(f"--config={write_config(tmp_path, text, 'bad.py')}")
@@ -266,25 +263,40 @@ def test_run_says_a_bad_config_file_in_one_line_with_status_2(
     assert "\n" not in error
 
 
+def test_run_reports_an_unknown_variant_of_a_config_file(fails, file, tmp_path):
+    status, error = fails(f"--config={file}:quik")
+    assert status == 2
+    assert error.endswith("ValueError: unknown variant quik; known: quick")
+    text = "def get_config():\n    return {}\n"
+    plain = write_config(tmp_path, text, "plain.py")
+    assert fails(f"--config={plain}:quick")[1].endswith("it has no variants")
+
+
+class StatusError(RuntimeError):
+    """An error with an exit status, as the classes of the package have it."""
+
+    def __init__(self, message, status):
+        super().__init__(message)
+        self.status = status
+
+
 @pytest.mark.parametrize(
     ("raises", "status", "message"),
     [
         (ValueError("fit: num_elites=7"), 2, "fit: num_elites=7"),
         (OSError("results: no metrics.csv"), 5, "results: no metrics.csv"),
         (PermissionError(13, "Permission denied", "out"), 5, "out: Permission denied"),
-        (results.ResultsError("x.csv: damaged"), 5, "x.csv: damaged"),
-        (devices.DeviceError("8 seeds need 9 GB"), 6, "8 seeds need 9 GB"),
-        (session.RunError("stopped by SIGTERM", 143), 143, "stopped by SIGTERM"),
-        (session.RunError("the environment failed", 3), 3, "the environment failed"),
+        (StatusError("8 seeds need 9 GB", 6), 6, "8 seeds need 9 GB"),
+        (StatusError("stopped by SIGTERM", 143), 143, "stopped by SIGTERM"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ValueError("two\nlines"), 2, "two lines"),
     ],
 )
-def test_run_says_an_error_of_main_in_one_line(fails, raises, status, message):
+def test_run_reports_an_error_of_main_in_one_line(fails, raises, status, message):
     assert fails(raises=raises) == (status, message)
 
 
-def test_run_cuts_an_endless_message_and_says_so(fails):
+def test_run_shortens_a_long_message(fails):
     _, error = fails(raises=ValueError("word " * 1000))
     assert len(error) <= 1000
     assert error.endswith("(--debug shows all)")
@@ -297,9 +309,20 @@ def test_run_shows_the_traceback_under_debug_with_the_same_status(fails):
     assert error.splitlines()[-1] == "x=1; at most 0"
 
 
-def test_run_leaves_a_fault_of_the_program_alone(fails):
+def test_run_lets_a_bug_pass(fails):
     with pytest.raises(TypeError, match="a bug"):
         fails(raises=TypeError("a bug"))
+
+
+def test_run_leaves_a_cluster_before_it_exits(fails, monkeypatch):
+    statuses = []
+    devices = SimpleNamespace(leave=statuses.append)
+    monkeypatch.setitem(sys.modules, "vagram_jax.run.devices", devices)
+    assert fails(raises=StatusError("out of memory", 6))[0] == 6
+    assert statuses == [6]
+    # A process that never loaded this module is in no cluster.
+    monkeypatch.delitem(sys.modules, "vagram_jax.run.devices")
+    assert fails(raises=StatusError("out of memory", 6))[0] == 6
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])
@@ -308,67 +331,23 @@ def test_run_exits_with_what_main_returns(file, returned, status):
         flags.run(
             lambda train, study: returned,
             *(Train, Study),
-            default_config=file,
-            argv=["train"],
+            argv=["train", f"--config={file}"],
         )
     assert caught.value.code == status
 
 
-def test_a_shipped_config_is_found_from_any_folder(parse, tmp_path, monkeypatch):
-    (tmp_path / "experiments" / "configs").mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
-    write_config(tmp_path / "experiments" / "configs", CONFIG_FILE, "pendulum.py")
-    monkeypatch.setattr(
-        flags, "__file__", str(tmp_path / "vagram_jax" / "cli" / "flags.py")
-    )
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert parse("--config=vagram_jax/cli/configs/pendulum.py:quick")[1].num_seeds == 2
-    with pytest.raises(
-        flags.UsageError, match=r"mean vagram_jax/cli/configs/pendulum\.py"
-    ):
-        parse("--config=vagram_jax/cli/configs/pendulm.py")
+def test_help_lists_the_flags_and_every_key_with_its_value(file, capsys):
+    def main(train, study):
+        raise AssertionError("--help must not run the command")
 
-
-def test_a_command_lists_its_flags_and_keys_and_every_value(file, tmp_path):
-    command = write_config(
-        tmp_path,
-        f"""
-        '''Trains nothing.
-
-        At all.'''
-        import test_flags
-        from experiments import flags
-
-        OVERWRITE = flags.DEFINE_bool("overwrite", False, "Start anew.")
-
-        def main(train, study):
-            print(train.loss, study.num_seeds, OVERWRITE.value)
-
-        if __name__ == "__main__":
-            types = test_flags.Train, test_flags.Study
-            flags.run(main, *types, default_config={file!r})
-        """,
-        "command.py",
-    )
-
-    def call(*args):
-        root = Path(flags.__file__).parents[2]
-        return subprocess.run(
-            [sys.executable, command, *args],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
-        )
-
-    done = call("--config.loss=mle", "--overwrite")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "mle 4 True\n", "")
-    shown = call("--help", "--config.hidden=32,16")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    lines = shown.stdout.splitlines()
-    assert lines[0] == "Trains nothing."
-    assert "  --overwrite: Start anew. (default: False)" in lines
+    argv = ["train", f"--config={file}", "--help", "--config.hidden=32,16"]
+    with pytest.raises(SystemExit) as caught:
+        flags.run(main, Train, Study, argv=argv)
+    assert caught.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Command lines: what is accepted, and one line for what isn't."
+    assert "  --seeds_file: A flag of a command." in lines
+    assert "  --debug: Show the traceback of an error. (default: False)" in lines
     assert "  --config.agent.discount=0.98" in lines
     assert "  --config.hidden=32,16" in lines
-    wrong = call("--config.agent.discont=1")
-    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
+    assert "  --config.note=none" in lines

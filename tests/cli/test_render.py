@@ -1,12 +1,7 @@
-"""The command that films a policy, from end to end, and all that it refuses."""
+"""`vagram render`: its films, and what it refuses."""
 
-import contextlib
-import io
-import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import gymnasium
 import jax
@@ -17,12 +12,10 @@ from absl.testing import flagsaver
 from PIL import Image, ImageSequence
 
 from vagram_jax import envs
-from vagram_jax.cli import flags, render
+from vagram_jax.cli import main
 from vagram_jax.envs import base
 from vagram_jax.run import policies
 from vagram_jax.storage import files, results
-
-ROOT = Path(render.__file__).parents[2]
 
 
 @pytest.fixture
@@ -34,44 +27,35 @@ def run(tmp_path):
     return folder
 
 
-def call(*args):
-    """The command in this process; gives status, standard output and error."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        flagsaver.flagsaver(),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as caught,
-    ):
-        flags.run(render.main, argv=["render", *args])
-    return caught.value.code, out.getvalue(), err.getvalue()
+@pytest.fixture
+def call(capsys):
+    """Runs the command in this process; returns status, standard output and error."""
+
+    def call(*args):
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
+            main.main(["vagram", "render", *args])
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
+
+    return call
 
 
 def names(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-def shown(film):
-    """The size of a GIF, and for how many milliseconds it runs.
-
-    Frames that look the same are one in the file, which is shown for longer.
-    """
+def size_and_duration(film):
+    """Size of a GIF, and its duration in ms; equal frames are merged in the file."""
     with Image.open(film) as image:
         frames = ImageSequence.Iterator(image)
         return image.size, sum(frame.info["duration"] for frame in frames)
 
 
-def test_the_command_as_a_program_leaves_a_film_in_the_folder_of_the_run(run):
-    done = subprocess.run(
-        [sys.executable, "-m", "vagram_jax.cli.render", "--run=study/sac", "--seed=4"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=run.parents[1],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    first, episode, last = done.stdout.splitlines()
+def test_render_writes_a_film_to_the_folder_of_the_run(run, call, monkeypatch):
+    monkeypatch.chdir(run.parents[1])
+    status, out, err = call("--run=study/sac", "--seed=4")
+    assert (status, err) == (0, "")
+    first, episode, last = out.splitlines()
     assert first == "study/sac, seed 4, trained for 14 steps"
     assert re.fullmatch(r"return -\d+\.?\d* in 12 steps", episode)
     ((seed, name),) = results.pictures(run)
@@ -79,13 +63,13 @@ def test_the_command_as_a_program_leaves_a_film_in_the_folder_of_the_run(run):
     assert (seed, name.rpartition(".")[0]) == (4, "policy-seed4")
 
 
-def test_the_film_and_the_return_are_of_the_episode_that_gymnasium_plays(run, tmp_path):
+def test_render_prints_the_return_of_the_same_episode_in_gymnasium(run, call, tmp_path):
     film = tmp_path / "film.GIF"
     status, out, err = call(f"--run={run}", f"--output={film}", "--episode_seed=7")
     assert (status, err) == (0, "")
     assert out.splitlines()[0] == "study/sac, seed 3, trained for 14 steps"
     # The first state and twelve more, 50 ms each.
-    assert shown(film) == ((480, 360), 13 * 50)
+    assert size_and_duration(film) == ((480, 360), 13 * 50)
     env = envs.from_config(policy_cases.ENV)
     start = env.reset(jax.random.split(jax.random.key(7), 1)[0])
     policy, theirs = policies.load_policy(run), gymnasium.make("Pendulum-v1").unwrapped
@@ -95,22 +79,22 @@ def test_the_film_and_the_return_are_of_the_episode_that_gymnasium_plays(run, tm
     for _ in range(12):
         action = policy.act(theirs._get_obs())
         total += theirs.step(2 * np.asarray(action, np.float64))[1]
-    said = re.fullmatch(r"return (\S+) in 12 steps", out.splitlines()[1])
-    assert float(said[1]) == pytest.approx(total, rel=1e-4)
+    printed = re.fullmatch(r"return (\S+) in 12 steps", out.splitlines()[1])
+    assert float(printed[1]) == pytest.approx(total, rel=1e-4)
 
 
-def test_episodes_are_played_one_after_the_other_at_the_size_and_pace_asked(run):
+def test_render_films_several_episodes_at_the_given_size_and_frame_rate(run, call):
     film = run / "film.gif"
-    wanted = ("--episodes=2", "--width=64", "--height=48", "--fps=10")
-    status, out, err = call(f"--run={run}", f"--output={film}", *wanted)
+    options = ("--episodes=2", "--width=64", "--height=48", "--fps=10")
+    status, out, err = call(f"--run={run}", f"--output={film}", *options)
     assert (status, err) == (0, "")
     returns = re.findall(r"^return (\S+) in 12 steps$", out, re.MULTILINE)
     assert len(set(returns)) == 2
     # Every second of thirteen poses, twice.
-    assert shown(film) == ((64, 48), 2 * 7 * 100)
+    assert size_and_duration(film) == ((64, 48), 2 * 7 * 100)
 
 
-def test_a_diverged_seed_is_called_so(tmp_path):
+def test_render_reports_that_the_seed_diverged(call, tmp_path):
     folder, arrays = policy_cases.create(tmp_path), policy_cases.drawn(14)
     arrays[".env_steps"][0], arrays[".diverged_at"][0] = 8, 11
     policy_cases.save(folder, arrays, 14)
@@ -118,7 +102,7 @@ def test_a_diverged_seed_is_called_so(tmp_path):
     assert out.startswith("study/sac, seed 3, trained for 8 steps, diverged at 11\n")
 
 
-def test_a_damaged_checkpoint_is_told_on_standard_error(run, tmp_path):
+def test_render_warns_of_a_damaged_checkpoint(run, call, tmp_path):
     newest = run / "checkpoints" / "000000014" / "seeds-3-4" / "arrays.npz"
     newest.write_bytes(newest.read_bytes()[:-9])
     status, out, err = call(f"--run={run}", f"--output={tmp_path / 'a.gif'}")
@@ -128,16 +112,21 @@ def test_a_damaged_checkpoint_is_told_on_standard_error(run, tmp_path):
     assert out.startswith("study/sac, seed 3, trained for 11 steps\n")
 
 
-def refused(status, said, *args):
-    """One line that matches, that status, and nothing on standard output."""
-    found, out, err = call(*args)
-    assert (found, out) == (status, "")
-    assert re.search(said, err)
-    assert err.count("\n") == 1
+@pytest.fixture
+def refused(call):
+    """Checks that the command prints one line that matches, with this status."""
+
+    def refused(status, message, *args):
+        actual, out, err = call(*args)
+        assert (actual, out) == (status, "")
+        assert re.search(message, err)
+        assert err.count("\n") == 1
+
+    return refused
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--run="], r"--run=; the folder of a run"),
         (["--seed=5"], r"seed=5; the run has 3 to 4"),
@@ -156,28 +145,32 @@ def refused(status, said, *args):
         (["--output=film.html"], r"env Pendulum: .*'html'; accepted: mp4, gif"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_status_2(run, monkeypatch, args, said):
+def test_a_wrong_flag_is_refused_with_status_2(
+    run, refused, monkeypatch, args, message
+):
     monkeypatch.chdir(run.parent)
     before = names(run.parent)
-    refused(2, said, f"--run={run}", *args)
+    refused(2, message, f"--run={run}", *args)
     assert names(run.parent) == before
 
 
-def test_an_mp4_without_ffmpeg_is_refused_before_it_is_played(run, monkeypatch):
+def test_an_mp4_without_ffmpeg_is_refused_before_playing(run, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     refused(2, r"vagram_jax\[video\]", f"--run={run}", f"--output={run / 'a.mp4'}")
 
 
-def test_what_is_no_run_is_refused_with_status_5(run, tmp_path):
-    for place, said in (
+def test_a_folder_without_a_run_is_refused_with_status_5(run, refused, tmp_path):
+    for folder, message in (
         (tmp_path / "nowhere", r"nowhere: no run; .*; check the path"),
         (run.parent, r"study: no run; .*; it is a study with sac"),
         (run / "config.json", r"config.json: is no folder"),
     ):
-        refused(5, said, f"--run={place}")
+        refused(5, message, f"--run={folder}")
 
 
-def test_a_run_without_a_whole_checkpoint_is_refused_with_status_5(run, tmp_path):
+def test_a_run_without_an_undamaged_checkpoint_is_refused_with_status_5(
+    run, call, refused, tmp_path
+):
     empty = policy_cases.create(tmp_path / "other")
     refused(5, "no undamaged checkpoint of seed 3; train the run", f"--run={empty}")
     for piece in run.glob("checkpoints/*/*/manifest.json"):
@@ -191,20 +184,24 @@ def test_a_run_without_a_whole_checkpoint_is_refused_with_status_5(run, tmp_path
     assert not results.pictures(run)
 
 
-def test_a_damaged_record_is_refused_with_status_5(run):
+def test_a_damaged_record_is_refused_with_status_5(run, refused):
     (run / "config.json").write_text("{")
     refused(5, r"config.json: no valid JSON", f"--run={run}")
 
 
-def test_a_place_that_cannot_be_written_is_refused_with_status_5(run, monkeypatch):
-    places = {run / "none" / "a.gif": "none: no such folder; make it first"}
-    places[run / "config.json" / "a.gif"] = "config.json: is no folder"
-    for place, said in places.items():
-        refused(5, said, f"--run={run}", f"--output={place}")
+def test_an_output_that_cannot_be_written_is_refused_with_status_5(
+    run, refused, monkeypatch
+):
+    messages = {
+        run / "none" / "a.gif": "none: no such folder; make it first",
+        run / "config.json" / "a.gif": "config.json: is no folder",
+    }
+    for output, message in messages.items():
+        refused(5, message, f"--run={run}", f"--output={output}")
 
     def refuse(**_):
         raise OSError(30, "Read-only file system")
 
-    # Permissions don't bind root, who may well run these tests.
+    # Root, who may run these tests, can write everywhere.
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     refused(5, "Read-only file system", f"--run={run}")

@@ -1,4 +1,4 @@
-"""The yardsticks of the benchmarks: operations against counts by hand, a clock."""
+"""Counts of operations, against counts by hand; times, with a clock of the test."""
 
 import functools
 import time
@@ -12,46 +12,55 @@ from experiments import measure
 
 A, B, C, D = 2, 3, 5, 7
 LEFT, RIGHT = jnp.ones((A, B)), jnp.ones((B, C))
-# Each of the entries of a product takes B multiplications and as many additions.
+# Each entry of the product takes B multiplications and B additions.
 PRODUCT = 2 * A * B * C
 
 
 def count(function, *args):
-    found = measure.matmul_flops(function, *args)
-    assert isinstance(found, float)
-    return found
+    flops = measure.matmul_flops(function, *args)
+    assert isinstance(flops, float)
+    return flops
+
+
+def _tanh_sum(a, b):
+    return jnp.sum(jnp.tanh(a @ b))
 
 
 # --- matmul_flops ---------------------------------------------------------------------
 
 
-def test_matmul_flops_of_one_product():
-    assert count(jnp.matmul, LEFT, RIGHT) == PRODUCT
-
-
-def test_matmul_flops_of_vectors():
-    assert count(jnp.dot, jnp.ones(B), jnp.ones(B)) == 2 * B
-    assert count(jnp.dot, LEFT, jnp.ones(B)) == 2 * A * B
-
-
-def test_matmul_flops_counts_every_product():
-    assert count(lambda a, b: a @ b @ jnp.ones((C, D)), LEFT, RIGHT) == (
-        PRODUCT + 2 * A * C * D
-    )
-
-
-def test_matmul_flops_counts_nothing_else():
-    assert count(lambda a: jnp.sum(jnp.tanh(a) * a + a), LEFT) == 0
-
-
-def test_matmul_flops_of_a_contraction_over_two_axes():
-    x = jnp.ones((A, B, C))
-    y = jnp.ones((B, C, D))
-    assert count(lambda x, y: jnp.tensordot(x, y, 2), x, y) == 2 * A * B * C * D
+@pytest.mark.parametrize(
+    ("function", "args", "flops"),
+    [
+        (jnp.matmul, (LEFT, RIGHT), PRODUCT),
+        (jnp.dot, (jnp.ones(B), jnp.ones(B)), 2 * B),
+        (jnp.dot, (LEFT, jnp.ones(B)), 2 * A * B),
+        (lambda a, b: a @ b @ jnp.ones((C, D)), (LEFT, RIGHT), PRODUCT + 2 * A * C * D),
+        (lambda a: jnp.sum(jnp.tanh(a) * a + a), (LEFT,), 0),
+        (
+            lambda x, y: jnp.tensordot(x, y, 2),
+            (jnp.ones((A, B, C)), jnp.ones((B, C, D))),
+            2 * A * B * C * D,
+        ),
+        # One product forward, and one for the gradient by each factor.
+        (jax.grad(_tanh_sum, argnums=(0, 1)), (LEFT, RIGHT), 3 * PRODUCT),
+        (jax.grad(_tanh_sum), (LEFT, RIGHT), 2 * PRODUCT),
+        (jax.jit(jnp.matmul), (LEFT, RIGHT), PRODUCT),
+        (jax.checkpoint(jnp.matmul), (LEFT, RIGHT), PRODUCT),
+    ],
+    ids=(
+        *("product", "vectors", "matrix and vector", "two products", "no product"),
+        *("two axes", "gradients", "gradient", "jit", "checkpoint"),
+    ),
+)
+def test_matmul_flops_counts_only_matrix_products(function, args, flops):
+    assert count(function, *args) == flops
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in args]
+    assert count(function, *shapes) == flops
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
-def test_matmul_flops_under_vmap_is_as_often_as_there_are_rows(axes):
+def test_matmul_flops_under_vmap_multiplies_by_the_batch_size(axes):
     args = [
         x if axis is None else jnp.broadcast_to(x, (D, *x.shape))
         for x, axis in zip((LEFT, RIGHT), axes, strict=True)
@@ -65,7 +74,7 @@ def test_matmul_flops_under_nested_vmap():
     assert count(matmul, left, RIGHT) == 4 * D * PRODUCT
 
 
-def test_matmul_flops_of_a_scan_is_as_often_as_it_is_long():
+def test_matmul_flops_of_a_scan_multiplies_by_its_length():
     square = jnp.ones((B, B))
 
     def power(x):
@@ -84,28 +93,7 @@ def test_matmul_flops_of_a_scan_in_a_scan():
     assert count(outer, LEFT) == 12 * 2 * A * B * B
 
 
-def test_matmul_flops_of_a_gradient_is_three_products():
-    # One forward, and one each for the gradients by the two factors.
-    gradient = jax.grad(lambda a, b: jnp.sum(jnp.tanh(a @ b)), argnums=(0, 1))
-    assert count(gradient, LEFT, RIGHT) == 3 * PRODUCT
-
-
-def test_matmul_flops_of_a_gradient_by_one_factor_is_two_products():
-    gradient = jax.grad(lambda a, b: jnp.sum(jnp.tanh(a @ b)))
-    assert count(gradient, LEFT, RIGHT) == 2 * PRODUCT
-
-
-@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint])
-def test_matmul_flops_looks_into_wrapped_functions(wrap):
-    assert count(wrap(jnp.matmul), LEFT, RIGHT) == PRODUCT
-
-
-def test_matmul_flops_takes_shapes_in_place_of_arrays():
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (LEFT, RIGHT)]
-    assert count(jnp.matmul, *shapes) == PRODUCT
-
-
-def test_matmul_has_the_operations_that_it_says():
+def test_matmul_returns_a_product_and_its_operations():
     call, flops = measure.matmul(8)
     assert call().shape == (8, 8)
     assert flops == count(jnp.matmul, jnp.ones((8, 8)), jnp.ones((8, 8)))
@@ -116,7 +104,7 @@ def test_matmul_has_the_operations_that_it_says():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only `clock.sleep` moves, as the one that is read."""
+    """A clock that `measure` reads and that only `clock.sleep` moves."""
     now = types.SimpleNamespace(seconds=0.0)
     now.perf_counter = lambda: now.seconds
 
@@ -128,12 +116,12 @@ def clock(monkeypatch):
     return now
 
 
-def test_seconds_of_one_call_of_each_side(clock):
-    sides = {
+def test_seconds_returns_the_time_of_one_call(clock):
+    calls = {
         "short": functools.partial(clock.sleep, 0.25),
         "long": functools.partial(clock.sleep, 4.0),
     }
-    assert measure.seconds(sides, at_least=1.0) == {"short": 0.25, "long": 4.0}
+    assert measure.seconds(calls, at_least=1.0) == {"short": 0.25, "long": 4.0}
 
 
 def test_seconds_leaves_out_the_first_call(clock):
@@ -146,7 +134,7 @@ def test_seconds_leaves_out_the_first_call(clock):
     assert measure.seconds({"side": compiles_first}) == {"side": 0.5}
 
 
-def test_seconds_repeats_a_side_to_fill_the_time(clock):
+def test_seconds_repeats_a_call_for_the_given_time(clock):
     calls = []
 
     def call():
@@ -154,11 +142,11 @@ def test_seconds_repeats_a_side_to_fill_the_time(clock):
         clock.sleep(0.125)
 
     measure.seconds({"side": call}, rounds=3, at_least=1.0)
-    # One to compile, one to see how long it takes, then eight a round.
+    # One to compile, one to measure its time, then eight in each round.
     assert len(calls) == 2 + 3 * 8
 
 
-def test_seconds_times_the_sides_in_turn(clock):
+def test_seconds_times_the_calls_in_turn(clock):
     order = []
 
     def side(name):
@@ -173,31 +161,31 @@ def test_seconds_times_the_sides_in_turn(clock):
 
 
 def test_seconds_is_the_median_of_the_rounds(clock):
-    # To compile, to see how long it takes, and five rounds with a burst of noise.
-    times = iter([9.0, 1.0, 1.0, 50.0, 2.0, 3.0, 70.0])
-    found = measure.seconds(
-        {"side": lambda: clock.sleep(next(times))}, rounds=5, at_least=1.0
+    # One to compile, one to measure its time, and five rounds, two of them disturbed.
+    durations = iter([9.0, 1.0, 1.0, 50.0, 2.0, 3.0, 70.0])
+    times = measure.seconds(
+        {"side": lambda: clock.sleep(next(durations))}, rounds=5, at_least=1.0
     )
-    assert found == {"side": 3.0}
+    assert times == {"side": 3.0}
 
 
-def test_seconds_waits_for_what_was_started(clock, monkeypatch):
-    # Work that is only started takes no time; waiting for it does.
+def test_seconds_waits_until_the_work_is_done(clock, monkeypatch):
+    # The call only starts the work; the time is spent in waiting for it.
     monkeypatch.setattr(
         measure.jax, "block_until_ready", lambda arrays: clock.sleep(arrays)
     )
     assert measure.seconds({"side": lambda: 2.0}, at_least=1.0) == {"side": 2.0}
 
 
-def test_seconds_of_a_true_sleep_is_no_less_than_it():
-    found = measure.seconds({"side": lambda: time.sleep(0.01)}, rounds=3, at_least=0.01)
-    assert found["side"] >= 0.01
+def test_seconds_of_a_real_sleep_is_at_least_its_time():
+    times = measure.seconds({"side": lambda: time.sleep(0.01)}, rounds=3, at_least=0.01)
+    assert times["side"] >= 0.01
 
 
 # --- compiled -------------------------------------------------------------------------
 
 
-def test_compiled_gives_a_program_that_computes_the_function():
+def test_compiled_returns_a_program_that_computes_the_function():
     program, took = measure.compiled(jax.jit(jnp.matmul), LEFT, RIGHT)
     assert took > 0.0
     assert jnp.array_equal(program(LEFT, RIGHT), LEFT @ RIGHT)

@@ -1,1 +1,1 @@
-"""The commands of `vagram`, and the configs of the tasks."""
+"""The command `vagram` and the configs of the tasks."""

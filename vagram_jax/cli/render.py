@@ -1,10 +1,11 @@
-"""Shows what a trained policy does: a film or a page in the folder of its run.
+"""Films a trained policy, in the folder of its run.
 
-    python -m vagram_jax.cli.render --run=results/hopper/vagram --seed=0
+    vagram render --run=results/hopper/vagram --seed=0
 
-It plays on the CPU, unless JAX_PLATFORMS says otherwise. The ending of `--output`
-decides the kind: .mp4, .gif or .html; without it, it is the best that can be made here.
-The code of the run's environment is imported: show the runs of people whom you trust.
+The policy is played on the CPU unless JAX_PLATFORMS is set. The ending of `--output`
+selects the format: .mp4, .gif or .html; the default is the best that this machine can
+make. The command imports the code of the run's environment: render only runs of people
+whom you trust.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ import jax
 
 from vagram_jax import config
 from vagram_jax.cli import flags
-from vagram_jax.render.film import film as render
+from vagram_jax.render import film
 from vagram_jax.run import policies
 from vagram_jax.storage import files, results
 
 RUN = flags.DEFINE_string("run", None, "Folder of the run, results/STUDY/RUN.")
-SEED = flags.DEFINE_integer("seed", None, "Whose policy; the run's first if none.")
-EPISODES = flags.DEFINE_integer("episodes", 1, "How many, one after the other.")
-EPISODE_SEED = flags.DEFINE_integer("episode_seed", 0, "What they start from.")
+SEED = flags.DEFINE_integer("seed", None, "Seed of the policy; default: the first.")
+EPISODES = flags.DEFINE_integer("episodes", 1, "Number of episodes.")
+EPISODE_SEED = flags.DEFINE_integer("episode_seed", 0, "Seed of the start states.")
 OUTPUT = flags.DEFINE_string(
-    "output", None, "The file; policy-seedN in the run's folder if none."
+    "output", None, "The file; default: policy-seedN in the folder of the run."
 )
-WIDTH = flags.DEFINE_integer("width", 480, "Of a film, in pixels; even.")
-HEIGHT = flags.DEFINE_integer("height", 360, "Of a film, in pixels; even.")
-FPS = flags.DEFINE_float("fps", 30.0, "How many frames a second has, at most.")
+WIDTH = flags.DEFINE_integer("width", 480, "Width of a film in pixels; even.")
+HEIGHT = flags.DEFINE_integer("height", 360, "Height of a film in pixels; even.")
+FPS = flags.DEFINE_float("fps", 30.0, "Highest number of frames per second.")
 
 _RANGES = (
     (EPISODES, 1, 1000),
@@ -39,13 +40,10 @@ _RANGES = (
 
 
 def main() -> int:
-    """Plays, draws and writes.
-
-    Returns:
-      The exit status.
+    """Plays the episodes, writes the file and returns the exit status.
 
     Raises:
-      ConfigError: no `--run`, or a number out of range.
+      ConfigError: `--run` is missing, or a number is out of range.
     """
     if not RUN.value:
         raise config.ConfigError("--run=; the folder of a run, results/STUDY/RUN")
@@ -54,34 +52,35 @@ def main() -> int:
             raise config.ConfigError(f"--{flag.name}={flag.value}; {low} to {high}")
     kind = _kind()
     if not jax.config.jax_platforms:
-        # A GPU would lend most of its memory to a few small steps.
+        # JAX would reserve most of a GPU's memory for a few small steps.
         jax.config.update("jax_platforms", "cpu")
-    policy = policies.load_policy(RUN.value, SEED.value, tell=_tell)
+    policy = policies.load_policy(RUN.value, SEED.value, tell=_warn)
     size = (WIDTH.value, HEIGHT.value)
-    render.check(policy.env, kind=kind, size=size)
+    film.check(policy.env, kind=kind, size=size)
     print(_description(policy))
-    played = []
+    episodes = []
     key = jax.random.key(EPISODE_SEED.value)
-    for episode in render.play(key, policy, num_episodes=EPISODES.value):
-        played.append(episode)
+    for episode in film.play(key, policy, num_episodes=EPISODES.value):
+        episodes.append(episode)
         steps = len(episode.poses) - 1
         print(f"return {episode.total:.6g} in {steps} steps", flush=True)
-    made = render.picture(policy.env, played, kind=kind, size=size, fps=FPS.value)
-    path = Path(OUTPUT.value or results.picture_path(RUN.value, policy.seed, made.kind))
-    files.write_bytes(path, made.data)
-    print(f"{path}: {made.note}")
+    picture = film.picture(policy.env, episodes, kind=kind, size=size, fps=FPS.value)
+    default = results.picture_path(RUN.value, policy.seed, picture.kind)
+    path = Path(OUTPUT.value or default)
+    files.write_bytes(path, picture.data)
+    print(f"{path}: {picture.note}")
     return 0
 
 
 def _kind() -> str | None:
-    """The kind that `--output` asks for, if a file could be written there."""
+    """The format of `--output`, after checking that the file can be written."""
     if OUTPUT.value is None:
         files.check_writable(RUN.value)
         return None
     path = Path(OUTPUT.value)
     kind = path.suffix.removeprefix(".").lower()
-    if kind not in render.KINDS:
-        endings = ", ".join(f".{known}" for known in render.KINDS)
+    if kind not in film.KINDS:
+        endings = ", ".join(f".{known}" for known in film.KINDS)
         raise config.ConfigError(f"--output={path}; it must end in one of {endings}")
     files.check_writable(path.parent)
     if not path.parent.is_dir():
@@ -90,16 +89,12 @@ def _kind() -> str | None:
 
 
 def _description(policy: policies.Policy) -> str:
-    """Whose policy it is, and how long it has trained."""
+    """The run, the seed and the training steps of the policy."""
     run = Path(RUN.value).resolve()
     end = f", diverged at {policy.diverged_at}" if policy.diverged_at else ""
     steps = f"trained for {policy.env_steps} steps{end}"
     return f"{run.parent.name}/{run.name}, seed {policy.seed}, {steps}"
 
 
-def _tell(line: str) -> None:
+def _warn(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    flags.run(main)

@@ -1,74 +1,72 @@
-"""Shows which runs are done, running, stopped or failed, and the time left.
+"""Shows the state of runs: finished, running, stopped or failed, and the time left.
 
-    python -m vagram_jax.cli.status results/pendulum-10-sweep
+    vagram status results/pendulum-10-sweep
 
-A folder is a study, or one that holds studies; `results` if none is named.
+A folder is a study or holds studies; the default is `results`. The return is that of
+the tables: the interquartile mean over the seeds of each seed's last evaluations, where
+a diverged seed counts with the lowest return of the study.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from vagram_jax.cli import flags
-from vagram_jax.run import session
+from vagram_jax.analysis import stats, summary
 from vagram_jax.storage import files, lock, results
 
+_HEADER = ["run", "state", "step", "seeds", "return", "time", "left"]
 
-def main(names: list[str]) -> int:
-    """Prints a line for each run.
 
-    Args:
-      names: folders.
-
-    Returns:
-      The exit status.
+def main(folders: list[str]) -> int:
+    """Prints one line per run and returns the exit status.
 
     Raises:
-      ResultsError: a folder without a run in it.
+      ResultsError: a folder has no run in it, or a file is damaged.
     """
-    rows = [["run", "state", "step", "seeds", "return", "time", "left"]]
-    for name in names or ["results"]:
-        runs = sorted(path.parent for path in Path(name).glob("**/config.json"))
-        if not runs:
-            raise files.ResultsError(f"{name}: no run in it")
-        rows += [row(folder) for folder in runs]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
+    lines = [_HEADER]
+    for folder in folders or ["results"]:
+        records = Path(folder).resolve().glob("**/config.json")
+        studies: dict[Path, list[Path]] = {}
+        for run in sorted(path.parent for path in records):
+            studies.setdefault(run.parent, []).append(run)
+        if not studies:
+            raise files.ResultsError(f"{folder}: no run in it")
+        for study, runs in studies.items():
+            lines += _rows_of_study(study, runs)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         print("  ".join(padded).rstrip())
     return 0
 
 
-def row(folder: Path) -> list[str]:
-    """How a run stands.
+def _rows_of_study(study: Path, folders: Sequence[Path]) -> list[list[str]]:
+    runs = {run.name: run for run in results.read_runs(study)}
+    floors = summary.floor_per_env([run for run in runs.values() if run.metrics])
+    return [_row(folder, runs[folder.name], floors) for folder in folders]
 
-    Args:
-      folder: of the run.
 
-    Returns:
-      Its name, state, steps, seeds, middle return, time and time left.
-    """
-    run = results.read_run(folder)
-    total = run.config["total_steps"]
-    state = _state(folder)
-    step = max((r["env_steps"] for r in run.timing), default=0)
-    last = max((r["env_steps"] for r in run.metrics), default=None)
-    returns = [
-        r["return"]
-        for r in run.metrics
-        if r["env_steps"] == last and r["diverged_at"] is None
-    ]
-    diverged = {r["seed"] for r in run.metrics if r["diverged_at"] is not None}
-    seeds = str(run.config["num_seeds"])
-    left = _left(run, total) if state.startswith("running") else None
+def _row(folder: Path, run: results.Run, floors: Mapping[str, float]) -> list[str]:
+    state, seeds, final = _state(folder), str(run.config["num_seeds"]), "-"
+    if run.metrics:
+        finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
+        final = summary.format_number(stats.iqm(finals.values))
+        if finals.diverged:
+            seeds += f", {len(finals.diverged)} diverged"
+    total, timing = run.config["total_steps"], run.timing
+    # Groups of seeds train one after the other, each with its own clock.
+    clocks = {row["seed"]: row["wall_time_s"] for row in timing}
+    left = _seconds_left(timing, total) if state.startswith("running") else None
     return [
         f"{folder.parent.name}/{folder.name}",
         state,
-        f"{step} of {total}",
-        f"{seeds}, {len(diverged)} diverged" if diverged else seeds,
-        f"{sorted(returns)[len(returns) // 2]:.0f}" if returns else "-",
-        _duration(run.timing[-1]["wall_time_s"]) if run.timing else "-",
+        f"{timing[-1]['env_steps'] if timing else 0} of {total}",
+        seeds,
+        final,
+        _duration(sum(clocks.values())) if clocks else "-",
         "-" if left is None else _duration(left),
     ]
 
@@ -79,19 +77,21 @@ def _state(folder: Path) -> str:
     owner = lock.owner(folder)
     if lock.is_held(folder):
         return f"running (pid {owner.pid} on {owner.host}, {owner.age_s:.0f} s ago)"
-    if (folder / session.FAILURE).exists():
-        return f"failed: {files.read_json(folder / session.FAILURE)['reason']}"
-    return "stopped; --resume goes on"
+    failure = folder / "failure.json"
+    if failure.exists():
+        return f"failed: {files.read_json(failure)['reason']}"
+    return "stopped; --resume continues it"
 
 
-def _left(run: results.Run, total: int) -> float | None:
-    """Seconds that the rest takes at the speed so far."""
-    if len(run.timing) < 2:
+def _seconds_left(timing: Sequence[Mapping[str, Any]], total: int) -> float | None:
+    """The seconds until the seeds that train now have finished, at their speed."""
+    rows = [row for row in timing if row["seed"] == timing[-1]["seed"]]
+    if len(rows) < 2:
         return None
-    first, last = run.timing[0], run.timing[-1]
+    first, last = rows[0], rows[-1]
     steps = last["env_steps"] - first["env_steps"]
-    spent = last["wall_time_s"] - first["wall_time_s"]
-    return spent / steps * (total - last["env_steps"]) if steps > 0 else None
+    seconds = last["wall_time_s"] - first["wall_time_s"]
+    return seconds / steps * (total - last["env_steps"]) if steps > 0 else None
 
 
 def _duration(seconds: float) -> str:
@@ -99,7 +99,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     shape = "%H:%M:%S" if seconds < 86_400 else f"{seconds // 86_400:.0f} d %H:%M"
     return time.strftime(shape, time.gmtime(seconds))
-
-
-if __name__ == "__main__":
-    flags.run(main, takes_names=True)

@@ -1,1 +1,218 @@
-"""The configs of the tasks, found by name."""
+"""The configs of the tasks, found by name, and changes of single keys.
+
+Each module here is a config, such as `hopper`, that states only what differs from the
+defaults. A config of your own is a Python file with the function `get_config`:
+
+    from vagram_jax.cli import configs
+
+    def get_config(variant=""):
+        config = configs.defaults()
+        config.env = "my_task:Glider"
+        config.sac.discount = 0.98
+        return config
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import pkgutil
+import runpy
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from vagram_jax import config
+from vagram_jax.cli.launch import CONFIGS
+from vagram_jax.config import ConfigError
+
+
+def defaults(*config_types: type) -> ml_collections.ConfigDict:
+    """Returns the defaults of several configs, for a config file to change.
+
+    `load` checks the values, not the `ConfigDict`.
+
+    Args:
+      *config_types: config dataclasses without a common field name; by default those of
+        the task, the algorithm and the run.
+    """
+    merged = ml_collections.ConfigDict(type_safe=False)
+    for config_type in config_types or CONFIGS:
+        merged.update(config.to_dict(config_type()))
+    return merged
+
+
+def load(
+    name: str, *config_types: type, overrides: Mapping[str, str | bool] | None = None
+) -> tuple[Any, ...]:
+    """Returns the configs that `--config=NAME` gives.
+
+    Args:
+      name: NAME or NAME:VARIANT of a config here, or FILE.py or FILE.py:VARIANT.
+      *config_types: as for `defaults`.
+      overrides: values of single keys, as for `override`.
+
+    Raises:
+      ConfigError: there is no such config, its code fails, or a key or a value is
+        refused.
+    """
+    config_types = config_types or CONFIGS
+    mapping = _call(name, *_find(name))
+    return _split_with(mapping, config_types, overrides or {})
+
+
+def override(configs: Sequence[Any], values: Mapping[str, str]) -> tuple[Any, ...]:
+    """Returns the configs with the values that `--config.KEY=VALUE` sets.
+
+    Args:
+      configs: config dataclasses without a common field name.
+      values: dotted keys to text.
+
+    Raises:
+      ConfigError: a key or a value is refused.
+    """
+    mapping: dict[str, Any] = {}
+    for each in configs:
+        mapping |= config.to_dict(each)
+    return _split_with(mapping, tuple(map(type, configs)), values)
+
+
+def variants(**functions: Callable[[], Any]) -> Callable[..., Any]:
+    """Returns the `get_config` of a config with several variants.
+
+    Args:
+      **functions: a function per variant that returns its config; the first is the
+        default.
+    """
+
+    def get_config(variant: str = ""):
+        name = variant or next(iter(functions))
+        if name not in functions:
+            near = difflib.get_close_matches(name, functions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(functions)
+            raise ConfigError(f"variant={name!r}; accepted: {known}{hint}")
+        return functions[name]()
+
+    return get_config
+
+
+def names() -> list[str]:
+    """Returns the names of the configs here."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in modules if hasattr(_module(name), "get_config")]
+
+
+def keys(*config_types: type) -> list[str]:
+    """Returns every dotted key of the configs."""
+    return [key for each in config_types for key in config.key_names(each)]
+
+
+def values(configs: Sequence[Any]) -> dict[str, Any]:
+    """Returns every dotted key of the configs with its value."""
+    found = {}
+    for each in configs:
+        for key in config.key_names(type(each)):
+            value: Any = config.to_dict(each)
+            for name in key.split("."):
+                value = value[name]
+            found[key] = value
+    return found
+
+
+def _module(name: str) -> types.ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _find(name: str) -> tuple[Path | None, str]:
+    """The file that `name` starts with, or None for a config here, and the variant."""
+    base, _, variant = name.partition(":")
+    if base in names():
+        return None, variant
+    if base.endswith(".py") and Path(base).is_file():
+        return Path(base), variant
+    near = difflib.get_close_matches(base.removesuffix(".py"), names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(
+        f"--config={name}: no such config; {hint}accepted: {', '.join(names())}, or a "
+        "Python file; each with :VARIANT, if it has variants"
+    )
+
+
+def _call(name: str, path: Path | None, variant: str) -> dict[str, Any]:
+    """Calls the function `get_config` of a config."""
+    try:
+        if path is None:
+            get_config = _module(name.partition(":")[0]).get_config
+        else:
+            get_config = runpy.run_path(str(path))["get_config"]
+        if variant and not inspect.signature(get_config).parameters:
+            raise ConfigError(f"variant={variant!r}; it has no variants")
+        returned = get_config(variant) if variant else get_config()
+        return returned.to_dict() if hasattr(returned, "to_dict") else dict(returned)
+    except ConfigError as error:
+        raise ConfigError(f"--config={name}: {error}") from error
+    # A user's file may fail in any way; the message names the file.
+    except Exception as error:
+        raise ConfigError(
+            f"--config={name}: it raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _split_with(
+    mapping: dict[str, Any],
+    config_types: tuple[type, ...],
+    values: Mapping[str, str | bool],
+) -> tuple[Any, ...]:
+    """Sets some keys, then converts and checks the mapping."""
+    for key, value in values.items():
+        if isinstance(value, str):
+            value = _read(value, _declared(key, config_types))
+        _assign(mapping, key, value)
+    return config.split(mapping, *config_types)
+
+
+def _assign(mapping: dict[str, Any], key: str, value: Any) -> None:
+    *outer, last = key.split(".")
+    for name in outer:
+        if not isinstance(mapping.get(name), dict):
+            mapping[name] = {}
+        mapping = mapping[name]
+    mapping[last] = value
+
+
+def _declared(key: str, config_types: Sequence[type]) -> Any:
+    """The type that the config dataclasses declare for a key, or None."""
+    declared: Any = None
+    for name in key.split("."):
+        hints: dict[str, Any] = {}
+        for config_type in config_types:
+            hints |= typing.get_type_hints(config_type)
+        declared = hints.get(name)
+        config_types = [declared] if isinstance(declared, type) else []
+    return declared
+
+
+def _read(text: str, declared: Any) -> Any:
+    """The value of a text; `config.split` converts it and checks whether it fits."""
+    if typing.get_origin(declared) in (typing.Union, types.UnionType):
+        if text.lower() == "none":
+            return None
+        (declared,) = set(typing.get_args(declared)) - {type(None)}
+    if declared is str:
+        return text
+    is_tuple = typing.get_origin(declared) is tuple
+    if is_tuple or "," in text:
+        inner = typing.get_args(declared)[0] if is_tuple else None
+        items = (item.strip(" '\"") for item in text.strip("()[] ").split(","))
+        return tuple(_read(item, inner) for item in items if item)
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return number(text)
+    return {"true": True, "false": False}.get(text.lower(), text)

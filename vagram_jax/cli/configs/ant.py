@@ -1,18 +1,12 @@
-"""Ant, without contact forces in the observation, as in MBPO.
+"""Ant, without contact forces in the observation, as in MBPO."""
 
-Only what differs from the shared settings is stated.
-"""
-
-from vagram_jax.cli.configs import variants
+from vagram_jax.cli import configs
+from vagram_jax.cli.configs import mujoco
 
 
 def paper():
-    """The settings of the paper's code.
-
-    Returns:
-      A `ConfigDict`.
-    """
-    config = variants.paper("ant")
+    """Returns the settings of the paper's code."""
+    config = mujoco.paper("ant")
     config.observation = "truncated"
     config.total_steps = config.replay_capacity = 300_000
     config.fit.learning_rate = 3e-4
@@ -20,20 +14,16 @@ def paper():
     config.imagine.horizon = (1, 25, 20_000, 100_000)
     config.real_fraction = (1.0, 0.05, 0.0, 10_000.0)
     config.sac.temperature_learning_rate = 3e-3
-    config.sac.target_entropy = (-3.0,)
+    config.sac.target_entropy = -3.0
     return config
 
 
 def quick():
-    """The course of a curve on a few cores.
-
-    Returns:
-      A `ConfigDict`.
-    """
-    config = variants.quick("ant")
+    """Returns settings for a few cores."""
+    config = mujoco.quick("ant")
     config.observation = "truncated"
-    config.sac.target_entropy = (-4.0,)
+    config.sac.target_entropy = -4.0
     return config
 
 
-get_config = variants.named(quick=quick, paper=paper)
+get_config = configs.variants(quick=quick, paper=paper)

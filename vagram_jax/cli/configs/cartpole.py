@@ -1,27 +1,11 @@
-"""Cartpole swing-up with a small model: a longer task than the pendulum's.
+"""Cartpole swing-up with a small model: a longer task than the pendulum."""
 
-Only what differs from the defaults is stated.
-"""
-
-from vagram_jax.cli import flags
-from vagram_jax.cli.launch import CONFIGS
+from vagram_jax.cli import configs
 
 
-def get_config(variant: str = ""):
-    """The config of the task.
-
-    Args:
-      variant: none is known.
-
-    Returns:
-      A `ConfigDict`.
-
-    Raises:
-      ValueError: an unknown variant.
-    """
-    if variant:
-        raise ValueError(f"cartpole.py: variant={variant!r}; it has none")
-    config = flags.defaults(*CONFIGS)
+def get_config():
+    """Returns what differs from the defaults."""
+    config = configs.defaults()
     config.env = "cartpole_swingup"
     config.num_seeds = 4
     config.total_steps = 10_000

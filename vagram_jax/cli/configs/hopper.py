@@ -1,58 +1,59 @@
-"""Hopper, and what the paper varies on it: a small model and distracting dimensions.
+"""Hopper, also with the paper's variations: a small model, distracting dimensions.
 
-Only what differs from the shared settings is stated. A model is small with two layers
-of 64 in the paper's settings and of 8 in the quick ones; the distracting dimensions are
-15, of the kind that the paper's code has.
+A small model has two layers of 64 units with the paper's settings, and of 8 with the
+quick ones. The 15 distracting dimensions are of the kind that the paper's code uses.
 """
 
-from vagram_jax.cli.configs import variants
+from vagram_jax.cli import configs
+from vagram_jax.cli.configs import mujoco
 
 
 def paper():
-    """The settings of the paper's code.
-
-    Returns:
-      A `ConfigDict`.
-    """
-    config = variants.paper("hopper")
-    config.total_steps = 250_000
-    config.replay_capacity = 250_000
+    """Returns the settings of the paper's code."""
+    config = mujoco.paper("hopper")
+    config.total_steps = config.replay_capacity = 250_000
     config.fit.weight_decay = 5e-5
     config.fit.batch_size = 1024
     config.imagine.horizon = (1, 5, 20_000, 150_000)
     config.real_fraction = (1.0, 0.05, 0.0, 20_000.0)
     config.sac.actor_learning_rate = 3e-5
-    config.sac.target_entropy = (-1.0,)
+    config.sac.target_entropy = -1.0
     return config
 
 
-def quick():
-    """An hour on two cores at most.
-
-    Returns:
-      A `ConfigDict`.
-    """
-    config = variants.quick("hopper")
-    config.sac.target_entropy = (-1.0,)
+def paper_small():
+    """Returns `paper` with a small model."""
+    config = paper()
+    config.dynamics.hidden = (64, 64)
     return config
 
 
 def paper_distracted():
-    """As `paper`, distracted, for the 500,000 steps of the code's scripts.
-
-    Returns:
-      A `ConfigDict`.
-    """
+    """Returns `paper` with distractors and the 500,000 steps of the code's scripts."""
     config = _distracted(paper())
     config.total_steps = config.replay_capacity = 500_000
-    config.imagine.horizon = (1,)
+    config.imagine.horizon = 1
     config.real_fraction = (1.0, 0.05, 0.0, 50_000.0)
     return config
 
 
-def _small(config, hidden):
-    config.dynamics.hidden = hidden
+def quick():
+    """Returns settings that take at most an hour on two cores."""
+    config = mujoco.quick("hopper")
+    config.sac.target_entropy = -1.0
     return config
+
+
+def quick_small():
+    """Returns `quick` with a small model."""
+    config = quick()
+    config.dynamics.hidden = (8, 8)
+    return config
+
+
+def quick_distracted():
+    """Returns `quick` with distractors."""
+    return _distracted(quick())
 
 
 def _distracted(config):
@@ -61,11 +62,11 @@ def _distracted(config):
     return config
 
 
-get_config = variants.named(
+get_config = configs.variants(
     quick=quick,
-    quick_small=lambda: _small(quick(), (8, 8)),
-    quick_distracted=lambda: _distracted(quick()),
+    quick_small=quick_small,
+    quick_distracted=quick_distracted,
     paper=paper,
-    paper_small=lambda: _small(paper(), (64, 64)),
+    paper_small=paper_small,
     paper_distracted=paper_distracted,
 )

@@ -1,18 +1,12 @@
-"""Humanoid, without forces and inertias in the observation, as in MBPO.
+"""Humanoid, without forces and inertias in the observation, as in MBPO."""
 
-Only what differs from the shared settings is stated.
-"""
-
-from vagram_jax.cli.configs import variants
+from vagram_jax.cli import configs
+from vagram_jax.cli.configs import mujoco
 
 
 def paper():
-    """The settings of the paper's code, which has them for dm_control's humanoid.
-
-    Returns:
-      A `ConfigDict`.
-    """
-    config = variants.paper("humanoid")
+    """Returns the settings of the paper's code for the humanoid of dm_control."""
+    config = mujoco.paper("humanoid")
     config.observation = "truncated"
     config.total_steps = config.replay_capacity = 300_000
     config.fit.learning_rate = 5e-4
@@ -22,20 +16,16 @@ def paper():
     config.imagine.keep_epochs = 20
     config.real_fraction = (0.8, 0.05, 0.0, 50_000.0)
     config.sac.critic_learning_rate = 1e-5
-    config.sac.target_entropy = (-2.0,)
+    config.sac.target_entropy = -2.0
     return config
 
 
 def quick():
-    """The course of a curve on a few cores.
-
-    Returns:
-      A `ConfigDict`.
-    """
-    config = variants.quick("humanoid")
+    """Returns settings for a few cores."""
+    config = mujoco.quick("humanoid")
     config.observation = "truncated"
-    config.sac.target_entropy = (-2.0,)
+    config.sac.target_entropy = -2.0
     return config
 
 
-get_config = variants.named(quick=quick, paper=paper)
+get_config = configs.variants(quick=quick, paper=paper)

@@ -1,0 +1,129 @@
+"""The command `vagram`: its subcommands, as a user starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.testing import flagsaver
+
+from vagram_jax.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(*args, cwd=ROOT, **env):
+    """`python -m vagram_jax` as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "vagram_jax", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+    )
+
+
+@pytest.fixture
+def run(capsys):
+    """`vagram` in this process; returns status, standard output and error."""
+
+    def run(*args):
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
+            main.main(["vagram", *args])
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
+
+    return run
+
+
+@pytest.mark.parametrize("arg", ["--help", "-h", "help"])
+def test_help_lists_every_command_in_one_line(run, arg):
+    status, out, err = run(arg)
+    assert (status, err) == (0, "")
+    for name, command in main.COMMANDS.items():
+        assert f"  {name:11}{command.about}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["trian"], "vagram trian: unknown command; did you mean train?"),
+        (["zzz"], "vagram zzz: unknown command; accepted: train, compare, sweep, "),
+        ([], "vagram: the first argument is one of train, compare, sweep, status, "),
+        (["--config=hopper"], "vagram --config=hopper: the first argument is one of "),
+        (["train", "hopper"], "hopper: not a flag; flags are written --name=value"),
+        (["status", "--config=hopper"], "--config: this command takes no config; "),
+        (["report"], "report: name at least one folder of a study"),
+    ],
+)
+def test_an_unknown_command_or_argument_is_one_line_with_status_2(run, args, message):
+    status, out, err = run(*args)
+    assert (status, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_a_command_describes_itself_its_flags_and_its_keys(run, name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    status, out, err = run(name, "--help")
+    assert (status, err) == (0, "")
+    assert f"    vagram {name}" in out
+    assert "  --debug: " in out
+    has_keys = main.COMMANDS[name].takes_configs
+    assert ("  --config.dynamics.hidden=16,16\n" in out) == has_keys
+    assert ("  --config: " in out) == has_keys
+
+
+def test_commands_that_only_read_files_never_load_jax(tmp_path):
+    code = """
+import sys
+from vagram_jax.cli import main
+for args in (["--help"], ["status", "--help"], ["report", "--help"], ["status", "."],
+             ["report", "."]):
+    try:
+        main.main(["vagram", *args])
+    except SystemExit:
+        pass
+assert "vagram_jax.cli.status" in sys.modules and "vagram_jax.cli.report" in sys.modules
+assert "vagram_jax.cli.train" not in sys.modules
+print(sorted({"jax", "flax", "optax"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_report_writes_the_report_of_each_study(run, tmp_path):
+    status, out, err = run("report", str(tmp_path))
+    assert (status, out) == (5, "")
+    assert "no run in it" in err
+
+
+@pytest.mark.parametrize("command", ["study", "benchmark"])
+def test_a_command_of_the_repository_needs_a_checkout(
+    run, tmp_path, monkeypatch, command
+):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(command)
+    assert (status, out) == (2, "")
+    assert "run the command in a checkout of the repository" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_missing_platform_is_one_line(tmp_path, platform):
+    done = call("train", f"--results={tmp_path}", JAX_PLATFORMS=platform)
+    error = done.stderr.splitlines()[-1]
+    assert done.returncode == 6
+    assert error.startswith(f"JAX_PLATFORMS={platform}: ")
+    assert error.endswith("install that platform's JAX, or unset JAX_PLATFORMS")
+    assert not list(tmp_path.iterdir())

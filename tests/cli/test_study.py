@@ -1,0 +1,120 @@
+"""`vagram study`: which study it runs, with which settings."""
+
+import json
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from vagram_jax.cli import main
+
+STUDIES = """
+import importlib
+def descriptions():
+    return {"capacity": "return against the width of the model"}
+def load(name):
+    return importlib.import_module("experiments.studies." + name)
+"""
+STUDY = """
+import json
+def run(preset, folder, *, options, num_seeds=None, first_seed=None):
+    print(json.dumps([preset, str(folder), num_seeds, first_seed, options.resume]))
+    return 4
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout with one study, as the working folder."""
+    studies = tmp_path / "experiments" / "studies"
+    studies.mkdir(parents=True)
+    (studies.parent / "__init__.py").write_text("")
+    (studies.parent / "findings.py").write_text("def write():\n    return ['page']\n")
+    (studies / "__init__.py").write_text(STUDIES)
+    (studies / "capacity.py").write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+        monkeypatch.delitem(sys.modules, name)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "experiments"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command in this process; returns status, standard output and error."""
+
+    def run(*args):
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
+            main.main(["vagram", "study", *args])
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], ["quick", "results/capacity-quick", None, None, False]),
+        (
+            ["--preset=full", "--study_seeds=8", "--first_seed=5", "--resume"],
+            ["full", "results/capacity-full", 8, 5, True],
+        ),
+        (
+            ["--results=elsewhere", "--study=mine"],
+            ["quick", "elsewhere/mine", None, None, False],
+        ),
+    ],
+)
+def test_study_runs_a_study_of_the_checkout(checkout, run, args, expected):
+    status, out, err = run("capacity", *args)
+    assert (status, err) == (4, "")
+    assert json.loads(out) == expected
+    assert (checkout / expected[1]).is_dir()
+
+
+def test_study_runs_a_file_of_the_user(checkout, run):
+    (checkout / "mine.py").write_text("import experiments\n" + STUDY)
+    status, out, err = run("mine.py")
+    assert (status, err) == (4, "")
+    assert json.loads(out)[1] == "results/mine-quick"
+
+
+def test_study_without_a_name_lists_the_studies(checkout, run):
+    status, out, _ = run()
+    assert (status, out.split()[:3]) == (0, ["capacity", "return", "against"])
+
+
+def test_study_writes_the_findings(checkout, run):
+    assert run("--write_findings") == (0, "written: page\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["capacit"],
+            "study capacit: unknown study; did you mean capacity? accepted: ",
+        ),
+        (["zzz"], "study zzz: unknown study; accepted: capacity, or a Python file"),
+        (["capacity", "two"], "study capacity two: one name, or none with --write_f"),
+        (["capacity", "--write_findings"], "study capacity: one name, or none with "),
+        (["capacity", "--study_seeds=2"], "--study_seeds=2; at least 3: an interval "),
+        (["capacity", "--first_seed=-1"], "--first_seed=-1; at least 0"),
+        (["capacity", "--preset=fast"], "flag --preset=fast: value should be one of "),
+        (["none.py"], "study none.py: no such file"),
+        (["empty.py"], "study empty.py: it has no function run"),
+        (["broken.py"], "study broken.py: it raised ZeroDivisionError: "),
+    ],
+)
+def test_study_refuses_other_input_in_one_line(checkout, run, args, message):
+    (checkout / "empty.py").write_text("")
+    (checkout / "broken.py").write_text("1 / 0\n")
+    status, out, err = run(*args)
+    assert (status, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert not (checkout / "results").exists()

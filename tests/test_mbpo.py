@@ -253,9 +253,9 @@ def test_add_imagined_takes_its_horizon_from_the_schedule():
     for step, horizon in [(0, 1), (10, 1), (15, 2), (20, 3), (99, 3)]:
         later = state.replace(env_steps=jnp.int32(step))
         found, metrics = add(jax.random.key(0), later, config=algorithm)
-        assert int(metrics["imagine/horizon"]) == horizon
+        assert int(metrics["model/horizon"]) == horizon
         assert int(found.imagined.size) == 10 * horizon
-        assert float(metrics["imagine/valid"]) == pytest.approx(horizon / 3)
+        assert float(metrics["model/valid"]) == pytest.approx(horizon / 3)
 
 
 def test_add_imagined_starts_from_real_states():

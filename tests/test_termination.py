@@ -128,13 +128,13 @@ def test_fit_learns_a_rule_to_two_percent_on_fresh_rows(seed):
     assert np.mean(found != wanted) < 0.02
     assert np.mean(~found[wanted]) < 0.15
     # Untrained, it would be log(2).
-    assert metrics["termination/loss"] < 0.15
+    assert metrics["model/termination_loss"] < 0.15
 
 
 def test_fit_goes_on_from_where_the_last_one_ended():
     state, metrics = fitted()
     _, again = fit(jax.random.key(1), state, falling(), config=CONFIG)
-    assert again["termination/loss"] < 0.5 * metrics["termination/loss"]
+    assert again["model/termination_loss"] < 0.5 * metrics["model/termination_loss"]
 
 
 def test_fit_counts_the_rows_of_each_kind():
@@ -235,7 +235,7 @@ def test_nothing_has_terminated_without_an_example():
     # And nothing was trained.
     cases.assert_identical(found.network, state.network)
     cases.assert_identical(found.opt_state, state.opt_state)
-    assert np.isnan(metrics["termination/loss"])
+    assert np.isnan(metrics["model/termination_loss"])
     # With a single example, it may speak.
     assert answers(found.replace(counts=jnp.int32([1, SIZE])), steps).all()
 
@@ -276,15 +276,15 @@ def test_fit_tells_how_it_answered_for_the_rows_since_the_last_fit():
     data = data.replace(insert_at=jnp.int32(6))
     state = below(0.0, seen_to=jnp.int32(CAPACITY - 4))
     found, metrics = fit(jax.random.key(0), state, data, config=CONFIG)
-    assert float(metrics["termination/missed"]) == pytest.approx(4 / 6)
-    assert float(metrics["termination/false_alarms"]) == pytest.approx(1 / 4)
+    assert float(metrics["model/termination_missed"]) == pytest.approx(4 / 6)
+    assert float(metrics["model/termination_false_alarms"]) == pytest.approx(1 / 4)
     assert int(found.seen_to) == 6
 
 
 def test_fit_tells_before_the_first_example_that_all_are_missed():
     _, metrics = fitted()
-    assert metrics["termination/missed"] == 1.0
-    assert metrics["termination/false_alarms"] == 0.0
+    assert metrics["model/termination_missed"] == 1.0
+    assert metrics["model/termination_false_alarms"] == 0.0
 
 
 # --- Seeds and keys -------------------------------------------------------------------
@@ -407,7 +407,8 @@ def test_epoch_learns_which_steps_end_an_episode():
     ends = termination.termination_fn(state.termination, config=LEARNED.termination)
     found = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
     np.testing.assert_array_equal(found, rows.terminated)
-    assert metrics["termination/missed"] == metrics["termination/false_alarms"] == 0.0
+    assert metrics["model/termination_missed"] == 0.0
+    assert metrics["model/termination_false_alarms"] == 0.0
     assert bool(state.alive)
 
 
@@ -454,7 +455,7 @@ def test_add_imagined_flags_what_it_says():
     ends = termination.termination_fn(state.termination, config=LEARNED.termination)
     wanted = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
     np.testing.assert_array_equal(rows.terminated, wanted)
-    assert 0.0 < metrics["imagine/terminated"] < 1.0
+    assert 0.0 < metrics["model/terminated"] < 1.0
 
 
 def test_epoch_takes_a_network_that_is_not_finite_for_divergence():

@@ -205,8 +205,8 @@ def add_imagined(
       config: what `training.check` returned.
 
     Returns:
-      The state, and metrics: `imagine/horizon`, `imagine/valid` (the share of rows that
-      were kept) and `imagine/terminated`.
+      The state, and metrics: `model/horizon`, `model/valid` (the share of rows that
+      were kept) and `model/terminated`.
     """
     key_start, key_rollout = jax.random.split(key)
     horizon = imagine.scheduled(config.imagine.horizon, state.env_steps)
@@ -227,9 +227,9 @@ def add_imagined(
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollouts)
     imagined = replay.add(state.imagined, flat, valid.reshape(-1))
     return state.replace(imagined=imagined), {
-        "imagine/horizon": horizon,
-        "imagine/valid": jnp.mean(valid),
-        "imagine/terminated": jnp.mean(rollouts.terminated, where=valid),
+        "model/horizon": horizon,
+        "model/valid": jnp.mean(valid),
+        "model/terminated": jnp.mean(rollouts.terminated, where=valid),
     }
 
 

@@ -107,11 +107,11 @@ def fit(
       config: how termination is learned.
 
     Returns:
-      The state, and metrics: `termination/loss`, the mean over the minibatches; and how
-      the state as it was before answers for the steps since the last fit, which it has
-      never seen: `termination/missed`, the share of those that terminated and are taken
-      for others; `termination/false_alarms`, the share of the others that are taken for
-      terminations. Each is NaN if there is nothing to take the mean of.
+      The state, and metrics. `model/termination_loss` is the mean over the minibatches.
+      Two others are errors of the previous state on the steps since the last fit, which
+      it has never seen: `model/termination_missed`, the fraction of terminations that it
+      misses, and `model/termination_false_alarms`, the fraction of other steps that it
+      takes for terminations. Each is NaN if there is nothing to take the mean of.
     """
     valid = jnp.arange(data.capacity) < data.size
     kinds = jnp.stack([valid & data.data.terminated, valid & ~data.data.terminated])
@@ -136,7 +136,7 @@ def fit(
     state = state.replace(mean=mean, std=std, counts=counts, seen_to=data.insert_at)
     num_steps = jnp.where(jnp.all(counts > 0), config.steps_per_fit, 0)
     state, total = jax.lax.fori_loop(0, num_steps, step, (state, jnp.zeros(())))
-    return state, metrics | {"termination/loss": total / num_steps}
+    return state, metrics | {"model/termination_loss": total / num_steps}
 
 
 def train_step(
@@ -266,8 +266,10 @@ def _judge(state: TerminationState, data: ReplayState, config) -> Metrics:
     is_new = age < (data.insert_at - state.seen_to) % data.capacity
     odds = log_odds(state, batch.obs, batch.action, batch.next_obs, config=config)
     return {
-        "termination/missed": jnp.mean(odds <= 0.0, where=is_new & batch.terminated),
-        "termination/false_alarms": jnp.mean(
+        "model/termination_missed": jnp.mean(
+            odds <= 0.0, where=is_new & batch.terminated
+        ),
+        "model/termination_false_alarms": jnp.mean(
             odds > 0.0, where=is_new & ~batch.terminated
         ),
     }

@@ -3,7 +3,7 @@
 import pytest
 
 from vagram_jax.cli import status
-from vagram_jax.run import session
+from vagram_jax.run import failures
 from vagram_jax.storage import files, lock, results
 
 CONFIG = {"total_steps": 100, "num_seeds": 2}
@@ -30,7 +30,7 @@ def study(tmp_path):
 
     files.write_json(make("finished", 100) / "summary.json", {})
     reason = {"reason": "the simulator has no licence"}
-    files.write_json(make("failed", 40) / session.FAILURE, reason)
+    files.write_json(make("failed", 40) / failures.FAILURE, reason)
     make("stopped", 60)
     make("waiting", 0)
     with lock.hold(make("running", 60)):

@@ -56,7 +56,7 @@ def main() -> int:
     if not jax.config.jax_platforms:
         # A GPU would lend most of its memory to a few small steps.
         jax.config.update("jax_platforms", "cpu")
-    policy = policies.load_policy(RUN.value, SEED.value, tell=_tell)
+    policy = policies.load_policy(RUN.value, SEED.value, report=_tell)
     size = (WIDTH.value, HEIGHT.value)
     render.check(policy.env, kind=kind, size=size)
     print(_description(policy))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from vagram_jax.cli import flags
-from vagram_jax.run import session
+from vagram_jax.run import failures
 from vagram_jax.storage import files, lock, results
 
 
@@ -79,8 +79,8 @@ def _state(folder: Path) -> str:
     owner = lock.owner(folder)
     if lock.is_held(folder):
         return f"running (pid {owner.pid} on {owner.host}, {owner.age_s:.0f} s ago)"
-    if (folder / session.FAILURE).exists():
-        return f"failed: {files.read_json(folder / session.FAILURE)['reason']}"
+    if (folder / failures.FAILURE).exists():
+        return f"failed: {files.read_json(folder / failures.FAILURE)['reason']}"
     return "stopped; --resume goes on"
 
 

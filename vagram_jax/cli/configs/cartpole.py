@@ -4,7 +4,7 @@ Only what differs from the defaults is stated.
 """
 
 from vagram_jax.cli import flags
-from vagram_jax.cli.launch import CONFIGS
+from vagram_jax.run.loop import CONFIGS
 
 
 def get_config(variant: str = ""):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vagram_jax.cli import flags
-from vagram_jax.cli.launch import CONFIGS
+from vagram_jax.run.loop import CONFIGS
 
 
 def named(**makers: Callable[[], Any]) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vagram_jax import dynamics, envs, fit, imagine, mbpo, sac, training
-from vagram_jax.run import devices, programs
+from vagram_jax.run import devices, loop
 
 NUM_SEEDS, EPISODE_LENGTH, EVAL_EPISODES = 8, 4, 2
 WARMUP, STEPS, UPDATES, ROLLOUTS = 10, 5, 2, 2
@@ -99,7 +99,9 @@ def ends(obs):
 
 
 WALK = Walk()
-PROGRAMS = programs.make(WALK, eval_episodes=EVAL_EPISODES)
+PROGRAMS = loop.make_programs(
+    loop.RunConfig(eval_episodes=EVAL_EPISODES), WALK, devices.Layout()
+)
 """What a run of `NUM_SEEDS` seeds is made of."""
 
 
@@ -152,7 +154,7 @@ def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
 @functools.cache
 def start_seeds(seeds=tuple(range(NUM_SEEDS))):
     """Several seeds after their warm-up; not to be given away, see `epoch_seeds`."""
-    return programs.start(PROGRAMS, lanes(seeds))
+    return loop.start(PROGRAMS, lanes(seeds))
 
 
 def epoch_seeds(states, config=CONFIG, epochs=1):
@@ -160,13 +162,13 @@ def epoch_seeds(states, config=CONFIG, epochs=1):
     # An epoch has its keys from the states, so the numbers of the seeds don't matter.
     own = lanes(range(len(states.alive)), config)
     for _ in range(epochs):
-        states, metrics = programs.epoch(PROGRAMS, fresh(states), own)
+        states, metrics = loop.epoch(PROGRAMS, fresh(states), own)
     return states, metrics
 
 
 def lanes(seeds=tuple(range(NUM_SEEDS)), config=CONFIG):
     """Seeds that all have one config, where a run has them: on their devices."""
-    return placed(programs.lanes(seeds, [config] * len(seeds)))
+    return placed(loop.stack_lanes(seeds, [config] * len(seeds)))
 
 
 def placed(lanes):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vagram_jax import mbpo
-from vagram_jax.run import programs
+from vagram_jax.run import loop
 
 SICK = 3
 OTHERS = [seed for seed in range(cases.NUM_SEEDS) if seed != SICK]
@@ -187,14 +187,14 @@ def test_losses_differ_in_the_program_of_the_fit_alone():
     def text(loss, **weights):
         weights = cases.CONFIG.weights.replace(**weights)
         lanes = cases.lanes(config=cases.CONFIG.replace(loss=loss, weights=weights))
-        states = jax.eval_shape(cases.PROGRAMS.initialise, lanes)
-        fitted, _ = jax.eval_shape(cases.PROGRAMS.learn_model, states, lanes)
+        states = jax.eval_shape(cases.PROGRAMS.init, lanes)
+        fitted, _ = jax.eval_shape(cases.PROGRAMS.fit_model, states, lanes)
         lowered = (
-            cases.PROGRAMS.initialise.lower(lanes),
+            cases.PROGRAMS.init.lower(lanes),
             cases.PROGRAMS.warm_up.lower(states, lanes),
             cases.PROGRAMS.evaluate.lower(states, lanes, np.uint32(0)),
-            cases.PROGRAMS.learn_policy.lower(states, fitted, lanes),
-            cases.PROGRAMS.learn_model.lower(states, lanes),
+            cases.PROGRAMS.improve_policy.lower(states, fitted, lanes),
+            cases.PROGRAMS.fit_model.lower(states, lanes),
         )
         return [program.as_text() for program in lowered]
 
@@ -207,8 +207,8 @@ def test_epoch_is_traced_again_for_another_shape():
     states = cases.start_seeds()
     traces = cases.Walk.traces
     lanes = cases.lanes(config=cases.CONFIG.replace(batch_size=9))
-    fitted, _ = jax.eval_shape(cases.PROGRAMS.learn_model, states, lanes)
-    cases.PROGRAMS.learn_policy.trace(states, fitted, lanes)
+    fitted, _ = jax.eval_shape(cases.PROGRAMS.fit_model, states, lanes)
+    cases.PROGRAMS.improve_policy.trace(states, fitted, lanes)
     assert cases.Walk.traces > traces
 
 
@@ -221,9 +221,9 @@ def test_epoch_gives_each_lane_the_numbers_of_its_own_config():
     )
     seeds = range(cases.NUM_SEEDS)
     configs = [other if seed in (1, 6) else cases.CONFIG for seed in seeds]
-    lanes = cases.placed(programs.lanes(seeds, configs))
+    lanes = cases.placed(loop.stack_lanes(seeds, configs))
     traces = cases.Walk.traces
-    found, _ = programs.epoch(cases.PROGRAMS, cases.fresh(states), lanes)
+    found, _ = loop.epoch(cases.PROGRAMS, cases.fresh(states), lanes)
     assert cases.Walk.traces == traces
     for config in (cases.CONFIG, other):
         wanted, _ = cases.epoch_seeds(states, config)
@@ -233,7 +233,7 @@ def test_epoch_gives_each_lane_the_numbers_of_its_own_config():
 
 def test_lanes_hold_a_seed_and_the_numbers_of_a_config_each():
     other = cases.CONFIG.replace(divergence_slack=7.0)
-    seeds, configs = programs.lanes([5, 2**31], [cases.CONFIG, other])
+    seeds, configs = loop.stack_lanes([5, 2**31], [cases.CONFIG, other])
     assert seeds.dtype == np.uint32
     np.testing.assert_array_equal(seeds, [5, 2**31])
     slack = np.float32([cases.CONFIG.divergence_slack, 7.0])
@@ -247,8 +247,8 @@ def test_lanes_hold_a_seed_and_the_numbers_of_a_config_each():
     "change", [{"batch_size": 9}, {"loss": "mle"}, {"real_fraction": (0.5, 0.4, 0, 1)}]
 )
 def test_lanes_refuse_configs_that_differ_in_more_than_numbers(change):
-    with pytest.raises(ValueError, match="differ in more than numbers; run them apart"):
-        programs.lanes([0, 1], [cases.CONFIG, cases.CONFIG.replace(**change)])
+    with pytest.raises(ValueError, match="differ in more than numbers; train them apart"):
+        loop.stack_lanes([0, 1], [cases.CONFIG, cases.CONFIG.replace(**change)])
 
 
 def test_epoch_maps_over_a_grid_of_numbers_of_the_config():

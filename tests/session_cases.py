@@ -1,6 +1,7 @@
-"""What the tests of runs on disk share: a small task, few programs, a whole run.
+"""A small task, run specifications and a whole run on disk, shared by several tests.
 
-Compiling is nearly all of their time, so a program that was compiled once is kept.
+Compiling takes most of the time of these tests, so all of them use the programs of
+`SEEDS` lanes, which are compiled once per process.
 """
 
 import jax
@@ -9,39 +10,25 @@ import numpy as np
 import pytest
 
 from vagram_jax import envs, sac, training
-from vagram_jax.run import devices, runner, session
+from vagram_jax.run import devices, grid, loop, session
 from vagram_jax.storage import checkpoint, files, lock
 
-FIRST, EPOCH, LAST = 8, 3, 20
-STEPS = list(range(FIRST, LAST + 1, EPOCH))
-SEEDS = 4
-RUN = runner.RunConfig(num_seeds=SEEDS, total_steps=LAST, eval_episodes=1)
-# Plain SAC without hidden layers compiles fastest; what is tested is around it.
+WARM_UP, EPOCH, LAST = 8, 3, 20
+STEPS = list(range(WARM_UP, LAST + 1, EPOCH))
+SEEDS = 2
+RUN = loop.RunConfig(num_seeds=SEEDS, total_steps=LAST, eval_episodes=2)
+# Plain SAC without hidden layers compiles fastest.
 CONFIG = training.MBPOConfig(
     loss=training.NO_MODEL,
     sac=sac.SACConfig(hidden=()),
     batch_size=4,
     updates_per_step=1,
     steps_per_epoch=EPOCH,
-    warmup_steps=FIRST,
+    warmup_steps=WARM_UP,
     real_fraction=(1.0,),
     replay_capacity=20,
 )
-
-
-class Simulator:
-    """Something outside JAX that every step asks, and that may fail."""
-
-    broken = False
-
-    def __call__(self, position):
-        """Zeros."""
-        if self.broken:
-            raise ValueError("the simulator has no licence")
-        return np.zeros_like(position)
-
-
-SIMULATOR = Simulator()
+STUDY = "study"
 
 
 class Line:
@@ -50,15 +37,12 @@ class Line:
     observation_size, action_size, episode_length = 1, 1, 3
 
     def reset(self, key):
-        """Anywhere near the middle."""
+        """A random position near the middle."""
         return self._state(jax.random.uniform(key, (1,)))
 
     def step(self, state, action):
-        """A push, and nothing from the simulator."""
-        noise = jax.pure_callback(
-            SIMULATOR, jax.typeof(state.obs), state.obs, vmap_method="broadcast_all"
-        )
-        return self._state(state.obs + 0.1 * action + noise)
+        """Pushes the point."""
+        return self._state(state.obs + 0.1 * action)
 
     def _state(self, obs):
         return envs.State(
@@ -71,92 +55,125 @@ class Line:
         )
 
 
-ENV = Line()
+ENV_CONFIG = envs.EnvConfig(env="session_cases:Line")
+LAYOUT = devices.Layout()
+
+_MAKE_PROGRAMS, _PROGRAMS = loop.make_programs, {}
 
 
-KNOWN, COMPILED = {}, runner.compiled
-
-
-def compiled_once(run, env, layout):
-    """In place of `runner.compiled`: compiles each program once for all tests."""
-    key = (run.eval_episodes, type(env), layout.mode)
-    if key not in KNOWN:
-        KNOWN[key] = COMPILED(run, env, layout)
-    return KNOWN[key]
-
-
-class Killed(BaseException):
-    """Ends a run like a kill does, but for the lock."""
-
-
-def job(folder, config=CONFIG):
-    """One run in a folder of its own."""
-    return session.Job(folder, "Line", config)
-
-
-def train(*jobs, run=RUN, killed_at=None, mode="vmap", **keeping):
-    """Trains; gives what was told. `killed_at`: dies after so many evaluations."""
-    told = []
-
-    def tell(line):
-        told.append(line)
-        if sum(": step " in line for line in told) == killed_at:
-            raise Killed
-
-    keeping = session.Keeping(layout=devices.Layout(mode), **keeping)
-    jobs = [x if isinstance(x, session.Job) else job(x) for x in jobs]
-    try:
-        with session.owning([job.folder for job in jobs], tell=tell):
-            session.train_to_files(run, jobs, ENV, keeping=keeping, tell=tell)
-        assert killed_at is None
-    except Killed:
-        pass
-    for one in jobs if devices.is_first() else ():  # another one may still be at work
-        assert not (one.folder / lock.NAME).exists()
-        assert not list(one.folder.rglob("*.tmp"))
-    return told
-
-
-def table(folder):
-    """The rows of metrics.csv, in the order of seeds and steps."""
-    rows = files.read_rows(folder / "metrics.csv")
-    return sorted(rows, key=lambda row: (row["seed"], row["env_steps"]))
-
-
-def last_states(folder, seeds=range(SEEDS), step=LAST):
-    return checkpoint.load(folder, step, seeds)
-
-
-def assert_same(found, wanted):
-    """Table and last states of all seeds, to the bit."""
-    names = [(folder / "metrics.csv").read_bytes() for folder in (found, wanted)]
-    assert names[0] == names[1]
-    assert_same_states(last_states(found), last_states(wanted))
-
-
-def assert_same_states(found, wanted):
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-
-
-def assert_close(found, wanted, rel=1e-3, abs=1e-4):
-    """Rows that other programs made of the same seeds."""
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        assert one.keys() == other.keys()
-        for name, value in other.items():
-            if isinstance(value, float):
-                value = pytest.approx(value, rel=rel, abs=abs)
-            assert one[name] == value
+def make_programs_once(run_config, env, layout):
+    """Replaces `loop.make_programs`: compiles equal programs once for all tests."""
+    precision = run_config.matmul_precision
+    key = (run_config.eval_episodes, precision, type(env), layout.mode)
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = _MAKE_PROGRAMS(run_config, env, layout)
+    return _PROGRAMS[key]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("session") / "whole"
-    told = train(folder)
-    assert [line.split(",")[0] for line in told] == [
-        f"whole: step {step} of {LAST}" for step in STEPS
+def programs_once():
+    """Compiles each program once and with few optimizations, in half the time."""
+    option = "jax_disable_most_optimizations"
+    previous = jax.config.read(option)
+    jax.config.update(option, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_programs", make_programs_once)
+        yield
+    jax.config.update(option, previous)
+
+
+def programs():
+    """The programs of the task."""
+    return make_programs_once(RUN, Line(), LAYOUT)
+
+
+def spec(name="run", config=CONFIG, run_config=RUN, env_config=ENV_CONFIG):
+    """A run specification."""
+    return grid.RunSpec(name, {"loss": "sac"}, env_config, config, run_config)
+
+
+def folder_of(root, name="run"):
+    """The folder of a run."""
+    return root / STUDY / name
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does, except that its lock is removed."""
+
+
+def train(root, *specs, killed_at=None, mode="vmap", **options):
+    """Trains runs and returns the lines of output.
+
+    With `killed_at` training ends after so many evaluations.
+    """
+    lines = []
+
+    def report(line):
+        lines.append(line)
+        if sum(": step " in line for line in lines) == killed_at:
+            raise Killed
+
+    specs = specs or [spec()]
+    options = session.SessionOptions(layout=devices.Layout(mode), **options)
+    try:
+        session.train_runs(specs, root, STUDY, options=options, report=report)
+        assert killed_at is None
+    except Killed:
+        pass
+    for one in specs if devices.is_first() else ():  # another process may still write
+        folder = folder_of(root, one.name)
+        assert not (folder / lock.NAME).exists()
+        assert not list(folder.rglob("*.tmp"))
+    return lines
+
+
+def unfinish(root, name="run"):
+    """Removes the summary of a run, as if it had been killed before it was written."""
+    (folder_of(root, name) / "summary.json").unlink()
+
+
+def table(root, name="run"):
+    """The rows of metrics.csv by seed and step."""
+    rows = files.read_rows(folder_of(root, name) / "metrics.csv")
+    return sorted(rows, key=lambda row: (row["seed"], row["env_steps"]))
+
+
+def last_states(root, name="run", seeds=range(SEEDS), step=LAST):
+    """The arrays of a checkpoint."""
+    return checkpoint.load(folder_of(root, name), step, seeds)
+
+
+def assert_same_run(root, expected, name="run"):
+    """Tables and last states of all seeds have the same bits."""
+    one, other = (folder_of(r, name) / "metrics.csv" for r in (root, expected))
+    assert one.read_bytes() == other.read_bytes()
+    assert_same_states(last_states(root, name), last_states(expected, name))
+
+
+def assert_same_states(states, expected):
+    assert states.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(states[name], array, err_msg=name)
+
+
+def assert_close(rows, expected, rel=1e-3, abs=1e-4):
+    """Rows of the same seeds from other programs."""
+    assert len(rows) == len(expected)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row.keys() == wanted.keys()
+        for name, value in wanted.items():
+            if isinstance(value, float):
+                value = pytest.approx(value, rel=rel, abs=abs)
+            assert row[name] == value
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, programs_once):
+    """The results folder of a run that was not interrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    lines = train(root)
+    assert [line.split(",")[0] for line in lines] == [
+        "run: compiling and warming up 2 seeds",
+        *(f"run: step {step} of {LAST}" for step in STEPS),
     ]
-    return folder
+    return root

@@ -1,45 +1,57 @@
-"""What ends a run, what it says then, and that it goes on as if nothing was."""
+"""Failures of training: the message, the exit status, and resuming afterwards."""
 
 import errno
 import time
 
 import jax
+import numpy as np
 import pytest
-import session_cases
-from session_cases import ENV, RUN, SIMULATOR, STEPS, assert_same, train
+import session_cases as cases
+from session_cases import STEPS, programs_once, train, whole
 
-from vagram_jax.run import devices, runner, session
+from vagram_jax import envs
+from vagram_jax.run import failures, loop, session
 from vagram_jax.storage import checkpoint, files, lock
 
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_once():
-    """Each program is compiled once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "compiled", session_cases.compiled_once)
-        yield
+__all__ = ["programs_once", "whole"]
+pytestmark = pytest.mark.usefixtures("programs_once")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("session") / "whole"
-    train(folder)
-    return folder
+class Simulated(cases.Line):
+    """The task with a simulator outside JAX, which may fail."""
+
+    fails = False
+
+    def step(self, state, action):
+        """A step of the task after a call of the simulator."""
+        zero = jax.pure_callback(
+            self._simulate, jax.typeof(state.obs), state.obs, vmap_method="expand_dims"
+        )
+        return super().step(state.replace(obs=state.obs + zero), action)
+
+    def _simulate(self, position):
+        if Simulated.fails:
+            raise ValueError("the simulator has no license")
+        return np.zeros_like(position)
 
 
-def faulty(folder, match, fault=session.RunError, **settings):
-    """Trains up to a fault; gives the error, whose text is one line."""
+SIMULATED = cases.spec(env_config=envs.EnvConfig(env=f"{__name__}:Simulated"))
+
+
+def faulty(root, match, *specs, fault=session.RunError, **options):
+    """Trains up to an error and returns it. Its text is one line."""
     with pytest.raises(fault, match=match) as caught:
-        train(folder, **settings)
+        train(root, *specs, **options)
     assert "\n" not in str(caught.value)
+    folder = cases.folder_of(root)
     assert not lock.is_held(folder)
-    assert files.read_json(folder / session.FAILURE) == {"reason": str(caught.value)}
+    reason = files.read_json(folder / failures.FAILURE)
+    assert reason == {"reason": str(caught.value)}
     return caught.value
 
 
 def after(count, monkeypatch, module, name, act):
-    """Lets the `count`-th call of a function, and all later ones, do something else."""
+    """Replaces the `count`-th and all later calls of a function."""
     original, calls = getattr(module, name), []
 
     def replaced(*args, **kwargs):
@@ -49,28 +61,22 @@ def after(count, monkeypatch, module, name, act):
     monkeypatch.setattr(module, name, replaced)
 
 
-def test_an_environment_that_fails_is_named_with_what_is_saved(
-    tmp_path, whole, monkeypatch
+def test_an_environment_that_fails_is_named_with_the_step_that_is_saved(
+    tmp_path, monkeypatch
 ):
-    with monkeypatch.context() as patch:
+    def write_and_break(*args):
+        append(*args)
+        monkeypatch.setattr(Simulated, "fails", True)
 
-        def write_and_break(*args):
-            append(*args)
-            patch.setattr(SIMULATOR, "broken", True, raising=False)
-
-        append = files.append_rows
-        after(5, patch, files, "append_rows", write_and_break)  # of step 14
-        error = faulty(tmp_path, "the simulator has no licence.*saved at step 14")
+    append = files.append_rows
+    after(5, monkeypatch, files, "append_rows", write_and_break)  # of step 11
+    error = faulty(tmp_path, "the simulator has no license.*saved at step 11", SIMULATED)
     assert error.status == 3
     assert "--resume" in str(error)
-    told = train(tmp_path, resume=True)
-    assert told[0].endswith("going on from step 14")
-    assert_same(tmp_path, whole)
-
-
-def test_an_environment_that_fails_at_once_has_saved_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(SIMULATOR, "broken", True, raising=False)
-    error = faulty(tmp_path, "no licence.*nothing is saved yet")
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "make_programs", cases.make_programs_once)
+    monkeypatch.setattr(Simulated, "fails", True)
+    error = faulty(tmp_path / "at_once", "no license.*nothing is saved yet", SIMULATED)
     assert error.status == 3
 
 
@@ -78,45 +84,46 @@ NO_MEMORY = [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: of 3.2G"), MemoryEr
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=repr)
-def test_an_epoch_that_wants_more_memory_is_told_with_a_remedy(
+def test_a_lack_of_memory_is_reported_with_a_remedy(
     tmp_path, whole, monkeypatch, error
 ):
-    programs = runner.compiled(RUN, ENV, devices.Layout())
+    programs, calls = cases.programs(), []
 
-    def learn_policy(*args):
+    def improve_policy(*args):
         calls.append(args)
-        if len(calls) == 3:
+        if len(calls) == 4:  # the first call is traced
             raise error
-        return programs.learn_policy(*args)
+        return programs.improve_policy(*args)
 
-    calls, learn_policy.lower = [], programs.learn_policy.lower
+    improve_policy.lower = programs.improve_policy.lower
     with monkeypatch.context() as patch:
-        faulty_one = programs._replace(learn_policy=learn_policy)
-        patch.setattr(runner, "compiled", lambda *_: faulty_one)
+        short = programs._replace(improve_policy=improve_policy)
+        patch.setattr(loop, "make_programs", lambda *_: short)
         reason = "3.2G" if str(error) else "MemoryError"
         fault = faulty(tmp_path, f"out of memory.*{reason}.*saved at step 14; ")
     assert fault.status == 6
     assert "set a smaller --seed_chunk and --resume" in str(fault)
     train(tmp_path, resume=True)
-    assert_same(tmp_path, whole)
+    cases.assert_same_run(tmp_path, whole)
 
 
 def refuse_disk(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path, whole, monkeypatch):
+def test_a_run_that_a_full_disk_stopped_can_be_resumed(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         after(6, patch, files, "_write_or_undo", refuse_disk)
-        said = r"metrics\.csv: No space left.*; saved at step 11; .*--resume"
-        error = faulty(tmp_path, said, files.ResultsError)
+        match = r"metrics\.csv: No space left.*; saved at step 11; .*--resume"
+        error = faulty(tmp_path, match, fault=files.ResultsError)
     assert not isinstance(error, session.RunError)
-    told = train(tmp_path, resume=True)
-    assert told[0].endswith("going on from step 11")
-    assert_same(tmp_path, whole)
+    assert "run: resuming from step 11" in train(tmp_path, resume=True)
+    cases.assert_same_run(tmp_path, whole)
 
 
-def test_a_checkpoint_that_fails_ends_no_run(tmp_path, whole, monkeypatch):
+def test_training_continues_after_a_checkpoint_that_failed(
+    tmp_path, whole, monkeypatch
+):
     calls, write = [], checkpoint._write_arrays
 
     def sometimes(*args):
@@ -124,33 +131,35 @@ def test_a_checkpoint_that_fails_ends_no_run(tmp_path, whole, monkeypatch):
         return refuse_disk() if len(calls) in (2, 3) else write(*args)
 
     monkeypatch.setattr(checkpoint, "_write_arrays", sometimes)
-    told = train(tmp_path)
-    failed = [line.split(":")[0] for line in told if "No space left" in line]
+    lines = train(tmp_path)
+    failed = [line.split(":")[0] for line in lines if "No space left" in line]
     assert failed == [f"no checkpoint at step {step}" for step in (11, 14)]
-    assert_same(tmp_path, whole)
+    cases.assert_same_run(tmp_path, whole)
 
 
-def test_a_run_without_its_last_checkpoint_has_not_ended(tmp_path, whole, monkeypatch):
+def test_a_run_without_its_last_checkpoint_is_unfinished(tmp_path, whole, monkeypatch):
     with monkeypatch.context() as patch:
         after(5, patch, checkpoint, "_write_arrays", refuse_disk)
-        faulty(
-            tmp_path, "seeds-0-3: No space left.*saved at step 17", files.ResultsError
-        )
-    assert checkpoint.steps(tmp_path) == STEPS[2:4]
+        match = "seeds-0-1: No space left.*saved at step 17"
+        faulty(tmp_path, match, fault=files.ResultsError)
+    folder = cases.folder_of(tmp_path)
+    assert checkpoint.steps(folder) == STEPS[2:4]
+    assert not (folder / "summary.json").exists()
     train(tmp_path, resume=True)
-    assert_same(tmp_path, whole)
+    cases.assert_same_run(tmp_path, whole)
 
 
-def test_nobody_writes_after_the_lock_is_gone(tmp_path, monkeypatch):
-    """Not even the save in the background of a run that a fault has ended."""
-    held, save = [], checkpoint.save
+def test_nothing_is_saved_in_the_background_after_the_lock_is_released(
+    tmp_path, monkeypatch
+):
+    held, save, folder = [], checkpoint.save, cases.folder_of(tmp_path)
 
     def slow(*args):
         time.sleep(0.5)
         save(*args)
-        held.append(lock.is_held(tmp_path))
+        held.append(lock.is_held(folder))
 
     monkeypatch.setattr(checkpoint, "save", slow)
     after(4, monkeypatch, files, "_write_or_undo", refuse_disk)
-    faulty(tmp_path, r"metrics\.csv", files.ResultsError)
+    faulty(tmp_path, r"metrics\.csv", fault=files.ResultsError)
     assert held == [True]

@@ -1,14 +1,18 @@
-"""Compares model losses on one task: same seeds, one table, one report.
+"""Compares losses on one task: same seeds, one table, one report.
 
-    python -m vagram_jax.cli.compare --config=vagram_jax/cli/configs/pendulum.py \
-      --losses=vagram,mle,mse_normalized --config.num_seeds=8
+    vagram compare --config=pendulum --losses=vagram,mle,mse_normalized
 
-Files are written as they come, into `results/<study>/<loss>/`.
+Files are written as training goes on, to `results/<study>/<loss>/`.
 """
 
 from __future__ import annotations
 
-from vagram_jax.cli import flags, launch
+from pathlib import Path
+
+from vagram_jax import config
+from vagram_jax.cli import flags, train
+from vagram_jax.run import grid, session
+from vagram_jax.run.loop import CONFIGS
 
 LOSSES = flags.DEFINE_list(
     "losses",
@@ -17,22 +21,31 @@ LOSSES = flags.DEFINE_list(
 )
 
 
-def main(env_config, algorithm, run) -> int:
-    """Trains each loss, then prints the table and writes the report.
-
-    Args:
-      env_config: the task.
-      algorithm: the algorithm; `--losses` says its losses.
-      run: how long, how many, how often.
+def main(env_config, algorithm, run_config) -> int:
+    """Trains each loss, prints the table and writes the report.
 
     Returns:
       The exit status.
+
+    Raises:
+      ConfigError: no loss, or one twice.
     """
-    kept = launch.keeping(run.num_seeds)
-    env, algorithms = launch.prepare(env_config, algorithm, run, LOSSES.value)
-    folder = launch.run_all(env, algorithms, run, env_config, kept)
-    return launch.show(folder, list(algorithms))
+    options = train.session_options(run_config.num_seeds)
+    losses = LOSSES.value
+    if not losses or len(set(losses)) < len(losses):
+        raise config.ConfigError(
+            f"--losses={','.join(losses)}: each loss once, and at least one"
+        )
+    specs = [
+        grid.make_spec(
+            (env_config, algorithm.replace(loss=loss), run_config), {"loss": loss}
+        )
+        for loss in losses
+    ]
+    study = train.study_name(grid.study_name(env_config))
+    session.train_runs(specs, train.RESULTS.value, study, options=options)
+    return train.show(Path(train.RESULTS.value) / study, losses)
 
 
 if __name__ == "__main__":
-    flags.run(main, *launch.CONFIGS)
+    flags.run(main, *CONFIGS)

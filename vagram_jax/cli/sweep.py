@@ -1,25 +1,28 @@
 """Trains every combination of some settings, each with all of its seeds.
 
-    python -m vagram_jax.cli.sweep --config=vagram_jax/cli/configs/pendulum.py \
+    vagram sweep --config=pendulum \
       --grid="loss=vagram,mle;dynamics.hidden=(16,16),(64,64);distractors=0,10"
 
-Runs that differ only in numbers that are traced share one program. What has finished is
-skipped and what was interrupted goes on when the same command is given again. With
-`--shard=0/4` to `--shard=3/4` four machines share the work; `--launcher=slurm` submits
-that many as an array.
+Runs that differ only in numbers share one compiled program. The same command again
+skips finished runs and resumes interrupted ones. `--shard=0/4` to `--shard=3/4` split
+the runs over four machines; `--launcher=slurm --shards=4` submits the four as an array.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from vagram_jax import config
 from vagram_jax.analysis import report, summary
-from vagram_jax.cli import flags, grid, launch
-from vagram_jax.run import devices
+from vagram_jax.cli import flags, train
+from vagram_jax.run import devices, grid, session
+from vagram_jax.run.grid import RunSpec
+from vagram_jax.run.loop import CONFIGS
 from vagram_jax.storage import files, results
 
 GRID = flags.DEFINE_string(
@@ -29,7 +32,7 @@ SHARD = flags.DEFINE_string("shard", "0/1", "I/N: the I-th of N parts, from 0.")
 LAUNCHER = flags.DEFINE_enum(
     "launcher", "here", ["here", "slurm", "local"], "Where the shards run."
 )
-SHARDS = flags.DEFINE_integer("shards", 1, "How many jobs a launcher submits.")
+SHARDS = flags.DEFINE_integer("shards", 1, "Number of jobs that a launcher submits.")
 LAUNCHER_OPTIONS = flags.DEFINE_list(
     "launcher_options", [], "For submitit: partition=gpu,gpus_per_node=1,timeout_min=60"
 )
@@ -38,57 +41,59 @@ LAUNCHER_OPTIONS = flags.DEFINE_list(
 _VALUE = re.compile(r"\([^()]*\)|[^,()]+")
 
 
-def main(env_config, algorithm, run) -> int:
-    """Trains what isn't finished of this shard, then writes the table.
-
-    Args:
-      env_config: the task, where the grid says nothing else.
-      algorithm: the algorithm, where the grid says nothing else.
-      run: how long, how many, how often.
+def main(env_config, algorithm, run_config) -> int:
+    """Trains the runs of this shard, then writes the table of all runs.
 
     Returns:
-      The exit status: of the first run that failed, if any did.
+      The exit status of the first run that failed, 0 without one.
     """
     number, count = _shard()
-    kept = launch.keeping(run.num_seeds * len(points(GRID.value or "")))
-    found, made = entries((env_config, algorithm, run))
+    configs = (env_config, algorithm, run_config)
+    options = train.session_options(run_config.num_seeds * len(points(GRID.value)))
+    specs = specs_of_grid(configs)
+    if count > 1 or LAUNCHER.value != "here":
+        session.check_runs(specs)  # each shard would check only its own runs
     if LAUNCHER.value != "here":
         return _submit()
-    place = (launch.RESULTS.value, launch.study(_study(env_config)))
-    low, high = (len(found) * i // count for i in (number, number + 1))
-    failures = grid.train(found[low:high], made, place=place, kept=kept)
+    study = train.study_name(f"{grid.study_name(env_config)}-sweep")
+    low, high = (len(specs) * i // count for i in (number, number + 1))
+    statuses = session.train_runs(
+        specs[low:high],
+        train.RESULTS.value,
+        study,
+        options=dataclasses.replace(options, resume=not options.overwrite),
+        keep_going=True,
+    )
     if devices.is_first():
-        _write_table(Path(*place), found)
-    return failures[0] if failures else 0
+        _write_table(Path(train.RESULTS.value) / study, specs)
+    return statuses[0] if statuses else 0
 
 
-def entries(configs) -> tuple[list[grid.Entry], dict[str, object]]:
-    """All points of the grid, checked before anything runs.
+def specs_of_grid(configs) -> list[RunSpec]:
+    """The runs of the grid; those that share a program are neighbors.
 
     Args:
-      configs: of the task, the algorithm and the run.
+      configs: the task, the algorithm and the run, with the values of keys that aren't
+        in the grid.
 
     Returns:
-      The entries, those that share a program one after the other, and the environment
-      of each task.
+      The runs.
 
     Raises:
-      ConfigError: a grid that can't be read, or a value that is refused.
-      EnvError: an environment can't be made or trained on.
+      ConfigError: the grid can't be read, or a value is refused.
     """
-    maker = grid.Maker()
-    # The loss stands in every name, in front.
-    first = {"loss": configs[1].loss}
-    found = [
-        maker.entry(configs, values, first | values)
-        for values in points(GRID.value or "")
+    # The loss comes first in every name.
+    loss = {"loss": grid.loss_label(configs[1])}
+    specs = [
+        grid.make_spec(flags.override(configs, point), loss | point)
+        for point in points(GRID.value)
     ]
-    if len({entry.name for entry in found}) < len(found):
-        raise config.ConfigError(f"--grid={GRID.value}: a value stands there twice")
-    return grid.by_program(found), maker.made
+    if len({spec.name for spec in specs}) < len(specs):
+        raise config.ConfigError(f"--grid={GRID.value}: a value occurs twice")
+    return grid.by_program(specs)
 
 
-def points(text: str) -> list[dict[str, str]]:
+def points(text: str | None) -> list[dict[str, str]]:
     """The combinations of a grid.
 
     Args:
@@ -98,17 +103,17 @@ def points(text: str) -> list[dict[str, str]]:
       Keys to text, for each combination.
 
     Raises:
-      ConfigError: it can't be read.
+      ConfigError: the text can't be read.
     """
     axes = {}
-    for part in text.split(";"):
+    for part in (text or "").split(";"):
         key, equals, listed = (piece.strip() for piece in part.partition("="))
         values = _VALUE.findall(listed)
         rest = _VALUE.sub("", listed).replace(",", "").strip()
         if not key or not equals or not values or rest or key in axes:
             raise config.ConfigError(
-                f"--grid={text}: {part!r}; accepted: KEY=VALUE,VALUE;KEY=..., each key "
-                "once, a tuple as (16,16)"
+                f"--grid={text or ''}: {part!r}; accepted: KEY=VALUE,VALUE;KEY=..., "
+                "each key once, a tuple as (16,16)"
             )
         axes[key] = [value.strip() for value in values]
     return [
@@ -117,26 +122,26 @@ def points(text: str) -> list[dict[str, str]]:
     ]
 
 
-def _write_table(study: Path, found: list[grid.Entry]) -> None:
-    """A row for each seed of each finished entry, also of other shards; the report."""
-    rows = []
-    for entry in found:
-        if not results.is_finished(study / entry.name):
+def _write_table(study: Path, specs: Sequence[RunSpec]) -> None:
+    """Writes a row per seed of each finished run of any shard, and the report."""
+    table = []
+    for spec in specs:
+        if not results.is_finished(study / spec.name):
             continue
-        run = results.read_run(study / entry.name)
+        run = results.read_run(study / spec.name)
         floors = summary.floor_per_env([run])
         finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
         for seed, value in zip(finals.seeds, finals.values, strict=True):
-            rows.append(
-                {"run": entry.name}
-                | {key: grid.cell(text) for key, text in entry.values.items()}
+            table.append(
+                {"run": spec.name}
+                | {key: grid.cell(text) for key, text in spec.labels.items()}
                 | {"seed": int(seed), "final_return": float(value)}
                 | {"diverged": int(seed in finals.diverged)}
             )
-    done = len({row["run"] for row in rows})
-    print(f"{done} of {len(found)} runs finished")
-    if rows:
-        files.write_rows(study / "sweep.csv", rows)
+    num_finished = len({row["run"] for row in table})
+    print(f"{num_finished} of {len(specs)} runs finished")
+    if table:
+        files.write_rows(study / "sweep.csv", table)
         print(f"table: {study / 'sweep.csv'}\nreport: {report.write_report(study)}")
 
 
@@ -149,7 +154,7 @@ def _shard() -> tuple[int, int]:
 
 
 def _submit() -> int:
-    """Submits the shards of this very command as an array of jobs."""
+    """Submits the shards of this command as an array of jobs."""
     try:
         import submitit
     except ImportError:
@@ -159,10 +164,9 @@ def _submit() -> int:
         ) from None
     options = dict(option.partition("=")[::2] for option in LAUNCHER_OPTIONS.value)
     options = {key: grid.cell(text) for key, text in options.items()}
-    study = launch.study("sweep")
-    logs = Path(launch.RESULTS.value) / "logs"
+    logs = Path(train.RESULTS.value) / "logs"
     executor = submitit.AutoExecutor(folder=logs, cluster=LAUNCHER.value)
-    executor.update_parameters(name=study, **options)
+    executor.update_parameters(name=train.study_name("sweep"), **options)
     again = [arg for arg in sys.argv[1:] if not arg.startswith("--launcher")]
     again = [arg for arg in again if not arg.startswith("--shard")]
     command = [sys.executable, "-m", "vagram_jax.cli.sweep", *again]
@@ -179,9 +183,5 @@ def _submit() -> int:
     return 0
 
 
-def _study(env_config) -> str:
-    return f"{launch.default_study(env_config)}-sweep"
-
-
 if __name__ == "__main__":
-    flags.run(main, *launch.CONFIGS)
+    flags.run(main, *CONFIGS)

@@ -1,34 +1,130 @@
 """Trains one loss with all of its seeds in one program.
 
-    python -m vagram_jax.cli.train --config=vagram_jax/cli/configs/pendulum.py \
-      --config.loss=mle --config.num_seeds=8
+    vagram train --config=pendulum --config.loss=mle --config.num_seeds=8
 
-Files are written as they come, into `results/<study>/<loss>/`.
+Files are written as training goes on, to `results/<study>/<loss>/`.
 """
 
 from __future__ import annotations
 
-from vagram_jax import training
-from vagram_jax.cli import flags, launch
+from collections.abc import Sequence
+from pathlib import Path
+
+from vagram_jax import config
+from vagram_jax.analysis import report, summary
+from vagram_jax.cli import flags
+from vagram_jax.run import devices, grid, session
+from vagram_jax.run.loop import CONFIGS
+from vagram_jax.storage import results
+
+RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
+STUDY = flags.DEFINE_string("study", None, "Name of the study; default: the task's.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace runs that exist.")
+RESUME = flags.DEFINE_bool("resume", False, "Continue runs that exist.")
+STRICT = flags.DEFINE_bool(
+    "strict", False, "Refuse a damaged checkpoint instead of using the previous one."
+)
+BREAK_LOCK = flags.DEFINE_bool(
+    "break_lock", False, "Take the lock of a dead process on another machine."
+)
+CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every", 1, "Epochs between two checkpoints; 0: only when a run ends."
+)
+SEED_MODE = flags.DEFINE_enum(
+    "seed_mode", "vmap", devices.MODES, "Seeds at the same time, or one by one."
+)
+SEED_CHUNK = flags.DEFINE_integer(
+    "seed_chunk", 0, "Train at most this many seeds at the same time; 0: all."
+)
+CPU_DEVICES = flags.DEFINE_integer(
+    "cpu_devices", None, "Devices that a CPU is split into; default: its cores."
+)
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Split the seeds over the processes of a cluster."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0; default: from the cluster."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
 
 
-def main(env_config, algorithm, run) -> int:
-    """Trains, then prints the final return and writes the study's report.
+def main(env_config, algorithm, run_config) -> int:
+    """Trains, prints the table and writes the report; returns the exit status."""
+    options = session_options(run_config.num_seeds)
+    labels = {"loss": grid.loss_label(algorithm)}
+    spec = grid.make_spec((env_config, algorithm, run_config), labels)
+    study = study_name(grid.study_name(env_config))
+    session.train_runs([spec], RESULTS.value, study, options=options)
+    return show(Path(RESULTS.value) / study, [spec.name])
+
+
+def session_options(num_lanes: int) -> session.SessionOptions:
+    """The session options that the flags set. Must be called before JAX is used.
 
     Args:
-      env_config: the task.
-      algorithm: the algorithm.
-      run: how long, how many, how often.
+      num_lanes: number of seeds that could train at the same time.
 
     Returns:
-      The exit status.
+      The options.
+
+    Raises:
+      ConfigError: flags that contradict each other, or a number out of range.
+      ValueError: the cluster can't be joined.
     """
-    name = "sac" if algorithm.loss == training.NO_MODEL else algorithm.loss
-    kept = launch.keeping(run.num_seeds)
-    env, algorithms = launch.prepare(env_config, algorithm, run, [name])
-    folder = launch.run_all(env, algorithms, run, env_config, kept)
-    return launch.show(folder, [name])
+    for flag in (CHECKPOINT_EVERY, SEED_CHUNK):
+        if flag.value < 0:
+            raise config.ConfigError(f"--{flag.name}={flag.value}; at least 0")
+    if RESUME.value and OVERWRITE.value:
+        raise config.ConfigError("--resume and --overwrite exclude each other")
+    if CPU_DEVICES.value is not None and CPU_DEVICES.value < 1:
+        raise config.ConfigError(f"--cpu_devices={CPU_DEVICES.value}; at least 1")
+    if CPU_DEVICES.value or not DISTRIBUTED.value:
+        devices.use_cpu(CPU_DEVICES.value, num_lanes=SEED_CHUNK.value or num_lanes)
+    if DISTRIBUTED.value:
+        devices.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    else:
+        devices.share_compiled()
+    return session.SessionOptions(
+        layout=devices.Layout(SEED_MODE.value),
+        seed_chunk=SEED_CHUNK.value,
+        checkpoint_every=CHECKPOINT_EVERY.value,
+        resume=RESUME.value,
+        overwrite=OVERWRITE.value,
+        strict=STRICT.value,
+        break_lock=BREAK_LOCK.value,
+    )
+
+
+def study_name(default: str) -> str:
+    """The name that `--study` sets, even an empty one, which is then refused."""
+    return default if STUDY.value is None else STUDY.value
+
+
+def show(study: Path, names: Sequence[str]) -> int:
+    """Prints the table of some runs of a study and writes the study's report.
+
+    Args:
+      study: folder of the study.
+      names: names of the runs in the table.
+
+    Returns:
+      The exit status, `flags.STATUS_DIVERGED` if all seeds of these runs diverged.
+
+    Raises:
+      ResultsError: a file can't be read or written.
+    """
+    if not devices.is_first():
+        return 0
+    page = report.write_report(study)
+    runs = {run.name: run for run in results.read_runs(study)}
+    summaries = summary.summarise([runs[name] for name in names])
+    print(f"\n{summary.table(summaries)}")
+    print("\n".join(report.verdict(summaries)))
+    print(f"report: {page}")
+    all_diverged = all(row["diverged"] == row["seeds"] for row in summaries.values())
+    return flags.STATUS_DIVERGED if all_diverged else 0
 
 
 if __name__ == "__main__":
-    flags.run(main, *launch.CONFIGS)
+    flags.run(main, *CONFIGS)

@@ -1,8 +1,7 @@
-"""Seeds to devices and hosts: each device computes some lanes, and none asks another.
+"""Runs lanes on devices: one program over all lanes, on one host or several.
 
-A lane is one seed of one config; lanes are the leading axis of everything here. Comes
-in: a function of one lane. Goes out: one program over all lanes on all devices of all
-hosts. Nothing here knows what a lane computes.
+A lane is one seed of one config. Lanes are the leading axis of every array here. They
+are split over the devices and need no communication.
 """
 
 from __future__ import annotations
@@ -24,32 +23,38 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "lanes"
-"""The mesh axis that lanes are split over."""
+"""The name of the mesh axis that lanes are split over."""
 
 MODES = ("vmap", "serial")
-"""How the lanes of one device run: side by side, or one after the other."""
+"""How one device runs its lanes: at the same time, or one after the other."""
 
-# Seconds that a program takes to compile; reading a smaller one saves nothing.
-_WORTH_KEEPING = 0.3
+# Reading a program that compiles faster than this from the cache saves no time.
+_MIN_CACHED_SECONDS = 0.3
 
-# Random draws take XLA's compiler for CPUs three times as long with all its passes.
-_COMPILED_SOON = {"xla_backend_optimization_level": "1"}
+# With all passes, XLA's CPU compiler needs three times as long for random draws.
+_FAST_COMPILATION = {"xla_backend_optimization_level": "1"}
 
-# What this process has compiled; the folder goes when the process ends.
-_compiled: tempfile.TemporaryDirectory | None = None
+# The folder with the programs that this process compiled; removed at exit.
+_cache_folder: tempfile.TemporaryDirectory | None = None
 
 
 class DeviceError(RuntimeError):
-    """A device that isn't there, or holds too little. One line with what to do."""
+    """A device is missing or has too little memory. One line with a remedy.
+
+    Attributes:
+      status: the exit status of a command that ends with this error.
+    """
+
+    status = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where and how lanes run. What they compute is the same up to rounding.
+    """The devices that lanes run on. It changes results only through rounding.
 
     Attributes:
-      mode: of `MODES`. "serial" gives each lane the bits of a run of its own.
-      mesh: one axis, named `AXIS`, over the devices to use; None takes all there are.
+      mode: one of `MODES`. With "serial" a lane has the same bits in any company.
+      mesh: the devices, with one axis named `AXIS`; None means all devices.
     """
 
     mode: str = "vmap"
@@ -59,16 +64,16 @@ class Layout:
         if self.mode not in MODES:
             raise ValueError(f"seed_mode={self.mode!r}; accepted: {', '.join(MODES)}")
         if self.mesh is None:
-            # A plain array of devices: `jax.make_mesh` may reorder them.
+            # `jax.make_mesh` may reorder the devices.
             object.__setattr__(self, "mesh", Mesh(np.array(_devices()), (AXIS,)))
 
     @property
     def sharding(self) -> NamedSharding:
-        """How arrays with a lane axis lie on the devices."""
+        """The sharding of arrays with a lane axis."""
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def padded(self, num_lanes: int) -> int:
-        """The least number of lanes, at least `num_lanes`, that all devices share."""
+        """`num_lanes` rounded up to a multiple of the number of devices."""
         return -(-num_lanes // self.mesh.size) * self.mesh.size
 
 
@@ -77,16 +82,16 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> None:
-    """Joins the processes of a cluster. Must come before anything else asks JAX.
+    """Joins the processes of a cluster. Must be called before JAX is used.
 
     Args:
-      coordinator: `host:port` of process 0; None reads what SLURM, Open MPI or
-        Kubernetes have set.
-      num_processes: how many there are; None as above.
-      process_id: which one this is; None as above.
+      coordinator: `host:port` of process 0. None reads this and the other two from the
+        environment of SLURM, Open MPI or Kubernetes.
+      num_processes: the number of processes.
+      process_id: the number of this process, from 0.
 
     Raises:
-      ValueError: nothing says who the others are.
+      ValueError: the other processes are unknown or can't be reached.
     """
     try:
         jax.distributed.initialize(coordinator, num_processes, process_id)
@@ -98,74 +103,68 @@ def initialize(
 
 
 def leave(status: int) -> None:
-    """Ends one of several processes at once; a process on its own goes on.
+    """Exits at once if this is one of several processes; otherwise does nothing.
 
-    At an ordinary end it would wait for the others, and they for it.
-
-    Args:
-      status: the exit status.
+    An ordinary exit would wait for the other processes, which wait for this one.
     """
     if jax.distributed.is_initialized():
         os._exit(status)
 
 
 def use_cpu(num_devices: int | None, *, num_lanes: int) -> None:
-    """Splits the CPU into devices, which compute lanes side by side.
+    """Splits the CPU into devices, which run lanes in parallel.
 
-    Small networks keep one core busy and no more, so a device per core is faster. Must
-    come before anything else asks JAX.
+    Small networks keep only one core busy, so one device per core is faster. Must be
+    called before JAX is used.
 
     Args:
-      num_devices: how many; None takes one per core, no more than lanes need, unless
-        the environment says how many or JAX runs already.
-      num_lanes: that are to be shared.
+      num_devices: the number of devices. None means one per core but no more than the
+        lanes need, unless the environment sets the number or JAX is already in use.
+      num_lanes: the number of lanes that will run.
 
     Raises:
-      ValueError: it is too late.
+      ValueError: `num_devices` is set and JAX is already in use.
     """
-    chosen = num_devices
-    if chosen is None:
+    count = num_devices
+    if count is None:
         if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
             return
         if "JAX_NUM_CPU_DEVICES" in os.environ:
             return
-        rows = -(-num_lanes // min(_cores(), num_lanes))
-        chosen = -(-num_lanes // rows)
+        lanes_per_device = -(-num_lanes // min(_cores(), num_lanes))
+        count = -(-num_lanes // lanes_per_device)
     try:
-        jax.config.update("jax_num_cpu_devices", chosen)
+        jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
         if num_devices is not None:
             raise ValueError(
-                f"--cpu_devices={num_devices}: JAX runs already; set "
-                "JAX_NUM_CPU_DEVICES before it does"
+                f"--cpu_devices={num_devices}: JAX is already in use; set "
+                "JAX_NUM_CPU_DEVICES before it starts"
             ) from None
 
 
 def share_compiled() -> None:
-    """Lets the programs of this process share what was compiled, as long as it lives.
+    """Caches compiled programs on disk until this process exits.
 
-    Runs that differ in the loss have most of their programs in common. They are kept in
-    a new folder that this user alone can open, for JAX runs what it finds there. A
-    user's own `jax_compilation_cache_dir` stays as it is. Must come before anything is
-    compiled; `JAX_ENABLE_COMPILATION_CACHE=false` keeps it off.
+    Runs that differ only in the loss have most programs in common. JAX executes what it
+    reads from the cache, so the folder is new and only this user can open it. A
+    `jax_compilation_cache_dir` that the user has set stays in place, and
+    `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off. Must be called before
+    anything is compiled.
     """
-    global _compiled
-    is_asked = jax.config.jax_enable_compilation_cache and _compiled is None
-    if not is_asked or jax.config.jax_compilation_cache_dir:
+    global _cache_folder
+    is_enabled = jax.config.jax_enable_compilation_cache and _cache_folder is None
+    if not is_enabled or jax.config.jax_compilation_cache_dir:
         return
-    with contextlib.suppress(OSError):  # without a folder it is slower, no more
-        _compiled = tempfile.TemporaryDirectory(prefix="vagram_jax-")
-        jax.config.update("jax_compilation_cache_dir", _compiled.name)
-        least = "jax_persistent_cache_min_compile_time_secs"
-        jax.config.update(least, _WORTH_KEEPING)
+    with contextlib.suppress(OSError):  # without a cache training is only slower
+        _cache_folder = tempfile.TemporaryDirectory(prefix="vagram_jax-")
+        jax.config.update("jax_compilation_cache_dir", _cache_folder.name)
+        name = "jax_persistent_cache_min_compile_time_secs"
+        jax.config.update(name, _MIN_CACHED_SECONDS)
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes tables and talks.
-
-    Returns:
-      True or False.
-    """
+    """Whether this is the process that writes tables and prints."""
     return jax.process_index() == 0
 
 
@@ -175,24 +174,24 @@ def over_lanes(
     *,
     in_axes: Sequence[int | None],
     donate: Sequence[int] = (),
-    runs_once: bool = False,
+    compile_fast: bool = False,
 ) -> Callable:
-    """A function of one lane as one program over all lanes on all devices.
+    """Compiles a pure function of one lane to a program over all lanes and devices.
 
     Args:
-      function: of one lane, pure.
-      layout: where and how lanes run.
+      function: a pure function of one lane.
+      layout: the devices.
       in_axes: for each argument 0 if it has a lane axis, None if all lanes share it.
-      donate: the arguments whose memory the result may take.
-      runs_once: whether a CPU's program is to be compiled soon rather than run fast.
+      donate: the arguments whose memory the result may reuse.
+      compile_fast: on a CPU, compile in less time to a slower program.
 
     Returns:
-      The program; the number of lanes must be a multiple of the number of devices.
+      The program. The number of lanes must be a multiple of the number of devices.
     """
     lanes, shared = PartitionSpec(AXIS), PartitionSpec()
     specs = tuple(lanes if axis == 0 else shared for axis in in_axes)
-    # Under a plain sharded jit every callback of an environment would run on the first
-    # device; shard_map runs it on the lane's own.
+    # With a plain sharded jit, all callbacks of an environment would run on the first
+    # device. With shard_map each runs on the device of its lane.
     sharded = jax.shard_map(
         partial(_on_one_device, function, layout.mode, tuple(in_axes)),
         mesh=layout.mesh,
@@ -204,114 +203,99 @@ def over_lanes(
     return jax.jit(
         sharded,
         donate_argnums=tuple(donate),
-        compiler_options=_COMPILED_SOON if runs_once and is_cpu else None,
+        compiler_options=_FAST_COMPILATION if compile_fast and is_cpu else None,
     )
 
 
 def _on_one_device(function, mode, in_axes, *args):
-    """A function of one lane on the lanes of one device."""
+    """Applies a function of one lane to the lanes of one device."""
 
-    def one(own):
-        rest = iter(own)
+    def lane(index):
         pairs = zip(args, in_axes, strict=True)
-        return function(*(next(rest) if axis == 0 else arg for arg, axis in pairs))
-
-    pairs = zip(args, in_axes, strict=True)
-    mapped = tuple(arg for arg, axis in pairs if axis == 0)
-    # A lane that has a device to itself needs no batching.
-    if mode == "serial" or jax.tree.leaves(mapped)[0].shape[0] == 1:
-        return _in_turn(one, mapped)
-    return jax.vmap(one)(mapped)
-
-
-def _in_turn(function, lanes):
-    """`jax.lax.map`, but always a loop: XLA inlines one turn, which changes bits."""
-    count = jax.tree.leaves(lanes)[0].shape[0]
-    kinds = jax.eval_shape(function, jax.tree.map(lambda x: x[0], lanes))
-    # A loop can't begin with random keys that aren't any: their data stands for them.
-    data = jax.eval_shape(partial(jax.tree.map, without_keys), kinds)
-    found = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), data)
-    limit = jax.lax.optimization_barrier(jnp.int32(count))
+        return [
+            arg if axis is None else jax.tree.map(lambda x: x[index], arg)
+            for arg, axis in pairs
+        ]
 
     def turn(carry):
-        index, found = carry
-        result = function(jax.tree.map(lambda x: x[index], lanes))
-        result = jax.tree.map(without_keys, result)
-        return index + 1, jax.tree.map(lambda x, y: x.at[index].set(y), found, result)
+        index, results = carry
+        result = jax.tree.map(without_keys, function(*lane(index)))
+        results = jax.tree.map(lambda x, y: x.at[index].set(y), results, result)
+        return index + 1, results
 
-    start = (jnp.int32(0), found)
-    _, found = jax.lax.while_loop(lambda carry: carry[0] < limit, turn, start)
+    pairs = zip(args, in_axes, strict=True)
+    mapped = jax.tree.leaves([arg for arg, axis in pairs if axis == 0])
+    count = mapped[0].shape[0]
+    # A single lane on a device needs no batching.
+    if mode == "vmap" and count > 1:
+        return jax.vmap(function, in_axes)(*args)
+    # Not `jax.lax.map`: XLA inlines a loop of one turn, which changes bits.
+    shapes = jax.eval_shape(function, *jax.eval_shape(lane, 0))
+    # The loop carries the data of random keys, which can be initialized with zeros.
+    data = jax.eval_shape(partial(jax.tree.map, without_keys), shapes)
+    results = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), data)
+    limit = jax.lax.optimization_barrier(jnp.int32(count))
+    start = (jnp.int32(0), results)
+    _, results = jax.lax.while_loop(lambda carry: carry[0] < limit, turn, start)
     return jax.tree.map(
-        lambda x, kind: jax.random.wrap_key_data(x) if is_key(kind) else x, found, kinds
+        lambda x, like: jax.random.wrap_key_data(x) if is_key(like) else x,
+        results,
+        shapes,
     )
 
 
 def is_key(x: Any) -> bool:
-    """Whether an array, or the shape of one, is of random keys.
-
-    Args:
-      x: anything with a dtype.
-
-    Returns:
-      True or False.
-    """
+    """Whether an array, or the shape of one, has random keys as elements."""
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def without_keys(x: jax.Array) -> jax.Array:
-    """The data of random keys; anything else as it is.
-
-    Args:
-      x: an array.
-
-    Returns:
-      An array of numbers.
-    """
+    """The data of random keys; any other array unchanged."""
     return jax.random.key_data(x) if is_key(x) else x
 
 
 def own_lanes(layout: Layout, num_lanes: int) -> range:
-    """The lanes of this process's devices.
+    """The lanes on this process's devices.
 
     Args:
-      layout: where lanes run.
-      num_lanes: of all processes, padded.
+      layout: the devices.
+      num_lanes: the number of lanes of all processes, with padding.
 
     Returns:
-      Their numbers, one after the other.
+      Consecutive lane numbers.
     """
-    places = layout.sharding.addressable_devices_indices_map((num_lanes,))
-    numbers = sorted(i for (place,) in places.values() for i in range(num_lanes)[place])
+    slices = layout.sharding.addressable_devices_indices_map((num_lanes,))
+    numbers = sorted(i for (rows,) in slices.values() for i in range(num_lanes)[rows])
     return range(numbers[0], numbers[-1] + 1)
 
 
 def put(tree: Any, layout: Layout, num_lanes: int) -> Any:
-    """Arrays of this process's lanes, put on its devices.
+    """Moves arrays of this process's lanes to its devices.
 
     Args:
       tree: NumPy arrays, `[len(own_lanes), ...]`.
-      layout: where lanes run.
-      num_lanes: of all processes, padded.
+      layout: the devices.
+      num_lanes: the number of lanes of all processes, with padding.
 
     Returns:
       Arrays of all lanes, `[num_lanes, ...]`.
     """
 
-    def place(x):
+    def put_one(x):
         shape = (num_lanes, *x.shape[1:])
         return jax.make_array_from_process_local_data(layout.sharding, x, shape)
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(put_one, tree)
 
 
 def fetch_own(tree: Any) -> Any:
-    """The arrays of this process's lanes, copied to the host.
+    """Copies the arrays of this process's lanes to the host.
 
     Args:
-      tree: arrays of all lanes; of random keys their data is fetched.
+      tree: arrays of all lanes. Of random keys the data are copied.
 
     Returns:
-      NumPy arrays `[len(own_lanes), ...]` in memory of their own.
+      NumPy arrays `[len(own_lanes), ...]` that own their memory.
     """
 
     def fetch(x):
@@ -319,17 +303,17 @@ def fetch_own(tree: Any) -> Any:
         data = [shard.data for shard in shards]
         if is_key(x):
             data = [jax.random.key_data(jax.random.clone(keys)) for keys in data]
-        # Concatenating copies: the program may take the array's memory afterwards.
+        # A later program may reuse the array's memory; concatenating copies it.
         return np.concatenate([np.asarray(part) for part in data])
 
     return jax.tree.map(fetch, tree)
 
 
 def fetch_all(tree: Any) -> Any:
-    """The arrays of all lanes, on the host of every process.
+    """Copies the arrays of all lanes to the host of every process.
 
     Args:
-      tree: arrays of all lanes; no random keys.
+      tree: arrays of all lanes, without random keys.
 
     Returns:
       NumPy arrays `[num_lanes, ...]`.
@@ -340,30 +324,23 @@ def fetch_all(tree: Any) -> Any:
 
 
 def agree(value: int) -> int:
-    """The least of what all processes say.
-
-    Args:
-      value: of this process.
-
-    Returns:
-      The same number in every process.
-    """
+    """The smallest value that any process passes."""
     if jax.process_count() == 1:
         return value
     return int(np.min(multihost_utils.process_allgather(np.int64(value))))
 
 
 def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) -> None:
-    """Compiles a program and refuses it if a device's memory can't hold it.
+    """Compiles a program and raises if it needs more memory than a device has.
 
     Args:
       program: from `over_lanes`.
       *args: its arguments, or their shapes.
-      num_lanes: of them.
-      layout: where they run.
+      num_lanes: the number of lanes.
+      layout: the devices.
 
     Raises:
-      DeviceError: says how many lanes would fit.
+      DeviceError: with the number of lanes that would fit.
     """
     usage = program.lower(*args).compile().memory_analysis()
     if usage is None or (limit := memory_limit()) is None:
@@ -378,19 +355,19 @@ def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) 
         return
     per_lane = needed / (num_lanes // layout.mesh.size)
     fits = int(limit // per_lane) * layout.mesh.size
-    advice = f"set --seed_chunk={fits}" if fits else "make buffers or networks smaller"
+    remedy = f"set --seed_chunk={fits}" if fits else "make buffers or networks smaller"
     raise DeviceError(
         f"{num_lanes} seeds need {needed / 1e9:.2f} GB on each of {layout.mesh.size} "
-        f"devices; {limit / 1e9:.2f} GB are free; {fits} seeds fit; {advice}"
+        f"devices; {limit / 1e9:.2f} GB are free; {fits} seeds fit; {remedy}"
     )
 
 
 def memory_limit() -> float | None:
-    """The bytes that one device of this process can still give.
+    """The bytes that one device of this process may still use.
 
     Returns:
-      Nine tenths of what is free; on a CPU the devices share the machine's memory. None
-      where nobody knows.
+      90% of the free memory; the devices of a CPU share the machine's memory. None if
+      the free memory is unknown.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
@@ -401,11 +378,10 @@ def memory_limit() -> float | None:
 
 
 def describe() -> str:
-    """What programs run on, in words.
+    """Number and kind of the devices, and the number of processes if several.
 
-    Returns:
-      Number and kind of the devices, and of the processes if there are several: results
-      on a CPU have the same bits only where its model and vectors are the same.
+    The text of a CPU names its model and vector instructions: results have the same
+    bits only on CPUs where both are the same.
     """
     kind = jax.devices()[0]
     name = _processor() if kind.platform == "cpu" else kind.platform
@@ -415,10 +391,10 @@ def describe() -> str:
 
 
 def _devices() -> list[jax.Device]:
-    """All devices of all processes, in the order of the processes."""
+    """All devices of all processes, ordered by process."""
     try:
         return jax.devices()
-    except (RuntimeError, AssertionError) as error:  # JAX says nothing of CUDA's
+    except (RuntimeError, AssertionError) as error:  # JAX's CUDA error has no message
         reason = (str(error).strip() or "no such device").splitlines()[0]
         raise DeviceError(
             f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}; install "
@@ -427,34 +403,34 @@ def _devices() -> list[jax.Device]:
 
 
 def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU's model, and its widest vectors: XLA orders sums by them."""
-    found: dict[str, str] = {}
-    with contextlib.suppress(OSError):  # Linux alone has the file
+    """The CPU's model and widest vectors, which decide in which order XLA sums."""
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError):  # the file exists only on Linux
         for line in cpuinfo.read_text().splitlines():
             name, _, value = line.partition(":")
-            found.setdefault(name.strip(), value.strip())
-    model = found.get("model name") or platform.machine()
-    flags = found.get("flags", "").split()
+            fields.setdefault(name.strip(), value.strip())
+    model = fields.get("model name") or platform.machine()
+    flags = fields.get("flags", "").split()
     vectors = [flag for flag in ("avx512f", "avx2") if flag in flags]
     return ", ".join([model, *vectors[:1]])
 
 
 def _cores() -> int:
-    """The cores that this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _free_host_memory() -> float | None:
-    """What Linux says is available, or what a container leaves; None elsewhere."""
-    found = []
+    """Free bytes of the machine or its container; None on systems other than Linux."""
+    limits = []
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable:"))
-        found.append(1024.0 * int(line.split()[1]))
+        limits.append(1024.0 * int(line.split()[1]))
     group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-        most = int((group / "memory.max").read_text())
-        found.append(float(most - int((group / "memory.current").read_text())))
-    return min(found, default=None)
+    with contextlib.suppress(OSError, ValueError):  # "max" means no limit
+        limit = int((group / "memory.max").read_text())
+        limits.append(float(limit - int((group / "memory.current").read_text())))
+    return min(limits, default=None)

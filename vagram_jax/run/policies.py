@@ -1,7 +1,6 @@
-"""The policy that a run has trained: to act with, in a notebook or for a picture.
+"""Loads the policy that a run has trained.
 
-Comes in: the folder of a run. Goes out: its environment, and what to do there. Of a
-checkpoint little more than the actor is read, of a file that has its SHA-256.
+Only the actor and two counters are read from a checkpoint, whose SHA-256 is checked.
 
     policy = load_policy("results/hopper/vagram", seed=0)
     action = policy.act(obs)
@@ -22,8 +21,8 @@ import jax.numpy as jnp
 from vagram_jax import config, envs, sac
 from vagram_jax.config import ConfigError
 from vagram_jax.envs import EnvConfig
-from vagram_jax.run import runner
-from vagram_jax.run.runner import RunConfig
+from vagram_jax.run import loop, states
+from vagram_jax.run.loop import RunConfig
 from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.storage import checkpoint, results
 from vagram_jax.storage.checkpoint import CheckpointError
@@ -33,17 +32,17 @@ from vagram_jax.training import MBPOConfig, MBPOState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What one seed of a run does, without noise.
+    """The deterministic policy of one seed of a run.
 
     Attributes:
       env: the environment of the run, with its wrappers.
-      seed: whose policy it is.
-      env_steps: that it has trained for.
-      diverged_at: the step at which the seed diverged, None if it didn't. The policy is
-        then the last one before.
+      seed: the seed.
+      env_steps: environment steps that it was trained for.
+      diverged_at: the step at which the seed diverged, or None. The policy of a
+        diverged seed is the last one before.
       actor: parameters of the network.
-      config: of the agent.
-      matmul_precision: that evaluations of the run had.
+      config: config of the agent.
+      matmul_precision: precision of matrix products in the run's evaluations.
     """
 
     env: Any
@@ -55,7 +54,7 @@ class Policy:
     matmul_precision: str
 
     def act(self, obs: jax.Array) -> jax.Array:
-        """What to do where this is observed; jit and vmap take it as it is.
+        """The action of the policy, without noise. Works under jit and vmap.
 
         Args:
           obs: `[..., obs_dim]`.
@@ -64,12 +63,14 @@ class Policy:
           `[..., action_dim]`, each in (-1, 1).
 
         Raises:
-          ValueError: another number of dimensions.
+          ValueError: `obs` has another number of dimensions.
         """
         obs = jnp.asarray(obs)
         size = self.env.observation_size
         if obs.shape[-1:] != (size,):
-            raise ValueError(f"act: obs has shape {obs.shape}; (..., {size}) is taken")
+            raise ValueError(
+                f"act: obs has shape {obs.shape}; (..., {size}) is accepted"
+            )
         with jax.default_matmul_precision(self.matmul_precision):
             return sac.act_mean(self.actor, obs, config=self.config)
 
@@ -78,46 +79,46 @@ def load_policy(
     run: str | os.PathLike,
     seed: int | None = None,
     *,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Policy:
-    """The policy of a run, as its newest undamaged checkpoint has it.
+    """Loads a policy from the newest undamaged checkpoint of a run.
 
-    The environment is the one that `config.json` names, so its code runs: load the
-    runs of people whom you trust.
+    This imports and runs the code of the environment that `config.json` names: load
+    only runs of people whom you trust.
 
     Args:
       run: the folder, `results/<study>/<run>`.
-      seed: whose policy; None for the run's first.
-      tell: takes a line on each damaged checkpoint.
+      seed: the seed; None means the first one of the run.
+      report: takes a line for each damaged checkpoint.
 
     Returns:
       The policy, on JAX's default device.
 
     Raises:
-      ResultsError: no run is there, or it can't be read.
-      CheckpointError: the seed has no checkpoint that can be used.
-      ConfigError: the run has no such seed, or the config of another version.
-      EnvError: its environment can't be made.
+      ResultsError: the folder is no run, or can't be read.
+      CheckpointError: the seed has no usable checkpoint.
+      ConfigError: the run has no such seed, or a config of another version.
+      EnvError: the environment can't be made.
     """
     folder = Path(run).resolve()
     env_config, algorithm, run_config = _configs(folder)
-    seeds = runner.seeds_of(run_config)
+    seeds = loop.seeds_of(run_config)
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
         raise ConfigError(
             f"{folder}: seed={seed!r}; the run has {seeds[0]} to {seeds[-1]}"
         )
-    step = checkpoint.newest([(folder, [seed])], tell=tell)
+    step = checkpoint.newest([(folder, [seed])], tell=report)
     if step is None:
         raise CheckpointError(
             f"{folder}: no undamaged checkpoint of seed {seed}; train the run first, "
-            "or go on with --resume"
+            "or continue it with --resume"
         )
     env = envs.from_config(env_config)
     shapes = _shapes(env, algorithm.sac)
-    names = checkpoint.named(shapes)
+    names = states.named(shapes)
     arrays = checkpoint.load(folder, step, [seed], names=names)
-    state = jax.tree.map(lambda x: x[0], checkpoint.arrange(arrays, shapes))
+    state = jax.tree.map(lambda x: x[0], states.arrange(arrays, shapes))
     return Policy(
         env=env,
         seed=seed,
@@ -130,28 +131,28 @@ def load_policy(
 
 
 def _configs(folder: Path) -> tuple[EnvConfig, MBPOConfig, RunConfig]:
-    """The settings of a run, of which each key must be known."""
+    """The settings of a run; unknown keys are refused."""
     if not (folder / "config.json").is_file():
-        found = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        hint = f"it is a study with {', '.join(found)}" if found else "check the path"
+        runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        hint = f"it is a study with {', '.join(runs)}" if runs else "check the path"
         raise ResultsError(
             f"{folder}: no run; a run is a folder with config.json, such as "
             f"results/pendulum/vagram; {hint}"
         )
     record = results.read_record(folder)
     try:
-        return config.split(record["config"], EnvConfig, MBPOConfig, RunConfig)
+        return config.split(record["config"], *loop.CONFIGS)
     except ConfigError as error:
         versions = record.get("versions")
         version = versions.get("vagram_jax") if isinstance(versions, dict) else None
         raise ConfigError(
-            f"{folder / 'config.json'}: {error}; vagram_jax {version or '(unknown)'} "
-            "made this run; load it with that version"
+            f"{folder / 'config.json'}: {error}; this run was made with vagram_jax "
+            f"{version or '(unknown)'}; load it with that version"
         ) from error
 
 
 def _shapes(env: Any, config: SACConfig) -> MBPOState:
-    """One lane of what is read of the state of training; the rest of it is None."""
+    """Shapes of the leaves that are read, for one lane; all other leaves are None."""
     sizes = {"obs_dim": env.observation_size, "action_dim": env.action_size}
     init = jax.vmap(partial(sac.init, **sizes, config=config))
     agent = jax.eval_shape(lambda: init(jax.random.split(jax.random.key(0), 1)))

@@ -1,135 +1,236 @@
-"""A run on disk while it trains: its tables, checkpoints, lock, stopping and resuming.
+"""Trains the runs of a study and writes their files: tables, checkpoints, summary.
 
-Comes in: jobs, each with a folder. Goes out: their files, row by row, in the order that
-lets a run which is killed at any moment go on as if nothing had happened: first the
-rows of an epoch, then its checkpoint. What an epoch is, is decided in `runner`.
+The rows of an epoch are written before its checkpoint, so that a run that was killed at
+any moment resumes to the same bytes. Each folder has one owner at a time. If several
+processes train together, only the first one writes tables.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
+import math
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from tqdm import tqdm
 
-from vagram_jax import training
+from vagram_jax import envs
+from vagram_jax.analysis import summary
 from vagram_jax.envs import base
-from vagram_jax.run import devices, programs, progress, runner
-from vagram_jax.run.progress import Progress
-from vagram_jax.run.runner import RunConfig
-from vagram_jax.storage import checkpoint, files, lock
-from vagram_jax.training import MBPOConfig, MBPOState
+from vagram_jax.run import devices, failures, grid, loop, rows, signals, states
+from vagram_jax.run.failures import RunError
+from vagram_jax.run.grid import RunSpec
+from vagram_jax.run.loop import Programs, RunConfig
+from vagram_jax.run.rows import Progress
+from vagram_jax.storage import checkpoint, files, lock, results
+from vagram_jax.training import MBPOState
 
 TABLES = ("metrics.csv", "model.csv", "timing.csv")
-FAILURE = "failure.json"
-_STATUS = re.compile(r"[A-Z_]+: ")
+
+_print = partial(print, flush=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Keeping:
-    """Where runs train and how they are kept. No result depends on it but by rounding.
+class SessionOptions:
+    """How runs train and how their files are treated.
+
+    These options change results only through floating-point rounding.
 
     Attributes:
-      layout: where lanes run.
-      seed_chunk: train at most so many lanes at once, one chunk after the other; 0 all.
+      layout: the devices.
+      seed_chunk: train at most this many lanes at the same time; 0 means all lanes, but
+        on a CPU those of one run.
       checkpoint_every: epochs between two checkpoints; 0 saves only when a run ends.
-      resume: go on from the latest checkpoint, where there is one.
-      strict: refuse a damaged checkpoint instead of using the one before.
-      break_lock: take a lock from an owner on another machine who shows no heartbeat.
+      resume: skip finished runs and resume interrupted ones.
+      overwrite: replace runs that exist.
+      strict: refuse a damaged checkpoint instead of using the previous one.
+      break_lock: take the lock of an owner on another machine without a heartbeat.
     """
 
     layout: devices.Layout = dataclasses.field(default_factory=devices.Layout)
     seed_chunk: int = 0
     checkpoint_every: int = 1
     resume: bool = False
+    overwrite: bool = False
     strict: bool = False
     break_lock: bool = False
 
 
-class Job(NamedTuple):
-    """One run among those that train side by side.
-
-    Attributes:
-      folder: from `results.create_run`.
-      env_name: what its rows call the environment.
-      config: its algorithm, what `check` returned.
-    """
-
-    folder: Path
-    env_name: str
-    config: MBPOConfig
-
-
-class RunError(RuntimeError):
-    """A run that had to stop. One line: why, what was saved, how to go on.
-
-    Attributes:
-      status: the exit status that a command ends with.
-    """
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
-
-
-def train_to_files(
-    run: RunConfig,
-    jobs: Sequence[Job],
-    env: base.Env,
-    *,
-    keeping: Keeping,
-    tell: Callable[[str], None] = print,
-) -> None:
-    """Trains all seeds of all jobs side by side, and writes what happens as it happens.
+def check_runs(
+    specs: Sequence[RunSpec],
+) -> tuple[list[RunSpec], dict[str, base.Env]]:
+    """Checks runs and makes their environments; compiles nothing.
 
     Args:
-      run: how long, how many, how often.
-      jobs: alike in all that decides a shape or a branch.
-      env: the environment.
-      keeping: where they train and how they are kept.
-      tell: takes a line of text after each evaluation.
+      specs: the runs.
+
+    Returns:
+      The runs with "auto" settings resolved, and the environment of each task, by
+      `grid.as_text` of its config.
 
     Raises:
+      ConfigError: an unknown name, or settings that contradict each other.
+      EnvError: an environment can't be made or trained on.
+    """
+    environments: dict[str, base.Env] = {}
+    checked = []
+    for spec in specs:
+        if (key := grid.as_text(spec.env_config)) not in environments:
+            environments[key] = envs.from_config(spec.env_config)
+        algorithm = loop.check(spec.run_config, spec.algorithm, environments[key])
+        checked.append(dataclasses.replace(spec, algorithm=algorithm))
+    return checked, environments
+
+
+def train_runs(
+    specs: Sequence[RunSpec],
+    root: str,
+    study: str,
+    *,
+    options: SessionOptions,
+    keep_going: bool = False,
+    report: Callable[[str], None] = _print,
+) -> list[int]:
+    """Trains the runs of a study and writes their files.
+
+    Runs that differ only in numbers share a compiled program. All runs are checked
+    before anything is compiled.
+
+    Args:
+      specs: the runs.
+      root: the folder of all studies.
+      study: name of the study.
+      options: how to train.
+      keep_going: after a run that fails, train the others.
+      report: takes each line of output.
+
+    Returns:
+      The exit statuses of groups of runs that failed; empty unless `keep_going`.
+
+    Raises:
+      ConfigError: as `check_runs`.
+      EnvError: as `check_runs`.
+      ResultsError: a run exists, or a file can't be written.
+      ValueError: a run can't be resumed with these settings.
       LockedError: another process owns one of the runs.
       CheckpointError: a checkpoint can't be used.
-      DeviceError: more than a device holds.
-      ResultsError: a file can't be written.
-      RunError: stopped by a signal, by the environment, or for want of memory.
+      DeviceError: the lanes need more memory than a device has.
+      RunError: training was stopped by a signal, the environment or lack of memory.
     """
-    tell = tell if devices.is_first() else _say_nothing
-    lanes = [(job, seed) for job in jobs for seed in runner.seeds_of(run)]
-    size = min(keeping.seed_chunk or len(lanes), len(lanes))
-    with _noting_failure(jobs), _on_signals() as stop:
-        compiled = runner.compiled(run, env, keeping.layout)
-        context = _Context(run, compiled, keeping, stop, tell)
-        for first in range(0, len(lanes), size):
-            part = _Part(lanes[first : first + size], keeping.layout.padded(size))
-            _train_part(part, context)
+    report = report if devices.is_first() else _ignore
+    specs, environments = check_runs(specs)
+    if devices.is_first():
+        ways = {"overwrite": options.overwrite, "resume": options.resume}
+        for spec in specs:
+            results.check_run(root, study, spec.name, **ways)
+    folder, unfinished, statuses = Path(root) / study, [], []
+    for spec in specs:
+        if options.resume and results.is_finished(folder / spec.name, spec.settings):
+            report(f"{spec.name}: finished already")
+        else:
+            unfinished.append(spec)
+    for group in grid.groups(unfinished, folder, resume=options.resume):
+        env = environments[grid.as_text(group[0].env_config)]
+        try:
+            _train_group(group, env, folder, options=options, report=report)
+        except (RunError, devices.DeviceError) as error:
+            if not keep_going or error.status > failures.SIGNAL:
+                raise
+            names = ", ".join(spec.name for spec in group)
+            print(f"{names}: {error}", file=sys.stderr)
+            statuses.append(error.status)
+    return statuses
+
+
+class _RunLanes(NamedTuple):
+    """The lanes of one run among those of a program.
+
+    Attributes:
+      spec: the run.
+      folder: its folder.
+      seeds: one per lane.
+      lanes: which lanes.
+    """
+
+    spec: RunSpec
+    folder: Path
+    seeds: range
+    lanes: slice
+
+
+class _Chunk(NamedTuple):
+    """Lanes that train at the same time.
+
+    Attributes:
+      runs: their runs, which differ only in numbers.
+      num_padded: number of lanes of the program, a multiple of the devices.
+    """
+
+    runs: list[_RunLanes]
+    num_padded: int
+
+    @property
+    def run_config(self) -> RunConfig:
+        """Length, seeds and evaluations, the same for all runs."""
+        return self.runs[0].spec.run_config
+
+    def own(self, layout: devices.Layout) -> list[_RunLanes]:
+        """The runs on this process's devices; lanes are counted from its first."""
+        own = devices.own_lanes(layout, self.num_padded)
+        return _cut(self.runs, own.start, own.stop)
+
+
+def _train_group(
+    specs: Sequence[RunSpec],
+    env: base.Env,
+    study: Path,
+    *,
+    options: SessionOptions,
+    report: Callable[[str], None],
+) -> None:
+    """Trains runs that share a program, chunk by chunk."""
+    runs, num_lanes = [], 0
+    for spec in specs:
+        seeds = loop.seeds_of(spec.run_config)
+        lanes = slice(num_lanes, num_lanes + len(seeds))
+        runs.append(_RunLanes(spec, study / spec.name, seeds, lanes))
+        num_lanes = lanes.stop
+    folders, run_config = [run.folder for run in runs], specs[0].run_config
+    with own_folders(folders, break_lock=options.break_lock, report=report):
+        if devices.is_first():
+            _create_folders(runs, options)
+        names = ", ".join(spec.name for spec in specs)
+        report(f"{names}: compiling and warming up {num_lanes} seeds")
+        with failures.recorded(folders), signals.catch() as stop:
+            programs = loop.make_programs(run_config, env, options.layout)
+            size = min(_chunk_size(run_config, options) or num_lanes, num_lanes)
+            for first in range(0, num_lanes, size):
+                part = _cut(runs, first, first + size)
+                chunk = _Chunk(part, options.layout.padded(size))
+                _train_chunk(chunk, programs, options=options, stop=stop, report=report)
+        for folder in folders if devices.is_first() else ():
+            write_summary(folder)
 
 
 @contextlib.contextmanager
-def owning(
+def own_folders(
     folders: Sequence[Path],
     *,
     break_lock: bool = False,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = _print,
 ) -> Iterator[None]:
-    """Owns the folders of runs, which are made if missing, while the block lasts.
-
-    Whatever changes a run belongs in it: making its folder anew, training, its summary.
+    """Locks the folders of runs while the block runs; makes those that are missing.
 
     Args:
-      folders: of runs.
-      break_lock: as in `Keeping`.
-      tell: takes a line when a dead owner's lock is taken over.
+      folders: of the runs.
+      break_lock: as in `SessionOptions`.
+      report: takes a line if the lock of a dead owner is taken.
 
     Yields:
       Nothing.
@@ -142,9 +243,9 @@ def owning(
         for folder in folders if devices.is_first() else ():
             with files.one_line(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            # Called last: a folder that is refused and was not there is gone again.
+            # Called last: a folder that is new and whose lock is refused is removed.
             stack.callback(_remove_if_empty, folder)
-            stack.enter_context(lock.hold(folder, break_stale=break_lock, tell=tell))
+            stack.enter_context(lock.hold(folder, break_stale=break_lock, tell=report))
         yield
 
 
@@ -153,283 +254,219 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-@contextlib.contextmanager
-def _noting_failure(jobs: Sequence[Job]) -> Iterator[None]:
-    """Leaves in each folder why its run stopped, unless somebody asked it to."""
-    try:
-        yield
-    except Exception as error:
-        if devices.is_first() and getattr(error, "status", 0) <= 128:
-            for job in jobs:
-                with contextlib.suppress(files.ResultsError):  # the disk may be full
-                    files.write_json(job.folder / FAILURE, {"reason": str(error)})
-        raise
-
-
-class _Context(NamedTuple):
-    """What the parts of a session share."""
-
-    run: RunConfig
-    compiled: programs.Programs
-    keeping: Keeping
-    stop: _Stop
-    tell: Callable[[str], None]
-
-
-class _Part:
-    """Lanes that train at once: seeds of jobs, one job after the other."""
-
-    def __init__(self, lanes: Sequence[tuple[Job, int]], padded: int):
-        self.padded = padded
-        self.lanes = programs.lanes(
-            [seed for _, seed in lanes], [job.config for job, _ in lanes]
+def _create_folders(runs: Sequence[_RunLanes], options: SessionOptions) -> None:
+    """Records the settings of runs in their folders."""
+    layout = {"seed_mode": options.layout.mode, "seed_chunk": options.seed_chunk}
+    for spec, folder, *_ in runs:
+        record = {"labels": dict(spec.labels), "device": devices.describe()}
+        results.create_run(
+            folder.parents[1],
+            folder.parent.name,
+            spec.name,
+            spec.settings,
+            on=record | {"layout": layout},
+            overwrite=options.overwrite,
+            resume=options.resume,
         )
-        jobs = dict.fromkeys(job.folder for job, _ in lanes)
-        by_folder = {job.folder: job for job, _ in lanes}
-        self.jobs: list[tuple[Job, slice]] = []
-        for folder in jobs:
-            rows = [i for i, (job, _) in enumerate(lanes) if job.folder == folder]
-            self.jobs.append((by_folder[folder], slice(rows[0], rows[-1] + 1)))
-
-    def seeds(self, rows: slice) -> range:
-        """The numbers of the seeds of some rows, of one job."""
-        numbers = self.lanes.seeds[rows]
-        return range(int(numbers[0]), int(numbers[-1]) + 1)
-
-    def own(self, layout: devices.Layout) -> list[tuple[Job, slice]]:
-        """The jobs and rows that are on this process's devices, without padding."""
-        mine = devices.own_lanes(layout, self.padded)
-        cut = [
-            (job, slice(max(rows.start, mine.start), min(rows.stop, mine.stop)))
-            for job, rows in self.jobs
-        ]
-        return [(job, rows) for job, rows in cut if rows.start < rows.stop]
 
 
-def _train_part(part: _Part, context: _Context) -> None:
-    """Trains the lanes of one program to the end of all of their runs."""
-    run, keeping, layout = context.run, context.keeping, context.keeping.layout
-    begin = _restore(part, keeping, context.tell) if keeping.resume else None
-    step = begin.env_steps if begin else -1
-    # What is later goes: left there, it would pass for newer than what comes now.
-    for job, rows in part.own(layout):
-        checkpoint.prune(job.folder, part.seeds(rows), later_than=step)
-    if devices.is_first():
-        _cut_back(part, step)
-    if step >= run.total_steps:
+def _chunk_size(run_config: RunConfig, options: SessionOptions) -> int:
+    """The number of lanes that train at the same time; 0 means all.
+
+    On a CPU more lanes gain little (`results/benchmark`: eight seeds on one device take
+    0.92 of the time of eight runs in a row). With chunks of one run, the bits of a run
+    don't depend on the other runs of a study.
+    """
+    if options.seed_chunk or jax.default_backend() != "cpu":
+        return options.seed_chunk
+    return math.lcm(run_config.num_seeds, jax.device_count())
+
+
+def _cut(runs: Sequence[_RunLanes], start: int, stop: int) -> list[_RunLanes]:
+    """The parts of runs in the lanes from `start` to `stop`, counted from `start`."""
+    parts = []
+    for run in runs:
+        offset = run.lanes.start
+        low, high = max(start, offset), min(stop, run.lanes.stop)
+        if low < high:
+            seeds = run.seeds[low - offset : high - offset]
+            lanes = slice(low - start, high - start)
+            parts.append(run._replace(seeds=seeds, lanes=lanes))
+    return parts
+
+
+def _train_chunk(
+    chunk: _Chunk,
+    programs: Programs,
+    *,
+    options: SessionOptions,
+    stop: signals.Stop,
+    report: Callable[[str], None],
+) -> None:
+    """Trains the lanes of one program to the end of their runs."""
+    layout, run_config = options.layout, chunk.run_config
+    restored = _restore(chunk, options, report) if options.resume else None
+    first_step = restored.env_steps if restored else -1
+    _remove_later(chunk, layout, first_step)
+    if first_step >= run_config.total_steps:
         return
-    writer = checkpoint.Writer(context.tell, saved=begin and step)
-    turns = runner.train_lanes(
-        run,
-        part.lanes,
-        context.compiled,
+    writer = checkpoint.Writer(report, saved=first_step if restored else None)
+    iterations = loop.train_lanes(
+        run_config,
+        loop.stack_lanes(
+            [seed for run in chunk.runs for seed in run.seeds],
+            [run.spec.algorithm for run in chunk.runs for _ in run.seeds],
+        ),
+        programs,
         layout=layout,
-        padded=part.padded,
-        begin=begin,
+        num_padded=chunk.num_padded,
+        restored=restored,
     )
-    asked = 0
-    with _bar(run) as bar, _explained(writer):
-        for states, told in turns:
-            bar.update(told.env_steps - bar.n)
-            if told.env_steps == step:
-                continue  # what it resumes from is written and saved
+    received = 0
+    with _progress_bar(run_config) as bar, failures.explained(writer):
+        for state, progress in iterations:
+            step = progress.env_steps
+            bar.update(step - bar.n)
+            if step == first_step:
+                continue  # the rows and the checkpoint of this step exist
             if devices.is_first():
-                _write(run, part, told, context.tell)
-            ends = told.env_steps == run.total_steps
-            asked = 0 if ends else _agreed(context.stop)
-            if ends or asked or _is_due(told, part, keeping):
-                writer.save(_pieces(states, part, layout), told.env_steps)
-            if asked:
+                _write_rows(chunk.runs, progress, report)
+            is_last = step == run_config.total_steps
+            received = 0 if is_last else stop.agreed()
+            if is_last or received or _is_checkpoint_due(chunk, step, options):
+                writer.save(_pieces(state, chunk, layout), step)
+            if received:
                 break
         writer.close()
-    if asked:
+    if received:
         raise RunError(
-            f"stopped by {signal.Signals(asked).name}; saved at step {writer.saved}; "
-            "go on with --resume",
-            128 + asked,
+            f"stopped by {signal.Signals(received).name}; saved at step "
+            f"{writer.saved}; continue with --resume",
+            failures.SIGNAL + received,
         )
 
 
-def _bar(run: RunConfig) -> tqdm:
-    """A bar of the steps, where somebody sees it."""
+def _progress_bar(run_config: RunConfig) -> tqdm:
+    """A bar of the steps, which is hidden unless standard error is a terminal."""
     is_hidden = not (devices.is_first() and sys.stderr.isatty())
-    return tqdm(total=run.total_steps, unit="step", leave=False, disable=is_hidden)
+    return tqdm(
+        total=run_config.total_steps, unit="step", leave=False, disable=is_hidden
+    )
 
 
-def _is_due(told: Progress, part: _Part, keeping: Keeping) -> bool:
-    """Whether it is the time of a checkpoint."""
-    config, every = part.lanes.configs, keeping.checkpoint_every
-    epoch = (told.env_steps - config.warmup_steps) // config.steps_per_epoch
+def _is_checkpoint_due(chunk: _Chunk, step: int, options: SessionOptions) -> bool:
+    config, every = chunk.runs[0].spec.algorithm, options.checkpoint_every
+    epoch = (step - config.warmup_steps) // config.steps_per_epoch
     return every > 0 and epoch % every == 0
 
 
-def _write(run: RunConfig, part: _Part, told: Progress, tell) -> None:
-    """Adds what one turn found to the tables of all jobs."""
-    config = part.lanes.configs
-    for job, rows in part.jobs:
-        seeds, own = part.seeds(rows), progress.of_lanes(told, rows)
-        constant = {"env": job.env_name, "loss": job.config.loss}
-        if own.metrics and config.loss != training.NO_MODEL:
-            model = progress.model_rows(own, seeds, constant)
-            files.append_rows(job.folder / "model.csv", model)
-        timing = progress.timing_row(own, seeds)
-        files.append_rows(job.folder / "timing.csv", [timing])
-        if own.returns.size:
-            metrics = progress.metric_rows(own, seeds, constant)
-            files.append_rows(job.folder / "metrics.csv", metrics)
-            first, last = config.warmup_steps, run.total_steps
-            tell(progress.line(job.folder.name, own, first=first, last=last))
+def _write_rows(
+    runs: Sequence[_RunLanes], progress: Progress, report: Callable[[str], None]
+) -> None:
+    """Appends the rows of an epoch to the tables of all runs."""
+    for run in runs:
+        spec, own = run.spec, rows.of_lanes(progress, run.lanes)
+        constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
+        model = rows.model_rows(own, run.seeds, constant)
+        files.append_rows(run.folder / "model.csv", model)
+        timing = rows.timing_row(own, run.seeds)
+        files.append_rows(run.folder / "timing.csv", [timing])
+        metrics = rows.metric_rows(own, run.seeds, constant)
+        files.append_rows(run.folder / "metrics.csv", metrics)
+        if metrics:
+            first, last = spec.algorithm.warmup_steps, spec.run_config.total_steps
+            report(rows.progress_line(spec.name, own, first=first, last=last))
 
 
-def _cut_back(part: _Part, step: int) -> None:
-    """Takes from all tables what these seeds wrote after a step."""
-    for job, rows in part.jobs:
-        seeds = part.seeds(rows)
+def _remove_later(chunk: _Chunk, layout: devices.Layout, step: int) -> None:
+    """Removes checkpoints and rows after a step; they would count as newer ones."""
+    for run in chunk.own(layout):
+        checkpoint.prune(run.folder, run.seeds, later_than=step)
+    for run in chunk.runs if devices.is_first() else ():
         for name in TABLES:
-            files.keep_rows(job.folder / name, env_steps=step, seeds=seeds)
+            files.keep_rows(run.folder / name, env_steps=step, seeds=run.seeds)
 
 
 def _pieces(
-    states: MBPOState, part: _Part, layout: devices.Layout
+    state: MBPOState, chunk: _Chunk, layout: devices.Layout
 ) -> list[checkpoint.Piece]:
-    """What this process has of each job, copied to the host."""
-    arrays = checkpoint.pack(states)
-    start = devices.own_lanes(layout, part.padded).start
+    """The checkpoints of this process's lanes, copied to the host."""
+    arrays = states.pack(state)
     return [
         checkpoint.Piece(
-            job.folder,
-            part.seeds(rows),
-            {
-                name: array[rows.start - start : rows.stop - start]
-                for name, array in arrays.items()
-            },
+            run.folder,
+            run.seeds,
+            {name: array[run.lanes] for name, array in arrays.items()},
         )
-        for job, rows in part.own(layout)
+        for run in chunk.own(layout)
     ]
 
 
-def _restore(part: _Part, keeping: Keeping, tell) -> runner.Begin | None:
-    """What is saved of this process's lanes at the latest step that all can read."""
-    layout = keeping.layout
-    own = [(job.folder, part.seeds(rows)) for job, rows in part.own(layout)]
-    if not own:  # its devices hold padding alone, which repeats the last lane
-        own = [(part.jobs[-1][0].folder, [int(part.lanes.seeds[-1])])]
-    step = _agreed_step(own, keeping, tell)
+def _restore(
+    chunk: _Chunk, options: SessionOptions, report: Callable[[str], None]
+) -> loop.Restored | None:
+    """Reads the latest checkpoint that all processes can read; None without one."""
+    layout = options.layout
+    own = [(run.folder, run.seeds) for run in chunk.own(layout)]
+    if not own:  # this process has only copies of the last lane
+        own = [(chunk.runs[-1].folder, chunk.runs[-1].seeds[-1:])]
+    step = _latest_step(own, options, report)
     if step is None:
         return None
-    read = [checkpoint.load(folder, step, seeds) for folder, seeds in own]
-    for job, _ in part.jobs:
-        tell(f"{job.folder.name}: going on from step {step}")
-    return runner.Begin(
+    arrays = [checkpoint.load(folder, step, seeds) for folder, seeds in own]
+    for run in chunk.runs:
+        report(f"{run.spec.name}: resuming from step {step}")
+    return loop.Restored(
         env_steps=step,
-        arrays=checkpoint.join(read, len(devices.own_lanes(layout, part.padded))),
-        seconds=_seconds(part.jobs[0][0].folder, int(part.lanes.seeds[0]), step),
+        arrays=checkpoint.join(
+            arrays, len(devices.own_lanes(layout, chunk.num_padded))
+        ),
+        seconds=_seconds(chunk.runs[0], step),
     )
 
 
-def _agreed_step(own, keeping: Keeping, tell) -> int | None:
-    """The latest step that every process finds whole; None if there is none."""
+def _latest_step(own, options: SessionOptions, report) -> int | None:
+    """The latest step whose checkpoints are undamaged in every process."""
     at_most = None
     while True:
-        found = checkpoint.newest(
-            own, at_most=at_most, strict=keeping.strict, tell=tell
+        newest = checkpoint.newest(
+            own, at_most=at_most, strict=options.strict, tell=report
         )
-        mine = -1 if found is None else found
-        at_most = devices.agree(mine)
-        if devices.agree(int(mine == at_most)):
+        step = -1 if newest is None else newest
+        at_most = devices.agree(step)
+        if devices.agree(int(step == at_most)):
             return None if at_most < 0 else at_most
 
 
-def _seconds(folder: Path, seed: int, step: int) -> float:
-    """How long a run had taken at a step, by its table."""
-    path = folder / "timing.csv"
-    rows = files.read_rows(path) if path.exists() else []
-    spent = [
+def _seconds(run: _RunLanes, step: int) -> float:
+    """The time that a run had taken at a step, from its table."""
+    path = run.folder / "timing.csv"
+    seconds = [
         row.get("wall_time_s") or 0.0
-        for row in rows
-        if row.get("seed") == seed and row["env_steps"] <= step
+        for row in (files.read_rows(path) if path.exists() else [])
+        if row.get("seed") == run.seeds[0] and row["env_steps"] <= step
     ]
-    return max(spent, default=0.0)
+    return max(seconds, default=0.0)
 
 
-class _Stop:
-    """The signal that asked for an end, 0 as long as none did."""
+def write_summary(folder: Path) -> None:
+    """Writes the summary of a run, which marks it as finished.
 
-    signal = 0
+    Args:
+      folder: of the run.
 
-
-@contextlib.contextmanager
-def _on_signals() -> Iterator[_Stop]:
-    """Lets the first signal end training after the epoch; a second one ends it now."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may have handlers
-        return
-
-    def ask(number, _):
-        if stop.signal:
-            raise KeyboardInterrupt
-        stop.signal = number
-        print(
-            f"{signal.Signals(number).name}: saving after this epoch; once more ends "
-            "at once",
-            file=sys.stderr,
-        )
-
-    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, ask) for number in asking}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    Raises:
+      ResultsError: a file can't be read or written.
+    """
+    run = results.read_run(folder)
+    numbers = summary.summarise([run])[folder.name]
+    numbers["diverged_at"] = {
+        f"seed {row['seed']}": int(row["diverged_at"])
+        for row in run.metrics
+        if row["diverged_at"] is not None
+    }
+    files.write_json(folder / "summary.json", numbers)
 
 
-def _agreed(stop: _Stop) -> int:
-    """The signal that any process got: all of them must stop at the same step."""
-    return -devices.agree(-stop.signal)
-
-
-@contextlib.contextmanager
-def _explained(writer: checkpoint.Writer) -> Iterator[None]:
-    """Turns what ends a run into a line that says what is saved and how to go on."""
-    try:
-        yield
-    except checkpoint.CheckpointError:
-        raise
-    except files.ResultsError as error:
-        raise files.ResultsError(
-            f"{error}; {_kept(writer)}; once it can be written go on with --resume"
-        ) from error
-    except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
-        # From its second call on, a program's faults come as ValueError, with a status
-        # in front (jax-ml/jax issue 34083).
-        if isinstance(error, ValueError) and not _STATUS.match(str(error)):
-            raise
-        text = str(error).strip().splitlines()
-        reason = text[-1] if text else type(error).__name__
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise RunError(
-                f"out of memory ({reason}); {_kept(writer)}; set a smaller "
-                "--seed_chunk and --resume",
-                6,
-            ) from error
-        raise RunError(
-            f"the environment or a program failed ({reason}); {_kept(writer)}; --debug "
-            "shows more; go on with --resume",
-            3,
-        ) from error
-    finally:
-        writer.wait()  # nobody may write once the lock is gone
-
-
-def _kept(writer: checkpoint.Writer) -> str:
-    """What is on the disk when nothing is being saved any more."""
-    writer.wait()
-    if writer.saved is None:
-        return "nothing is saved yet"
-    return f"saved at step {writer.saved}"
-
-
-def _say_nothing(_: str) -> None:
-    """What a process says whose words another one says as well."""
+def _ignore(_: str) -> None:
+    """Replaces `report` in all processes but the first."""

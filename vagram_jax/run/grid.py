@@ -1,0 +1,141 @@
+"""The runs of a study: their specifications, names and groups that share a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vagram_jax import config, envs, training
+from vagram_jax.envs import EnvConfig
+from vagram_jax.run.loop import RunConfig
+from vagram_jax.storage import checkpoint
+from vagram_jax.training import MBPOConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """One run of a study.
+
+    Attributes:
+      name: name of its folder.
+      labels: what tells it from the other runs of the study, by column of a table.
+      env_config: the task.
+      algorithm: the algorithm.
+      run_config: length, seeds and evaluations.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    env_config: EnvConfig
+    algorithm: MBPOConfig
+    run_config: RunConfig
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings in one namespace, as in a config file."""
+        configs = (envs.resolved(self.env_config), self.algorithm, self.run_config)
+        env, algorithm, run = map(config.to_dict, configs)
+        return env | algorithm | run
+
+
+def make_spec(
+    configs: tuple[EnvConfig, MBPOConfig, RunConfig], labels: Mapping[str, str]
+) -> RunSpec:
+    """The specification of a run, which is named after its labels.
+
+    Args:
+      configs: the task, the algorithm and the run. The loss "sac" or "none" means plain
+        SAC without a model.
+      labels: what tells the run from the others of its study.
+
+    Returns:
+      The specification.
+    """
+    env_config, algorithm, run_config = configs
+    algorithm = with_loss(algorithm, algorithm.loss)
+    return RunSpec(run_name(labels), labels, env_config, algorithm, run_config)
+
+
+def with_loss(algorithm: MBPOConfig, loss: str) -> MBPOConfig:
+    """The algorithm with another loss; "sac" or "none" means plain SAC."""
+    if loss in ("sac", training.NO_MODEL):
+        return algorithm.replace(loss=training.NO_MODEL, real_fraction=(1.0,))
+    return algorithm.replace(loss=loss)
+
+
+def loss_label(algorithm: MBPOConfig) -> str:
+    """The name of an algorithm's loss; "sac" without a model."""
+    return "sac" if algorithm.loss == training.NO_MODEL else algorithm.loss
+
+
+def study_name(env_config: EnvConfig) -> str:
+    """The default name of a study: the task and its number of distractors."""
+    name = env_config.env.rpartition(":")[2]
+    return f"{name}-{env_config.distractors}" if env_config.distractors else name
+
+
+def run_name(labels: Mapping[str, str]) -> str:
+    """The name of a run, such as `vagram_discount-0.99`, for `results.check_name`."""
+    parts = [
+        text if key == "loss" else f"{key.rpartition('.')[2]}-{text}"
+        for key, text in labels.items()
+    ]
+    name = re.sub(r"[^A-Za-z0-9_.-]+", ".", "_".join(parts)).replace("-.", "-")
+    name = name.strip(".-")
+    if len(name) <= 64:
+        return name
+    # The digest makes shortened names unique.
+    digest = hashlib.sha256(json.dumps(dict(labels)).encode()).hexdigest()[:8]
+    return f"{name[:55]}-{digest}"
+
+
+def cell(text: str) -> str | int | float:
+    """A label as a cell of a table: a number if it is one."""
+    try:
+        return float(text) if "." in text or "e" in text else int(text)
+    except ValueError:
+        return text
+
+
+def by_program(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """The runs in an order in which those that share a program are neighbors."""
+    keys = [_program_key(spec) for spec in specs]
+    return sorted(specs, key=lambda spec: keys.index(_program_key(spec)))
+
+
+def groups(
+    specs: Sequence[RunSpec], study: Path, *, resume: bool
+) -> list[list[RunSpec]]:
+    """Groups the runs that share a program.
+
+    Args:
+      specs: checked runs.
+      study: the folder of the study.
+      resume: also group by the latest checkpoint, since lanes advance together.
+
+    Returns:
+      Runs that differ only in numbers and start at the same step, in order.
+    """
+    found: dict[Hashable, list[RunSpec]] = {}
+    for spec in specs:
+        step = max(checkpoint.steps(study / spec.name), default=-1) if resume else -1
+        found.setdefault((_program_key(spec), step), []).append(spec)
+    return list(found.values())
+
+
+def _program_key(spec: RunSpec) -> Hashable:
+    """What runs have in common that share a program: all but the traced numbers."""
+    structure = jax.tree.structure(spec.algorithm)
+    return as_text(spec.env_config), as_text(spec.run_config), structure
+
+
+def as_text(one: Any) -> str:
+    """A config as text, the same for equal configs."""
+    return json.dumps(config.to_dict(one), sort_keys=True)

@@ -1,0 +1,390 @@
+"""The host loop: compiles the programs of a run, repeats the epoch and evaluates.
+
+It writes no files. A lane is one seed of one config; configs that differ only in
+numbers share the compiled programs. The initial state is separate from the warm-up
+because it takes longer to compile than to run. An epoch is two programs because its
+second half is the same for all losses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from vagram_jax import evaluate, mbpo, sac, training
+from vagram_jax.config import ConfigError, static
+from vagram_jax.envs import EnvConfig, base, episodes
+from vagram_jax.mbpo import Fitted
+from vagram_jax.run import devices, rows, states
+from vagram_jax.run.rows import Progress
+from vagram_jax.training import MBPOConfig, MBPOState
+from vagram_jax.types import Metrics
+
+# Folded into the seed's key for evaluations, apart from the keys of training.
+_EVALUATION_STREAM = 2**31 - 1
+
+
+@struct.dataclass(kw_only=True)
+class RunConfig:
+    """Length, seeds and evaluations of a run.
+
+    Attributes:
+      num_seeds: number of seeds.
+      first_seed: the first seed; the others follow it.
+      total_steps: environment steps of each seed.
+      eval_every: epochs between two evaluations.
+      eval_episodes: episodes of an evaluation.
+      matmul_precision: precision of float32 matrix products; the default of an
+        accelerator has too few digits for squared value gradients.
+    """
+
+    num_seeds: int = static(4, low=1)
+    first_seed: int = static(0, low=0, high=2**31)
+    total_steps: int = static(10_000, low=1)
+    eval_every: int = static(1, low=1)
+    eval_episodes: int = static(10, low=1)
+    matmul_precision: str = static("highest", choices=("default", "high", "highest"))
+
+
+CONFIGS = (EnvConfig, MBPOConfig, RunConfig)
+"""The configs of a run. Their keys share one flat namespace."""
+
+
+class Lanes(NamedTuple):
+    """Seeds and configs of the lanes of a program. L is the number of lanes.
+
+    Attributes:
+      seeds: `[L]` uint32.
+      configs: the algorithm, its numbers `[L]`; shapes and branches are the same in all
+        lanes.
+    """
+
+    seeds: jax.Array
+    configs: MBPOConfig
+
+
+class Programs(NamedTuple):
+    """The programs of a run, each over all lanes. Each compiles at its first call.
+
+    Attributes:
+      init: lanes to states before the first step.
+      warm_up: `(states, lanes)` to states after the random steps; donates `states`.
+      fit_model: `(states, lanes)` to fitted models and metrics.
+      improve_policy: `(states, fitted, lanes)` to states and metrics; donates `states`.
+      evaluate: `(states, lanes, index)` to returns and lengths, `[L, num_episodes]`
+        each; `index` is the number of the evaluation.
+    """
+
+    init: Callable[[Lanes], MBPOState]
+    warm_up: Callable[[MBPOState, Lanes], MBPOState]
+    fit_model: Callable[[MBPOState, Lanes], tuple[Fitted, Metrics]]
+    improve_policy: Callable[[MBPOState, Fitted, Lanes], tuple[MBPOState, Metrics]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+
+
+class Restored(NamedTuple):
+    """The content of a checkpoint that training resumes from.
+
+    Attributes:
+      env_steps: environment steps of each lane.
+      arrays: of this process's lanes, as from `states.pack`.
+      seconds: time that training had taken, in s.
+    """
+
+    env_steps: int
+    arrays: dict[str, np.ndarray]
+    seconds: float
+
+
+def check(run_config: RunConfig, config: MBPOConfig, env: base.Env) -> MBPOConfig:
+    """Checks the configs against each other and the environment; compiles nothing.
+
+    Args:
+      run_config: the run.
+      config: the algorithm.
+      env: the environment.
+
+    Returns:
+      The algorithm with "auto" settings resolved.
+
+    Raises:
+      ConfigError: as `training.check`, or `total_steps` isn't the warm-up plus a whole
+        number of epochs.
+      EnvError: the episode length is unknown.
+    """
+    episodes.length(env)
+    config = training.check(config, env)
+    rest = run_config.total_steps - config.warmup_steps
+    if rest <= 0 or rest % config.steps_per_epoch:
+        num_epochs = max(1, round(rest / config.steps_per_epoch))
+        raise ConfigError(
+            f"config: total_steps={run_config.total_steps}; warmup_steps="
+            f"{config.warmup_steps} plus a whole number of epochs of steps_per_epoch="
+            f"{config.steps_per_epoch}, such as "
+            f"{config.warmup_steps + config.steps_per_epoch * num_epochs}"
+        )
+    return config
+
+
+def seeds_of(run_config: RunConfig) -> range:
+    """The seeds of a run, consecutive numbers."""
+    first = run_config.first_seed
+    return range(first, first + run_config.num_seeds)
+
+
+def stack_lanes(seeds: Sequence[int], configs: Sequence[MBPOConfig]) -> Lanes:
+    """The lanes of a program, in NumPy.
+
+    Args:
+      seeds: one per lane.
+      configs: one per lane, equal in all that decides a shape or a branch.
+
+    Returns:
+      The lanes.
+
+    Raises:
+      ValueError: the configs can't share a program.
+    """
+    if len({jax.tree.structure(config) for config in configs}) > 1:
+        raise ValueError("lanes: configs differ in more than numbers; train them apart")
+    stacked = jax.tree.map(lambda *x: np.array(x, np.float32), *configs)
+    return Lanes(np.array(seeds, np.uint32), stacked)
+
+
+def make_programs(
+    run_config: RunConfig, env: base.Env, layout: devices.Layout
+) -> Programs:
+    """The programs of a run.
+
+    Configs are arguments of the programs, so that a sweep of their numbers doesn't
+    compile again.
+
+    Args:
+      run_config: gives the episodes of an evaluation and the precision.
+      env: the environment.
+      layout: the devices.
+
+    Returns:
+      The programs.
+    """
+    shared = {"env": env, "episode_length": episodes.length(env)}
+
+    def over_lanes(function, in_axes, **options):
+        precise = jax.default_matmul_precision(run_config.matmul_precision)(function)
+        return devices.over_lanes(precise, layout, in_axes=in_axes, **options)
+
+    def play(state, lane, index):
+        key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
+        act = jax.tree_util.Partial(
+            lambda actor, key, obs: sac.act_mean(actor, obs, config=lane.configs.sac),
+            state.agent.actor,
+        )
+        return evaluate.returns(
+            jax.random.fold_in(key, index),
+            act,
+            num_episodes=run_config.eval_episodes,
+            **shared,
+        )
+
+    return Programs(
+        init=over_lanes(
+            lambda lane: training.init(
+                jax.random.key(lane.seeds), env=env, config=lane.configs
+            ),
+            (0,),
+            compile_fast=True,
+        ),
+        warm_up=over_lanes(
+            lambda state, lane: mbpo.warm_up(state, config=lane.configs, **shared),
+            (0, 0),
+            donate=(0,),
+        ),
+        fit_model=over_lanes(
+            lambda state, lane: mbpo.learn_model(state, config=lane.configs), (0, 0)
+        ),
+        improve_policy=over_lanes(
+            lambda state, fitted, lane: mbpo.learn_policy(
+                state, fitted, config=lane.configs, **shared
+            ),
+            (0, 0, 0),
+            donate=(0,),
+        ),
+        evaluate=over_lanes(play, (0, 0, None)),
+    )
+
+
+def start(programs: Programs, lanes: Lanes) -> MBPOState:
+    """The states of all lanes after the warm-up."""
+    return programs.warm_up(programs.init(lanes), lanes)
+
+
+def epoch(
+    programs: Programs, state: MBPOState, lanes: Lanes
+) -> tuple[MBPOState, Metrics]:
+    """One epoch of all lanes: states and metrics, `[L, ...]`. Donates `state`."""
+    fitted, model_metrics = programs.fit_model(state, lanes)
+    state, metrics = programs.improve_policy(state, fitted, lanes)
+    return state, metrics | model_metrics
+
+
+def mean_returns(
+    programs: Programs, state: MBPOState, lanes: Lanes, index: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Evaluates the policy of each lane.
+
+    Args:
+      programs: from `make_programs`.
+      state: of all lanes.
+      lanes: of the programs.
+      index: number of the evaluation; each plays other episodes.
+
+    Returns:
+      `([L], [L])`: mean return, NaN for a diverged lane, and mean episode length.
+    """
+    played = programs.evaluate(state, lanes, jnp.uint32(index))
+    returns, lengths = (x.mean(axis=1) for x in devices.fetch_all(played))
+    alive = devices.fetch_all(state.alive)
+    return np.where(alive, returns, np.nan), lengths
+
+
+def train(
+    run_config: RunConfig,
+    config: MBPOConfig,
+    env: base.Env,
+    *,
+    layout: devices.Layout | None = None,
+) -> Iterator[tuple[MBPOState, Progress]]:
+    """Trains all seeds of a run without writing files, for instance in a notebook.
+
+    Args:
+      run_config: the run.
+      config: the algorithm.
+      env: the environment.
+      layout: the devices; None means all of them.
+
+    Yields:
+      After the warm-up and every epoch: the states of all seeds `[S, ...]`, valid until
+      the next iteration, and the progress. If the devices can't share the seeds evenly,
+      copies of the last seed follow them in the states.
+
+    Raises:
+      ConfigError: as `check`.
+      EnvError: as `check`.
+      DeviceError: the seeds need more memory than a device has.
+    """
+    config = check(run_config, config, env)
+    layout = layout or devices.Layout()
+    lanes = stack_lanes(seeds_of(run_config), [config] * run_config.num_seeds)
+    programs = make_programs(run_config, env, layout)
+    yield from train_lanes(run_config, lanes, programs, layout=layout)
+
+
+def train_lanes(
+    run_config: RunConfig,
+    lanes: Lanes,
+    programs: Programs,
+    *,
+    layout: devices.Layout,
+    num_padded: int | None = None,
+    restored: Restored | None = None,
+) -> Iterator[tuple[MBPOState, Progress]]:
+    """As `train`, for lanes of several configs that share their programs.
+
+    Args:
+      run_config: the run.
+      lanes: in NumPy.
+      programs: made for `layout`.
+      layout: the devices.
+      num_padded: number of lanes of the programs; None means the smallest possible.
+      restored: the checkpoint to resume from; its step is yielded first, without an
+        evaluation.
+
+    Yields:
+      As `train`.
+
+    Raises:
+      CheckpointError: `restored` belongs to other states.
+      DeviceError: as `train`.
+    """
+    config, num_lanes = lanes.configs, len(lanes.seeds)
+    began = time.monotonic() - (restored.seconds if restored else 0.0)
+    lanes = _put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
+    state, metric_shapes = _first_states(programs, lanes, layout, restored)
+    steps = range(config.warmup_steps, run_config.total_steps + 1)
+    steps = steps[:: config.steps_per_epoch]
+    first = steps.index(restored.env_steps) if restored else 0
+    any_alive = True
+    for index in range(first, len(steps)):
+        metrics, returns, lengths = {}, np.empty(0), np.empty(0)
+        # Diverged lanes are frozen, so there is nothing to compute if all are.
+        if index > first and any_alive:
+            state, metrics = epoch(programs, state, lanes)
+        is_due = index % run_config.eval_every == 0 or index == len(steps) - 1
+        if is_due and not any_alive:
+            returns = lengths = np.full(len(lanes.seeds), np.nan)
+        elif is_due and (index > first or restored is None):
+            returns, lengths = mean_returns(programs, state, lanes, index)
+        progress = Progress(
+            env_steps=steps[index],
+            returns=returns,
+            lengths=lengths,
+            metrics=devices.fetch_all(metrics),
+            metric_shapes=metric_shapes,
+            diverged_at=devices.fetch_all(state.diverged_at),
+            dropped=devices.fetch_all(state.dropped),
+            seconds=time.monotonic() - began,
+        )
+        any_alive = bool(np.any(progress.diverged_at < 0))
+        yield state, rows.of_lanes(progress, slice(num_lanes))
+
+
+def _first_states(
+    programs: Programs,
+    lanes: Lanes,
+    layout: devices.Layout,
+    restored: Restored | None,
+) -> tuple[MBPOState, dict[str, tuple[int, ...]]]:
+    """The states to start from, if memory suffices, and the shapes of the metrics."""
+    state = _sharded(jax.eval_shape(programs.init, lanes), layout)
+    fitted, model_metrics = jax.eval_shape(programs.fit_model, state, lanes)
+    fitted = _sharded(fitted, layout)
+    _, metrics = jax.eval_shape(programs.improve_policy, state, fitted, lanes)
+    metric_shapes = _shapes_of_one_lane(metrics | model_metrics)
+    options = {"num_lanes": len(lanes.seeds), "layout": layout}
+    devices.check_memory(programs.fit_model, state, lanes, **options)
+    devices.check_memory(programs.improve_policy, state, fitted, lanes, **options)
+    if restored is None:
+        return start(programs, lanes), metric_shapes
+    return states.unpack(restored.arrays, state, layout), metric_shapes
+
+
+def _sharded(shapes: Any, layout: devices.Layout) -> Any:
+    """Shapes of arrays that lie on the devices as those of training do."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding),
+        shapes,
+    )
+
+
+def _shapes_of_one_lane(metrics: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each metric in one lane; raises unless a scalar or a vector."""
+    shapes = {name: x.shape[1:] for name, x in metrics.items()}
+    for name, shape in shapes.items():
+        if len(shape) > 1:
+            raise ValueError(
+                f"metric {name}: shape {shape} in one lane; scalars and vectors are "
+                "accepted"
+            )
+    return shapes
+
+
+def _put_padded(lanes: Lanes, layout: devices.Layout, num_padded: int) -> Lanes:
+    """Moves lanes to the devices; copies of the last one fill up the devices."""
+    own = np.minimum(devices.own_lanes(layout, num_padded), len(lanes.seeds) - 1)
+    return devices.put(jax.tree.map(lambda x: x[own], lanes), layout, num_padded)

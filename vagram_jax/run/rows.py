@@ -1,0 +1,156 @@
+"""Converts the metrics of an epoch to CSV rows and a progress line.
+
+A metric whose name begins with `model/` becomes a column of `model.csv`, without that
+prefix. Every other metric becomes a column of `metrics.csv` under its full name. A
+vector becomes one column per entry, named with its index. The clock is in `timing.csv`
+only, so that the other tables of a repeated run have the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MODEL = "model/"
+"""The prefix of the metrics that become columns of `model.csv`."""
+
+
+class Progress(NamedTuple):
+    """The state of training after the warm-up or an epoch. L is the number of lanes.
+
+    Attributes:
+      env_steps: environment steps of each lane so far.
+      returns: `[L]`, mean return of an evaluation's episodes, NaN for a diverged lane;
+        empty without an evaluation.
+      lengths: `[L]`, mean length of those episodes; empty without an evaluation.
+      metrics: names to `[L]` or `[L, n]`; empty if no epoch was computed.
+      metric_shapes: names of all metrics of an epoch to their shapes in one lane, `()`
+        or `(n,)`, in the order of the columns of `model.csv`.
+      diverged_at: `[L]`, the step of the divergence, or -1.
+      dropped: `[L]`, number of transitions dropped so far as not finite.
+      seconds: seconds since the start of training.
+    """
+
+    env_steps: int
+    returns: np.ndarray
+    lengths: np.ndarray
+    metrics: Mapping[str, np.ndarray]
+    metric_shapes: Mapping[str, tuple[int, ...]]
+    diverged_at: np.ndarray
+    dropped: np.ndarray
+    seconds: float
+
+
+def of_lanes(progress: Progress, lanes: slice) -> Progress:
+    """The progress of some of the lanes."""
+    return progress._replace(
+        returns=progress.returns[lanes],
+        lengths=progress.lengths[lanes],
+        metrics={name: values[lanes] for name, values in progress.metrics.items()},
+        diverged_at=progress.diverged_at[lanes],
+        dropped=progress.dropped[lanes],
+    )
+
+
+def metric_rows(
+    progress: Progress, seeds: Sequence[int], constant: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of `metrics.csv`, one per seed; none without an evaluation.
+
+    Args:
+      progress: of the lanes of the seeds.
+      seeds: one per lane.
+      constant: columns with the same value in all rows; they come first.
+
+    Returns:
+      Columns to values. The fields of the metrics are empty if no epoch was computed.
+    """
+    names = sorted(n for n in progress.metric_shapes if not n.startswith(MODEL))
+    rows = []
+    for lane, seed in enumerate(seeds if progress.returns.size else ()):
+        diverged_at = int(progress.diverged_at[lane])
+        row = {
+            **constant,
+            "seed": int(seed),
+            "env_steps": progress.env_steps,
+            "return": float(progress.returns[lane]),
+            "length": float(progress.lengths[lane]),
+            "diverged_at": diverged_at if diverged_at >= 0 else None,
+            "dropped": int(progress.dropped[lane]),
+        }
+        for name in names:
+            row |= _columns(progress, name, lane)
+        rows.append(row)
+    return rows
+
+
+def model_rows(
+    progress: Progress, seeds: Sequence[int], constant: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of `model.csv`, one per seed; none without a fit of a model.
+
+    Args:
+      progress: of the lanes of the seeds.
+      seeds: one per lane.
+      constant: columns with the same value in all rows; they come first.
+
+    Returns:
+      Columns to values.
+    """
+    names = [name for name in progress.metric_shapes if name.startswith(MODEL)]
+    rows = []
+    for lane, seed in enumerate(seeds if names and progress.metrics else ()):
+        row = {**constant, "seed": int(seed), "env_steps": progress.env_steps}
+        for name in names:
+            row |= _columns(progress, name, lane)
+        rows.append(row)
+    return rows
+
+
+def timing_row(progress: Progress, seeds: Sequence[int]) -> dict[str, Any]:
+    """The row of `timing.csv`: first seed, steps and seconds."""
+    return {
+        "seed": int(seeds[0]),
+        "env_steps": progress.env_steps,
+        "wall_time_s": round(progress.seconds, 3),
+    }
+
+
+def progress_line(name: str, progress: Progress, *, first: int, last: int) -> str:
+    """One line with steps, returns of the seeds, time spent and time left.
+
+    Args:
+      name: name of the run.
+      progress: of its lanes, with an evaluation.
+      first: the step at which training began.
+      last: the step at which it will end.
+
+    Returns:
+      The line.
+    """
+    alive = progress.returns[np.isfinite(progress.returns)]
+    done = progress.env_steps - first
+    text = f"{name}: step {progress.env_steps} of {last}"
+    if alive.size:
+        text += (
+            f", return {np.median(alive):.0f} ({alive.min():.0f} to {alive.max():.0f})"
+        )
+    if alive.size < progress.returns.size:
+        text += f", {progress.returns.size - alive.size} diverged"
+    text += f", {progress.seconds:.0f} s"
+    if done > 0:
+        left = progress.seconds / done * (last - progress.env_steps)
+        text += f", {left:.0f} s left"
+    return text
+
+
+def _columns(progress: Progress, name: str, lane: int) -> dict[str, Any]:
+    """The columns of one metric; their values are None if no epoch was computed."""
+    column, shape = name.removeprefix(MODEL), progress.metric_shapes[name]
+    value = progress.metrics[name][lane].tolist() if progress.metrics else None
+    if shape == ():
+        return {column: value}
+    entries = value or [None] * shape[0]
+    return {f"{column}_{i}": entry for i, entry in enumerate(entries)}

@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing t
         vaml_loss as vaml_loss,
     )
     from vagram_jax.losses.value_gradients import (
+        GradientConfig as GradientConfig,
         WeightConfig as WeightConfig,
         value_gradient_weights as value_gradient_weights,
     )
@@ -111,7 +112,11 @@ _NAMES = {
         "value_weighted_loss",
         "vaml_loss",
     ),
-    "losses.value_gradients": ("WeightConfig", "value_gradient_weights"),
+    "losses.value_gradients": (
+        "GradientConfig",
+        "WeightConfig",
+        "value_gradient_weights",
+    ),
     "mbpo": ("MBPOConfig", "MBPOState", "epoch"),
     "run.policies": ("load_policy",),
     "sac": ("SACConfig", "value_fn"),

@@ -2,12 +2,11 @@
 
 import re
 
+import commands
 import jax
 import jax.numpy as jnp
 import pytest
-from absl.testing import flagsaver
 
-from vagram_jax.cli import main
 from vagram_jax.storage import files, results
 
 CONFIG = """
@@ -34,7 +33,7 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
+def refused(tmp_path, monkeypatch):
     """Runs a command that must fail; returns its status and its one line.
 
     Checks that it wrote no file and compiled nothing.
@@ -46,15 +45,12 @@ def refused(tmp_path, monkeypatch, capsys):
 
     def run(*args, command="train"):
         before = contents(tmp_path), len(COMPILED)
-        argv = ["vagram", command, f"--config={config}"]
-        argv += [f"--results={tmp_path / 'results'}", *args]
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
-            main.main(argv)
-        output = capsys.readouterr()
-        assert output.out == ""
-        assert output.err.count("\n") == 1
+        flags = f"--config={config}", f"--results={tmp_path / 'results'}"
+        status, out, err = commands.call(command, *flags, *args)
+        assert out == ""
+        assert err.count("\n") == 1
         assert (contents(tmp_path), len(COMPILED)) == before
-        return caught.value.code, output.err.removesuffix("\n")
+        return status, err.removesuffix("\n")
 
     return run
 

@@ -103,7 +103,7 @@ def test_override_sets_optional_keys_and_schedules_from_text():
             "^--config=zzz: no such config; accepted: ant, cartpole, halfcheetah, ",
         ),
         ("mujoco", "^--config=mujoco: no such config; "),
-        ("configs/pendulm.py", "no such config; accepted: .*, or a Python file"),
+        ("configs/pendulm.py", r"such config; did you mean .*, or a Python file"),
         ("hopper:qick", r"variant='qick'; accepted: .*quick.*paper.*mean quick\?$"),
         ("ant:x", "^--config=ant:x: variant='x'; accepted: quick, paper$"),
         ("pendulum:x", "^--config=pendulum:x: variant='x'; it has no variants$"),

@@ -5,42 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
-from absl.testing import flagsaver
 
 from vagram_jax.cli import main
 
 ROOT = Path(__file__).parents[2]
 
 
-def call(*args, cwd=ROOT, **env):
-    """`python -m vagram_jax` as a process."""
-    return subprocess.run(
-        [sys.executable, "-m", "vagram_jax", *args],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
-    )
-
-
-@pytest.fixture
-def run(capsys):
-    """`vagram` in this process; returns status, standard output and error."""
-
-    def run(*args):
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
-            main.main(["vagram", *args])
-        output = capsys.readouterr()
-        return caught.value.code, output.out, output.err
-
-    return run
-
-
 @pytest.mark.parametrize("arg", ["--help", "-h", "help"])
-def test_help_lists_every_command_in_one_line(run, arg):
-    status, out, err = run(arg)
+def test_help_lists_every_command_in_one_line(arg):
+    status, out, err = commands.call(arg)
     assert (status, err) == (0, "")
     for name, command in main.COMMANDS.items():
         assert f"  {name:11}{command.about}\n" in out
@@ -58,17 +33,17 @@ def test_help_lists_every_command_in_one_line(run, arg):
         (["report"], "report: name at least one folder of a study"),
     ],
 )
-def test_an_unknown_command_or_argument_is_one_line_with_status_2(run, args, message):
-    status, out, err = run(*args)
+def test_an_unknown_command_or_argument_is_one_line_with_status_2(args, message):
+    status, out, err = commands.call(*args)
     assert (status, out) == (2, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
-def test_a_command_describes_itself_its_flags_and_its_keys(run, name, monkeypatch):
+def test_a_command_describes_itself_its_flags_and_its_keys(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    status, out, err = run(name, "--help")
+    status, out, err = commands.call(name, "--help")
     assert (status, err) == (0, "")
     assert f"    vagram {name}" in out
     assert "  --debug: " in out
@@ -102,8 +77,8 @@ print(sorted({"jax", "flax", "optax"} & set(sys.modules)))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_report_writes_the_report_of_each_study(run, tmp_path):
-    status, out, err = run("report", str(tmp_path))
+def test_report_refuses_a_folder_without_a_run(tmp_path):
+    status, out, err = commands.call("report", str(tmp_path))
     assert (status, out) == (5, "")
     assert "no run in it" in err
 
@@ -113,7 +88,7 @@ def test_a_command_of_the_repository_needs_a_checkout(
     run, tmp_path, monkeypatch, command
 ):
     monkeypatch.chdir(tmp_path)
-    status, out, err = run(command)
+    status, out, err = commands.call(command)
     assert (status, out) == (2, "")
     assert "run the command in a checkout of the repository" in err
     assert err.count("\n") == 1
@@ -121,7 +96,13 @@ def test_a_command_of_the_repository_needs_a_checkout(
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
 def test_a_missing_platform_is_one_line(tmp_path, platform):
-    done = call("train", f"--results={tmp_path}", JAX_PLATFORMS=platform)
+    done = subprocess.run(
+        [sys.executable, "-m", "vagram_jax", "train", f"--results={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": platform},
+    )
     error = done.stderr.splitlines()[-1]
     assert done.returncode == 6
     assert error.startswith(f"JAX_PLATFORMS={platform}: ")

@@ -1,18 +1,18 @@
 """`vagram render`: its films, and what it refuses."""
 
+import functools
 import re
 import sys
 
+import commands
 import gymnasium
 import jax
 import numpy as np
 import policy_cases
 import pytest
-from absl.testing import flagsaver
 from PIL import Image, ImageSequence
 
 from vagram_jax import envs
-from vagram_jax.cli import main
 from vagram_jax.envs import base
 from vagram_jax.run import policies
 from vagram_jax.storage import files, results
@@ -27,17 +27,7 @@ def run(tmp_path):
     return folder
 
 
-@pytest.fixture
-def call(capsys):
-    """Runs the command in this process; returns status, standard output and error."""
-
-    def call(*args):
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
-            main.main(["vagram", "render", *args])
-        output = capsys.readouterr()
-        return caught.value.code, output.out, output.err
-
-    return call
+call = functools.partial(commands.call, "render")
 
 
 def names(folder):
@@ -51,7 +41,7 @@ def size_and_duration(film):
         return image.size, sum(frame.info["duration"] for frame in frames)
 
 
-def test_render_writes_a_film_to_the_folder_of_the_run(run, call, monkeypatch):
+def test_render_writes_a_film_to_the_folder_of_the_run(run, monkeypatch):
     monkeypatch.chdir(run.parents[1])
     status, out, err = call("--run=study/sac", "--seed=4")
     assert (status, err) == (0, "")
@@ -63,7 +53,7 @@ def test_render_writes_a_film_to_the_folder_of_the_run(run, call, monkeypatch):
     assert (seed, name.rpartition(".")[0]) == (4, "policy-seed4")
 
 
-def test_render_prints_the_return_of_the_same_episode_in_gymnasium(run, call, tmp_path):
+def test_render_prints_the_return_of_the_same_episode_in_gymnasium(run, tmp_path):
     film = tmp_path / "film.GIF"
     status, out, err = call(f"--run={run}", f"--output={film}", "--episode_seed=7")
     assert (status, err) == (0, "")
@@ -83,7 +73,7 @@ def test_render_prints_the_return_of_the_same_episode_in_gymnasium(run, call, tm
     assert float(printed[1]) == pytest.approx(total, rel=1e-4)
 
 
-def test_render_films_several_episodes_at_the_given_size_and_frame_rate(run, call):
+def test_render_films_several_episodes_at_the_given_size_and_frame_rate(run):
     film = run / "film.gif"
     options = ("--episodes=2", "--width=64", "--height=48", "--fps=10")
     status, out, err = call(f"--run={run}", f"--output={film}", *options)
@@ -94,7 +84,7 @@ def test_render_films_several_episodes_at_the_given_size_and_frame_rate(run, cal
     assert size_and_duration(film) == ((64, 48), 2 * 7 * 100)
 
 
-def test_render_reports_that_the_seed_diverged(call, tmp_path):
+def test_render_reports_that_the_seed_diverged(tmp_path):
     folder, arrays = policy_cases.create(tmp_path), policy_cases.drawn(14)
     arrays[".env_steps"][0], arrays[".diverged_at"][0] = 8, 11
     policy_cases.save(folder, arrays, 14)
@@ -102,7 +92,7 @@ def test_render_reports_that_the_seed_diverged(call, tmp_path):
     assert out.startswith("study/sac, seed 3, trained for 8 steps, diverged at 11\n")
 
 
-def test_render_warns_of_a_damaged_checkpoint(run, call, tmp_path):
+def test_render_warns_of_a_damaged_checkpoint(run, tmp_path):
     newest = run / "checkpoints" / "000000014" / "seeds-3-4" / "arrays.npz"
     newest.write_bytes(newest.read_bytes()[:-9])
     status, out, err = call(f"--run={run}", f"--output={tmp_path / 'a.gif'}")
@@ -112,17 +102,12 @@ def test_render_warns_of_a_damaged_checkpoint(run, call, tmp_path):
     assert out.startswith("study/sac, seed 3, trained for 11 steps\n")
 
 
-@pytest.fixture
-def refused(call):
+def refused(status, message, *args):
     """Checks that the command prints one line that matches, with this status."""
-
-    def refused(status, message, *args):
-        actual, out, err = call(*args)
-        assert (actual, out) == (status, "")
-        assert re.search(message, err)
-        assert err.count("\n") == 1
-
-    return refused
+    actual, out, err = call(*args)
+    assert (actual, out) == (status, "")
+    assert re.search(message, err)
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -145,21 +130,19 @@ def refused(call):
         (["--output=film.html"], r"env Pendulum: .*'html'; accepted: mp4, gif"),
     ],
 )
-def test_a_wrong_flag_is_refused_with_status_2(
-    run, refused, monkeypatch, args, message
-):
+def test_a_wrong_flag_is_refused_with_status_2(run, monkeypatch, args, message):
     monkeypatch.chdir(run.parent)
     before = names(run.parent)
     refused(2, message, f"--run={run}", *args)
     assert names(run.parent) == before
 
 
-def test_an_mp4_without_ffmpeg_is_refused_before_playing(run, refused, monkeypatch):
+def test_an_mp4_without_ffmpeg_is_refused_before_playing(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     refused(2, r"vagram_jax\[video\]", f"--run={run}", f"--output={run / 'a.mp4'}")
 
 
-def test_a_folder_without_a_run_is_refused_with_status_5(run, refused, tmp_path):
+def test_a_folder_without_a_run_is_refused_with_status_5(run, tmp_path):
     for folder, message in (
         (tmp_path / "nowhere", r"nowhere: no run; .*; check the path"),
         (run.parent, r"study: no run; .*; it is a study with sac"),
@@ -168,9 +151,7 @@ def test_a_folder_without_a_run_is_refused_with_status_5(run, refused, tmp_path)
         refused(5, message, f"--run={folder}")
 
 
-def test_a_run_without_an_undamaged_checkpoint_is_refused_with_status_5(
-    run, call, refused, tmp_path
-):
+def test_a_run_without_an_undamaged_checkpoint_is_refused_with_status_5(run, tmp_path):
     empty = policy_cases.create(tmp_path / "other")
     refused(5, "no undamaged checkpoint of seed 3; train the run", f"--run={empty}")
     for piece in run.glob("checkpoints/*/*/manifest.json"):
@@ -184,14 +165,12 @@ def test_a_run_without_an_undamaged_checkpoint_is_refused_with_status_5(
     assert not results.pictures(run)
 
 
-def test_a_damaged_record_is_refused_with_status_5(run, refused):
+def test_a_damaged_record_is_refused_with_status_5(run):
     (run / "config.json").write_text("{")
     refused(5, r"config.json: no valid JSON", f"--run={run}")
 
 
-def test_an_output_that_cannot_be_written_is_refused_with_status_5(
-    run, refused, monkeypatch
-):
+def test_an_output_that_cannot_be_written_is_refused_with_status_5(run, monkeypatch):
     messages = {
         run / "none" / "a.gif": "none: no such folder; make it first",
         run / "config.json" / "a.gif": "config.json: is no folder",

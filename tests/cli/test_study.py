@@ -3,10 +3,8 @@
 import json
 import sys
 
+import commands
 import pytest
-from absl.testing import flagsaver
-
-from vagram_jax.cli import main
 
 STUDIES = """
 import importlib
@@ -42,19 +40,6 @@ def checkout(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs the command in this process; returns status, standard output and error."""
-
-    def run(*args):
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
-            main.main(["vagram", "study", *args])
-        output = capsys.readouterr()
-        return caught.value.code, output.out, output.err
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
@@ -69,27 +54,27 @@ def run(capsys):
         ),
     ],
 )
-def test_study_runs_a_study_of_the_checkout(checkout, run, args, expected):
-    status, out, err = run("capacity", *args)
+def test_study_runs_a_study_of_the_checkout(checkout, args, expected):
+    status, out, err = commands.call("study", "capacity", *args)
     assert (status, err) == (4, "")
     assert json.loads(out) == expected
     assert (checkout / expected[1]).is_dir()
 
 
-def test_study_runs_a_file_of_the_user(checkout, run):
+def test_study_runs_a_file_of_the_user(checkout):
     (checkout / "mine.py").write_text("import experiments\n" + STUDY)
-    status, out, err = run("mine.py")
+    status, out, err = commands.call("study", "mine.py")
     assert (status, err) == (4, "")
     assert json.loads(out)[1] == "results/mine-quick"
 
 
-def test_study_without_a_name_lists_the_studies(checkout, run):
-    status, out, _ = run()
+def test_study_without_a_name_lists_the_studies(checkout):
+    status, out, _ = commands.call("study")
     assert (status, out.split()[:3]) == (0, ["capacity", "return", "against"])
 
 
-def test_study_writes_the_findings(checkout, run):
-    assert run("--write_findings") == (0, "written: page\n", "")
+def test_study_writes_the_findings(checkout):
+    assert commands.call("study", "--write_findings") == (0, "written: page\n", "")
 
 
 @pytest.mark.parametrize(
@@ -110,10 +95,10 @@ def test_study_writes_the_findings(checkout, run):
         (["broken.py"], "study broken.py: it raised ZeroDivisionError: "),
     ],
 )
-def test_study_refuses_other_input_in_one_line(checkout, run, args, message):
+def test_study_refuses_other_input_in_one_line(checkout, args, message):
     (checkout / "empty.py").write_text("")
     (checkout / "broken.py").write_text("1 / 0\n")
-    status, out, err = run(*args)
+    status, out, err = commands.call("study", *args)
     assert (status, out) == (2, "")
     assert err.startswith(message)
     assert err.count("\n") == 1

@@ -73,8 +73,6 @@ def tracked(full_buffer):
         sac_config=SAC,
         epochs=5,
     )
-    # Seed and data are arguments: XLA would evaluate operations on constants while it
-    # compiles, which takes minutes.
     program = jax.jit(program)
     start = jnp.uint32(0), full_buffer
     return np.asarray(program(*start, moving)), np.asarray(program(*start, constant))

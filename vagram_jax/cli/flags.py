@@ -157,7 +157,7 @@ def _print_error(error: Exception) -> None:
     if absl_flags.FLAGS["debug"].value:
         traceback.print_exception(error)
     message = str(error)
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and error.filename:
         message = f"{error.filename}: {error.strerror}"
     line = textwrap.shorten(message, 1000, placeholder=" ... (--debug shows all)")
     print(line, file=sys.stderr, flush=True)

@@ -52,7 +52,7 @@ def main(names: list[str]) -> int:
     if not names:
         studies = repository.load("experiments.studies").descriptions()
         for name, about in studies.items():
-            print(f"{name:22}{about}")
+            print(f"{name:23}{about}")
         return 0
     study = _load(names[0])
     _check_seeds()

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from vagram_jax import config, envs, training
+from vagram_jax import config, envs, mbpo, schedules
 from vagram_jax.envs import EnvConfig
+from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.run.loop import RunConfig
 from vagram_jax.storage import checkpoint
-from vagram_jax.training import MBPOConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +65,16 @@ def make_spec(
 
 def with_loss(algorithm: MBPOConfig, loss: str) -> MBPOConfig:
     """The algorithm with another loss; "sac" or "none" means plain SAC."""
-    if loss in ("sac", training.NO_MODEL):
-        return algorithm.replace(loss=training.NO_MODEL, real_fraction=(1.0,))
+    if loss in ("sac", mbpo.NO_MODEL):
+        return algorithm.replace(
+            loss=mbpo.NO_MODEL, real_fraction=schedules.constant(1.0)
+        )
     return algorithm.replace(loss=loss)
 
 
 def loss_label(algorithm: MBPOConfig) -> str:
     """The name of an algorithm's loss; "sac" without a model."""
-    return "sac" if algorithm.loss == training.NO_MODEL else algorithm.loss
+    return "sac" if algorithm.loss == mbpo.NO_MODEL else algorithm.loss
 
 
 def study_name(env_config: EnvConfig) -> str:

@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from vagram_jax import evaluate, mbpo, sac, training
+from vagram_jax import evaluate, mbpo, sac
 from vagram_jax.config import ConfigError, static
 from vagram_jax.envs import EnvConfig, base, episodes
-from vagram_jax.mbpo import Fitted
+from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
 from vagram_jax.run import devices, rows, states
 from vagram_jax.run.rows import Progress
-from vagram_jax.training import MBPOConfig, MBPOState
 from vagram_jax.types import Metrics
 
 # Folded into the seed's key for evaluations, apart from the keys of training.
@@ -73,6 +72,7 @@ class Programs(NamedTuple):
     """The programs of a run, each over all lanes. Each compiles at its first call.
 
     Attributes:
+      env: the environment.
       init: lanes to states before the first step.
       warm_up: `(states, lanes)` to states after the random steps; donates `states`.
       fit_model: `(states, lanes)` to fitted models and metrics.
@@ -81,6 +81,7 @@ class Programs(NamedTuple):
         each; `index` is the number of the evaluation.
     """
 
+    env: base.Env
     init: Callable[[Lanes], MBPOState]
     warm_up: Callable[[MBPOState, Lanes], MBPOState]
     fit_model: Callable[[MBPOState, Lanes], tuple[Fitted, Metrics]]
@@ -114,12 +115,12 @@ def check(run_config: RunConfig, config: MBPOConfig, env: base.Env) -> MBPOConfi
       The algorithm with "auto" settings resolved.
 
     Raises:
-      ConfigError: as `training.check`, or `total_steps` isn't the warm-up plus a whole
+      ConfigError: as `mbpo.check`, or `total_steps` isn't the warm-up plus a whole
         number of epochs.
       EnvError: the episode length is unknown.
     """
     episodes.length(env)
-    config = training.check(config, env)
+    config = mbpo.check(config, env)
     rest = run_config.total_steps - config.warmup_steps
     if rest <= 0 or rest % config.steps_per_epoch:
         num_epochs = max(1, round(rest / config.steps_per_epoch))
@@ -173,7 +174,6 @@ def make_programs(
     Returns:
       The programs.
     """
-    shared = {"env": env, "episode_length": episodes.length(env)}
 
     def over_lanes(function, in_axes, **options):
         precise = jax.default_matmul_precision(run_config.matmul_precision)(function)
@@ -188,29 +188,30 @@ def make_programs(
         return evaluate.returns(
             jax.random.fold_in(key, index),
             act,
+            env=env,
             num_episodes=run_config.eval_episodes,
-            **shared,
         )
 
     return Programs(
+        env=env,
         init=over_lanes(
-            lambda lane: training.init(
+            lambda lane: mbpo.init(
                 jax.random.key(lane.seeds), env=env, config=lane.configs
             ),
             (0,),
             compile_fast=True,
         ),
         warm_up=over_lanes(
-            lambda state, lane: mbpo.warm_up(state, config=lane.configs, **shared),
+            lambda state, lane: mbpo.warm_up(state, env=env, config=lane.configs),
             (0, 0),
             donate=(0,),
         ),
         fit_model=over_lanes(
-            lambda state, lane: mbpo.learn_model(state, config=lane.configs), (0, 0)
+            lambda state, lane: mbpo.fit_model(state, config=lane.configs), (0, 0)
         ),
         improve_policy=over_lanes(
-            lambda state, fitted, lane: mbpo.learn_policy(
-                state, fitted, config=lane.configs, **shared
+            lambda state, fitted, lane: mbpo.improve_policy(
+                state, fitted, env=env, config=lane.configs
             ),
             (0, 0, 0),
             donate=(0,),
@@ -228,9 +229,15 @@ def epoch(
     programs: Programs, state: MBPOState, lanes: Lanes
 ) -> tuple[MBPOState, Metrics]:
     """One epoch of all lanes: states and metrics, `[L, ...]`. Donates `state`."""
-    fitted, model_metrics = programs.fit_model(state, lanes)
-    state, metrics = programs.improve_policy(state, fitted, lanes)
-    return state, metrics | model_metrics
+    return mbpo.epoch(
+        state,
+        env=programs.env,
+        config=lanes.configs,
+        fit_model=lambda state, **_: programs.fit_model(state, lanes),
+        improve_policy=lambda state, fitted, **_: programs.improve_policy(
+            state, fitted, lanes
+        ),
+    )
 
 
 def mean_returns(

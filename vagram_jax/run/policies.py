@@ -21,13 +21,13 @@ import jax.numpy as jnp
 from vagram_jax import config, envs, sac
 from vagram_jax.config import ConfigError
 from vagram_jax.envs import EnvConfig
+from vagram_jax.mbpo import MBPOConfig, MBPOState
 from vagram_jax.run import loop, states
 from vagram_jax.run.loop import RunConfig
 from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.storage import checkpoint, results
 from vagram_jax.storage.checkpoint import CheckpointError
 from vagram_jax.storage.files import ResultsError
-from vagram_jax.training import MBPOConfig, MBPOState
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

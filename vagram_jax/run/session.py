@@ -23,13 +23,13 @@ from tqdm import tqdm
 from vagram_jax import envs
 from vagram_jax.analysis import summary
 from vagram_jax.envs import base
+from vagram_jax.mbpo import MBPOState
 from vagram_jax.run import devices, failures, grid, loop, rows, signals, states
 from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
 from vagram_jax.run.loop import Programs, RunConfig
 from vagram_jax.run.rows import Progress
 from vagram_jax.storage import checkpoint, files, lock, results
-from vagram_jax.training import MBPOState
 
 TABLES = ("metrics.csv", "model.csv", "timing.csv")
 

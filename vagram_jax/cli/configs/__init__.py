@@ -29,8 +29,8 @@ from typing import Any
 import ml_collections
 
 from vagram_jax import config
-from vagram_jax.cli.launch import CONFIGS
 from vagram_jax.config import ConfigError
+from vagram_jax.run.loop import CONFIGS
 
 
 def defaults(*config_types: type) -> ml_collections.ConfigDict:

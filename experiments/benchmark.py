@@ -194,10 +194,10 @@ def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
     lanes = programs.lanes(range(padded), [algorithm] * padded)
     lanes = devices.put(lanes, layout, padded)
     compiled = runner.compiled(run, env, layout)
-    states = programs.start(compiled, lanes)
+    first_states = programs.start(compiled, lanes)
 
     def epochs(folder: Path | None):
-        writer, now = checkpoint.Writer(), jax.tree.map(jnp.copy, states)
+        writer, now = checkpoint.Writer(), jax.tree.map(jnp.copy, first_states)
         for step in range(1, 4):
             now, _ = programs.epoch(compiled, now, lanes)
             if folder is not None:

@@ -25,7 +25,7 @@ from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import episodes
 from vagram_jax.envs.mujoco import tasks
 from vagram_jax.fit import FitConfig
-from vagram_jax.run import devices, programs, runner
+from vagram_jax.run import devices, loop, states
 from vagram_jax.storage import checkpoint, files
 from vagram_jax.types import Transition
 
@@ -143,7 +143,7 @@ def _fit_steps(name: str):
 def _epochs(env_config, algorithm, run) -> dict[str, float]:
     """Whole epochs: all seeds at the same time, relative to one seed after another."""
     env = envs.from_config(env_config)
-    run, algorithm = runner.check(run, algorithm, env)
+    algorithm = loop.check(run, algorithm, env)
     count, figures, calls = SEEDS.value, {}, {}
     one_device = devices.Layout(mesh=Mesh(np.array(jax.devices()[:1]), (devices.AXIS,)))
     variants = {"1 seed": (1, one_device), f"{count} seeds": (count, one_device)}
@@ -151,15 +151,15 @@ def _epochs(env_config, algorithm, run) -> dict[str, float]:
         name = f"{count} seeds on {jax.device_count()} devices"
         variants[name] = (count, devices.Layout())
     for name, (seeds, layout) in variants.items():
-        compiled = runner.compiled(run, env, layout)
-        lanes = programs.lanes(range(seeds), [algorithm] * seeds)
+        programs = loop.make_programs(run, env, layout)
+        lanes = loop.stack_lanes(range(seeds), [algorithm] * seeds)
         lanes = devices.put(lanes, layout, seeds)
-        states, fit_model, rest = _compiled(compiled, lanes, name, figures)
+        state, fit_model, rest = _compiled(programs, lanes, name, figures)
         per_device = max(_megabytes(fit_model), _megabytes(rest))
         per_seed = per_device * layout.mesh.size / seeds
         figures[f"memory of an epoch, {name}, MB a seed"] = per_seed
-        halves = compiled._replace(learn_model=fit_model, learn_policy=rest)
-        calls[name] = partial(_epoch_of_copy, halves, states, lanes)
+        halves = programs._replace(fit_model=fit_model, improve_policy=rest)
+        calls[name] = partial(_epoch_of_copy, halves, state, lanes)
     one = calls.pop("1 seed")
     calls["row"] = lambda: [one() for _ in range(count)]
     seconds = measure.seconds(calls, rounds=3, at_least=0.0)
@@ -169,7 +169,7 @@ def _epochs(env_config, algorithm, run) -> dict[str, float]:
     return figures
 
 
-def _compiled(of: programs.Programs, lanes, name: str, figures: dict[str, float]):
+def _compiled(programs: loop.Programs, lanes, name: str, figures: dict[str, float]):
     """States after the warm-up, and the two programs of an epoch; adds figures."""
 
     def timed(what, program, *args):
@@ -177,31 +177,31 @@ def _compiled(of: programs.Programs, lanes, name: str, figures: dict[str, float]
         figures[f"compiling the {what}, {name}, s"] = seconds
         return program
 
-    states = timed("first state", of.initialise, lanes)(lanes)
-    states = timed("warm-up", of.warm_up, states, lanes)(states, lanes)
-    fit_model = timed("fit", of.learn_model, states, lanes)
-    fitted, _ = fit_model(states, lanes)
-    rest = timed("rest of an epoch", of.learn_policy, states, fitted, lanes)
-    return states, fit_model, rest
+    state = timed("first state", programs.init, lanes)(lanes)
+    state = timed("warm-up", programs.warm_up, state, lanes)(state, lanes)
+    fit_model = timed("fit", programs.fit_model, state, lanes)
+    fitted, _ = fit_model(state, lanes)
+    rest = timed("rest of an epoch", programs.improve_policy, state, fitted, lanes)
+    return state, fit_model, rest
 
 
 def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
     """Epochs with a checkpoint after each, relative to epochs without."""
     env = envs.from_config(env_config)
-    run, algorithm = runner.check(run, algorithm, env)
-    layout, seeds = devices.Layout(), runner.seeds_of(run)
+    algorithm = loop.check(run, algorithm, env)
+    layout, seeds = devices.Layout(), loop.seeds_of(run)
     padded = layout.padded(len(seeds))
-    lanes = programs.lanes(range(padded), [algorithm] * padded)
+    lanes = loop.stack_lanes(range(padded), [algorithm] * padded)
     lanes = devices.put(lanes, layout, padded)
-    compiled = runner.compiled(run, env, layout)
-    first_states = programs.start(compiled, lanes)
+    programs = loop.make_programs(run, env, layout)
+    first_states = loop.start(programs, lanes)
 
     def epochs(folder: Path | None):
         writer, now = checkpoint.Writer(), jax.tree.map(jnp.copy, first_states)
         for step in range(1, 4):
-            now, _ = programs.epoch(compiled, now, lanes)
+            now, _ = loop.epoch(programs, now, lanes)
             if folder is not None:
-                arrays = checkpoint.pack(now)
+                arrays = states.pack(now)
                 writer.save([checkpoint.Piece(folder, range(padded), arrays)], step)
         writer.close()
         return now
@@ -284,9 +284,9 @@ def _gymnasium_steps(name: str, count: int, length: int):
     return steps
 
 
-def _epoch_of_copy(compiled, states, lanes):
+def _epoch_of_copy(programs, state, lanes):
     """One epoch of a copy of the states, whose memory the epoch reuses."""
-    return programs.epoch(compiled, jax.tree.map(jnp.copy, states), lanes)[0]
+    return loop.epoch(programs, jax.tree.map(jnp.copy, state), lanes)[0]
 
 
 def _megabytes(program) -> float:

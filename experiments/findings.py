@@ -10,11 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.claims import (
-    FAILS,
-    HOLDS,
     MLE,
     MSE,
-    OPEN,
     STUDIES,
     SUITE,
     Pair,
@@ -26,7 +23,7 @@ from experiments.claims import (
     moving,
 )
 from experiments.studies import tasks
-from vagram_jax.analysis import drawing
+from vagram_jax.analysis import plots, stats
 from vagram_jax.analysis.study import Result, Study
 from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
 from vagram_jax.storage import files
@@ -115,30 +112,13 @@ def readme_block() -> str:
 
 def draw() -> None:
     """Draws the effect of every claim on every task, with its interval."""
-    found = claims()
-    colors = {HOLDS: "#009E73", OPEN: "0.45", FAILS: "#D55E00"}
-    num_rows = sum(1 + len(claim.pairs) for claim in found)
-    figure = drawing.new_figure(height=1.4 + 0.24 * num_rows)
-    axes = figure.subplots()
-    axes.axvline(0.5, color="0.7", linewidth=1)
-    labels = []
-    for claim in found:
-        axes.text(0.0, -len(labels), claim.name, fontsize=10, va="center")
-        labels.append("")
-        for task, pairs in claim.pairs.items():
-            value, low, high = effect(pairs)
-            y, color = -len(labels), colors[judge(claim, task)]
-            axes.plot([low, high], [y, y], color=color, linewidth=2.5)
-            axes.plot(value, y, "o", color=color, markersize=7)
-            labels.append(task)
-    axes.set_yticks(range(0, -len(labels), -1), labels)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlim(-0.02, 1.02)
-    note = "dot: probability, line: 95% interval; "
-    note += "green: the claim holds, gray: open, orange: does not hold"
-    title = "Probability that a seed is better, as claimed"
-    drawing.label(axes, title, "probability", "", note=note)
-    drawing.finish(figure, ROOT / FIGURE)
+    effects = {
+        f"{claim.name} ({task})": stats.Interval(*effect(pairs))
+        for claim in claims()
+        for task, pairs in claim.pairs.items()
+    }
+    label = "probability that a seed is better, as claimed"
+    plots.forest(effects, ROOT / FIGURE, x_label=label, reference=0.5)
 
 
 def _answer() -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from experiments.studies import loop, tasks
 from vagram_jax import losses
 from vagram_jax.analysis.study import Design
-from vagram_jax.losses import value_gradients
+from vagram_jax.losses import weighted
 
 _DISTRACTORS = int(tasks.small("pendulum", "quick")["distractors"])
 _DISTRACTOR_WEIGHT = 0.05
@@ -53,30 +53,30 @@ def labeled(preset: str) -> list[loop.Labeled]:
     return loop.product({"task": {"pendulum": settings}, "variant": variants})
 
 
-def _oracle_weights(batch, value_fn=None, *, where=None, config=None):
+def _oracle_weights(batch, value_fn=None, *, where=None):
     """Weights of squared error on normalized targets, small for distractors."""
-    weights = value_gradients.from_variances(batch, value_fn, where=where)
+    weights = weighted.variance_weights(batch, value_fn, where=where)
     obs_dim = batch.obs.shape[-1]
     distractors = slice(obs_dim - _DISTRACTORS, obs_dim)
     return weights.at[..., distractors].multiply(_DISTRACTOR_WEIGHT)
 
 
 @losses.register("oracle", prepare=_oracle_weights)
-def oracle_loss(params, batch, value_fn=None, *, weights=None, **options):
+def oracle_loss(params, batch, value_fn=None, *, prepared=None, **options):
     """Squared error on normalized targets with small weights of the distractors.
 
     Args:
       params: from `init_dynamics`, or any pytree with `predict`.
       batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
       value_fn: not used.
-      weights: `[B, obs_dim + 1]`, prepared over all of the data.
+      prepared: `[B, obs_dim + 1]` weights, from all of the data.
       **options: `predict`, as for any loss.
 
     Returns:
       A scalar.
     """
-    weights = _oracle_weights(batch) if weights is None else weights
-    return losses.mse_normalized_loss(params, batch, weights=weights, **options)
+    prepared = _oracle_weights(batch) if prepared is None else prepared
+    return losses.mse_normalized_loss(params, batch, prepared=prepared, **options)
 
 
 run = loop.command(DESIGN, labeled)

@@ -29,7 +29,8 @@ from vagram_jax import dynamics, envs, fit, losses, replay, sac
 from vagram_jax.analysis import plots, verdicts
 from vagram_jax.analysis.study import Design, Result, Study
 from vagram_jax.losses import value_gradients
-from vagram_jax.run import devices, runner, session
+from vagram_jax.run import devices, session
+from vagram_jax.run import loop as run_loop
 
 _LOSSES = ("vagram", "vaml", "vagram_unbounded", "mse_normalized", "mle")
 # The number of distracting dimensions and the hidden widths.
@@ -71,7 +72,7 @@ def run(
     preset: str,
     folder: Path,
     *,
-    options: session.Keeping,
+    options: session.SessionOptions,
     num_seeds: int | None = None,
     first_seed: int | None = None,
 ) -> int:
@@ -220,7 +221,7 @@ def conclude(study: Study) -> list[str]:
 
 
 def _train_agents(
-    distractors: int, size: _Size, seeds: np.ndarray, options: session.Keeping
+    distractors: int, size: _Size, seeds: np.ndarray, options: session.SessionOptions
 ) -> _History:
     """Trains plain SAC on the pendulum."""
     interval = (size.total_steps - 500) // size.num_values
@@ -239,7 +240,7 @@ def _train_agents(
         {"config": "pendulum", "loss": "sac", **settings}
     )
     agents = []
-    for states, progress in runner.train(
+    for states, progress in run_loop.train(
         run_config, algorithm, envs.from_config(env_config), layout=options.layout
     ):
         if progress.env_steps > algorithm.warmup_steps:

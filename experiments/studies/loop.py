@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vagram_jax.analysis.study import Design, Study
-from vagram_jax.cli import flags, grid, launch
-from vagram_jax.run import devices, session
-from vagram_jax.storage import files, results
+from vagram_jax.cli import configs
+from vagram_jax.run import devices, grid, session
+from vagram_jax.run.grid import RunSpec
+from vagram_jax.storage import files, records
 
 Settings = Mapping[str, str]
 Labeled = tuple[dict[str, str], dict[str, str]]
@@ -101,7 +102,7 @@ def run(
     preset: str,
     folder: Path,
     *,
-    options: session.Keeping,
+    options: session.SessionOptions,
     num_seeds: int | None = None,
     first_seed: int | None = None,
 ) -> int:
@@ -112,7 +113,7 @@ def run(
       labeled: a preset to the labels and settings of the runs.
       preset: "quick" or "full".
       folder: of the study.
-      options: where the runs train and when they are saved.
+      options: where and how the runs train.
       num_seeds: None takes the preset's number.
       first_seed: None takes the preset's first seed.
 
@@ -123,12 +124,18 @@ def run(
       ConfigError: a setting is refused, before anything is trained.
     """
     began = time.time()
-    specs, environments = make_specs(labeled(preset), num_seeds, first_seed)
+    specs = make_specs(labeled(preset), num_seeds, first_seed)
     record = new_record(preset, [spec.algorithm.loss for spec in specs])
     if devices.is_first():
         started = record | {"design": dataclasses.asdict(design)}
         files.write_json(folder / "study.json", started)
-    failures = _train(specs, environments, folder, options)
+    failures = session.train_runs(
+        specs,
+        str(folder.parent),
+        folder.name,
+        options=dataclasses.replace(options, resume=not options.overwrite),
+        keep_going=True,
+    )
     if failures or not devices.is_first():
         return failures[0] if failures else 0
     study = dataclasses.replace(Study.load(folder), record=record)
@@ -147,7 +154,7 @@ def new_record(preset: str, losses: Sequence[str]) -> dict[str, Any]:
       The preset, versions, device, command, start and revision.
     """
     config = {"preset": preset, "losses": sorted(set(losses))}
-    return results.new_record(config, {"device": devices.describe()})
+    return records.new(config, on={"device": devices.describe()})
 
 
 def finish(study: Study, began: float, more: Sequence[str] = (), **write: bool) -> None:
@@ -179,72 +186,30 @@ def make_configs(settings: Settings) -> tuple[Any, Any, Any]:
     Raises:
       ConfigError: a setting is refused.
     """
-    base, changes = _base(settings)
-    loss = changes.pop("loss", None)
-    env_config, algorithm, run_config = flags.override(base, changes)
-    if loss:
-        algorithm = launch.with_loss(algorithm, loss)
-    return env_config, algorithm, run_config
+    changes = {**settings}
+    name = changes.pop("config")
+    env_config, algorithm, run_config = configs.load(name, overrides=changes)
+    return env_config, grid.with_loss(algorithm, algorithm.loss), run_config
 
 
 def make_specs(
     labeled: Sequence[Labeled], num_seeds: int | None, first_seed: int | None
-) -> tuple[list[grid.Entry], dict[str, Any]]:
-    """Checks the settings of runs.
+) -> list[RunSpec]:
+    """Makes the runs of a study; those that share a program are neighbors.
 
     Args:
       labeled: labels and settings of each run.
       num_seeds: None keeps the number in the settings.
       first_seed: None keeps the seed in the settings.
 
-    Returns:
-      The runs, those that share a program one after the other, and their environments.
-
     Raises:
       ConfigError: a setting is refused.
     """
     seeds = {"num_seeds": num_seeds, "first_seed": first_seed}
     seeds = {key: str(number) for key, number in seeds.items() if number is not None}
-    maker = grid.Maker()
-    specs = []
-    for labels, settings in labeled:
-        base, changes = _base({**settings, **seeds})
-        specs.append(maker.entry(base, changes, labels))
-    return grid.by_program(specs), maker.made
-
-
-# What follows is the only contact with how runs are trained and configs are found.
-
-
-def _train(specs, environments, folder: Path, options: session.Keeping) -> list[int]:
-    """Trains what isn't finished, records labels; returns the statuses of failures."""
-    place = (str(folder.parent), folder.name)
-    failures = grid.train(specs, environments, place=place, kept=options)
-    for spec in specs if devices.is_first() and not failures else ():
-        path = folder / spec.name / "config.json"
-        files.write_json(path, files.read_json(path) | {"labels": dict(spec.values)})
-    return failures
-
-
-def _base(settings: Settings) -> tuple[tuple[Any, ...], dict[str, str]]:
-    """The named config, and the settings that change it."""
-    changes = dict(settings)
-    name, _, variant = changes.pop("config").partition(":")
-    if not name.endswith(".py"):
-        name = f"vagram_jax/cli/configs/{name}.py"
-    path = f"{name}:{variant}" if variant else name
-    return flags.load(path, *launch.CONFIGS), _with_old_keys(changes)
-
-
-def _with_old_keys(settings: dict[str, str]) -> dict[str, str]:
-    """The settings under the keys that configs have had so far."""
-    if "weights.gradient_coef" in settings:
-        settings["weights.gradient_share"] = settings.pop("weights.gradient_coef")
-        settings.pop("weights.mse_coef", None)
-    if settings.pop("weights.mse_normalized", None) == "true":
-        settings["weights.mixed_with"] = "mse_normalized"
-    for key in ("gradients.at", "gradients.clip_quantile"):
-        if key in settings:
-            old = key.replace("gradients.at", "weights.gradient_at")
-            settings[old.replace("gradients.", "weights.")] = settings.pop(key)
-    return settings
+    return grid.by_program(
+        [
+            grid.make_spec(make_configs({**settings, **seeds}), labels)
+            for labels, settings in labeled
+        ]
+    )

@@ -20,9 +20,10 @@ from scipy import ndimage
 
 from experiments.studies import loop
 from vagram_jax import envs, losses, replay, sac
-from vagram_jax.analysis import drawing, summary
-from vagram_jax.losses import value_gradients
-from vagram_jax.run import devices, runner, session
+from vagram_jax.analysis import figures, summary
+from vagram_jax.losses import value_gradients, weighted
+from vagram_jax.run import devices, session
+from vagram_jax.run import loop as run_loop
 from vagram_jax.storage import files
 from vagram_jax.types import Transition, ValueFn
 
@@ -58,7 +59,7 @@ def run(
     preset: str,
     folder: Path,
     *,
-    options: session.Keeping,
+    options: session.SessionOptions,
     num_seeds: int | None = None,
     first_seed: int | None = None,
 ) -> int:
@@ -145,7 +146,7 @@ def surface(value_fn: ValueFn, batch: Transition, points: int) -> Surface:
             for name in _LOSSES
         },
         real=np.asarray(batch.next_obs[0]),
-        gradient_weights=np.asarray(value_gradients.from_gradients(batch, value_fn)[0]),
+        gradient_weights=np.asarray(weighted.vagram_weights(batch, value_fn)[0]),
     )
 
 
@@ -202,7 +203,7 @@ def _value_error(plane: Surface, where: np.ndarray) -> float:
 
 
 def _train_agent(
-    total_steps: int, seed: int, options: session.Keeping
+    total_steps: int, seed: int, options: session.SessionOptions
 ) -> tuple[Transition, ValueFn]:
     """Trains plain SAC; returns its data and its value function."""
     settings = {
@@ -218,7 +219,7 @@ def _train_agent(
     }
     env_config, algorithm, run_config = loop.make_configs(settings)
     env = envs.from_config(env_config)
-    for states, progress in runner.train(
+    for states, progress in run_loop.train(
         run_config, algorithm, env, layout=options.layout
     ):
         agent, data = devices.fetch_own((states.agent, states.replay))
@@ -230,7 +231,7 @@ def _train_agent(
 
 def _draw(plane: Surface, path: Path) -> None:
     """Draws the value in color, level sets of each loss, and the real state."""
-    figure = drawing.new_figure(height=7.5)
+    figure = figures.new_figure(height=7.5)
     panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
     grid = (plane.angles, plane.velocities)
     for axes, name in zip(panels, ("value", *_LOSSES), strict=True):
@@ -250,4 +251,4 @@ def _draw(plane: Surface, path: Path) -> None:
         "of each loss. Cross: the real next state."
     )
     figure.supxlabel(note, fontsize=10)
-    drawing.finish(figure, path)
+    figures.save(figure, path)

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 
 from vagram_jax.analysis import figures, plots, stats, summary
-from vagram_jax.storage import files, results
+from vagram_jax.storage import files, records, results
 from vagram_jax.storage.files import ResultsError
 from vagram_jax.storage.results import Run
 
@@ -240,12 +240,12 @@ def _seed_rows(
 
 def _settings(runs: Sequence[Run]) -> dict[str, list[list[str]]]:
     """Table rows of the settings that differ between runs, and of all others."""
-    differing = results.differences({run.name: run.config for run in runs})
+    differing = records.differences({run.name: run.config for run in runs})
     different = [
         [key, *(_text(v[run.name]) if run.name in v else "-" for run in runs)]
         for key, v in differing.items()
     ]
-    flat = results.flatten(runs[0].config)
+    flat = records.flatten(runs[0].config)
     shared = [[key, _text(v)] for key, v in flat.items() if key not in differing]
     return {"different_settings": different, "shared_settings": shared}
 

@@ -5,10 +5,11 @@ Two results differ significantly if their 95% intervals don't overlap.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vagram_jax.analysis import summary
+from vagram_jax.analysis import stats, summary
 from vagram_jax.analysis.stats import Interval
 
 BETTER, UNDECIDED, WORSE = "better", "not significantly different", "worse"
@@ -44,22 +45,21 @@ class Comparison(NamedTuple):
 def outcome(one: Interval, other: Interval, *, higher_is_better: bool = True) -> str:
     """Whether one estimate is significantly better or worse than another.
 
-    Two estimates differ significantly if their intervals don't overlap. This is the one
-    rule behind every verdict of the project.
-
     Args:
-      one: an estimate with its interval; NaN ends never differ.
+      one: an estimate with its interval, see `stats.compare`. Intervals with NaN never
+        differ.
       other: another one.
       higher_is_better: False for errors.
 
     Returns:
       `BETTER`, `UNDECIDED` or `WORSE`.
     """
-    if one.low > other.high:
-        return BETTER if higher_is_better else WORSE
-    if one.high < other.low:
-        return WORSE if higher_is_better else BETTER
-    return UNDECIDED
+    if math.isnan(one.low + one.high + other.low + other.high):
+        return UNDECIDED
+    position = stats.compare(one, other)
+    if position not in ("above", "below"):
+        return UNDECIDED
+    return BETTER if (position == "above") == higher_is_better else WORSE
 
 
 def sentence(comparison: Comparison) -> str:

@@ -54,7 +54,7 @@ def main() -> int:
     if not jax.config.jax_platforms:
         # JAX would reserve most of a GPU's memory for a few small steps.
         jax.config.update("jax_platforms", "cpu")
-    policy = policies.load_policy(RUN.value, SEED.value, tell=_warn)
+    policy = policies.load_policy(RUN.value, SEED.value, report=_warn)
     size = (WIDTH.value, HEIGHT.value)
     film.check(policy.env, kind=kind, size=size)
     print(_description(policy))

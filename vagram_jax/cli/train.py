@@ -118,7 +118,7 @@ def show(study: Path, names: Sequence[str]) -> int:
         return 0
     page = report.write_report(study)
     runs = {run.name: run for run in results.read_runs(study)}
-    summaries = summary.summarise([runs[name] for name in names])
+    summaries = summary.summarize([runs[name] for name in names])
     print(f"\n{summary.table(summaries)}")
     print("\n".join(report.verdict(summaries)))
     print(f"report: {page}")

@@ -108,7 +108,7 @@ def load_policy(
         raise ConfigError(
             f"{folder}: seed={seed!r}; the run has {seeds[0]} to {seeds[-1]}"
         )
-    step = checkpoint.newest([(folder, [seed])], tell=report)
+    step = checkpoint.newest([(folder, [seed])], report=report)
     if step is None:
         raise CheckpointError(
             f"{folder}: no undamaged checkpoint of seed {seed}; train the run first, "

@@ -245,7 +245,9 @@ def own_folders(
                 folder.mkdir(parents=True, exist_ok=True)
             # Called last: a folder that is new and whose lock is refused is removed.
             stack.callback(_remove_if_empty, folder)
-            stack.enter_context(lock.hold(folder, break_stale=break_lock, tell=report))
+            stack.enter_context(
+                lock.hold(folder, break_stale=break_lock, report=report)
+            )
         yield
 
 
@@ -258,13 +260,13 @@ def _create_folders(runs: Sequence[_RunLanes], options: SessionOptions) -> None:
     """Records the settings of runs in their folders."""
     layout = {"seed_mode": options.layout.mode, "seed_chunk": options.seed_chunk}
     for spec, folder, *_ in runs:
-        record = {"labels": dict(spec.labels), "device": devices.describe()}
         results.create_run(
             folder.parents[1],
             folder.parent.name,
             spec.name,
             spec.settings,
-            on=record | {"layout": layout},
+            on={"device": devices.describe(), "layout": layout},
+            labels=spec.labels,
             overwrite=options.overwrite,
             resume=options.resume,
         )
@@ -430,7 +432,7 @@ def _latest_step(own, options: SessionOptions, report) -> int | None:
     at_most = None
     while True:
         newest = checkpoint.newest(
-            own, at_most=at_most, strict=options.strict, tell=report
+            own, at_most=at_most, strict=options.strict, report=report
         )
         step = -1 if newest is None else newest
         at_most = devices.agree(step)
@@ -459,7 +461,7 @@ def write_summary(folder: Path) -> None:
       ResultsError: a file can't be read or written.
     """
     run = results.read_run(folder)
-    numbers = summary.summarise([run])[folder.name]
+    numbers = summary.summarize([run])[folder.name]
     numbers["diverged_at"] = {
         f"seed {row['seed']}": int(row["diverged_at"])
         for row in run.metrics

@@ -213,7 +213,7 @@ def _help_text(main: Callable, configs: tuple[Any, ...]) -> str:
             lines.append(f"  --{flag.name}: {flag.help}{default}")
     if configs:
         lines += ["", f"Config keys, with the values of --config={_CONFIG.value}:"]
-        for key, value in _configs().values(configs).items():
+        for key, value in _configs().flatten(configs).items():
             lines.append(f"  --config.{key}={_as_text(value)}")
     return "\n".join(lines)
 

@@ -114,16 +114,16 @@ def keys(*config_types: type) -> list[str]:
     return [key for each in config_types for key in config.key_names(each)]
 
 
-def values(configs: Sequence[Any]) -> dict[str, Any]:
+def flatten(configs: Sequence[Any]) -> dict[str, Any]:
     """Returns every dotted key of the configs with its value."""
-    found = {}
+    flat = {}
     for each in configs:
         for key in config.key_names(type(each)):
             value: Any = config.to_dict(each)
             for name in key.split("."):
                 value = value[name]
-            found[key] = value
-    return found
+            flat[key] = value
+    return flat
 
 
 def _module(name: str) -> types.ModuleType:

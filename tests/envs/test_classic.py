@@ -89,8 +89,9 @@ def test_pendulum_observations_show_the_same_state():
     vector, state = step(PENDULUM), step(classic.Pendulum("state"))
     angle, velocity = state.obs
     expected = [jnp.cos(angle), jnp.sin(angle), velocity]
-    np.testing.assert_allclose(vector.obs, expected, atol=1e-7)
-    assert vector.reward == state.reward
+    # Two compiled programs may round differently.
+    np.testing.assert_allclose(vector.obs, expected, atol=1e-6)
+    np.testing.assert_allclose(vector.reward, state.reward, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

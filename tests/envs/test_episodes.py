@@ -143,8 +143,9 @@ def test_a_step_with_nan_is_not_valid_and_resets(nan_in):
 
 
 def test_a_rollout_uses_no_key_twice(key_reuse):
-    noise = distractors.Distractors(counter(0), 2, "noise")
-    rollout(keys(2), jnp.array([3, 4]), env=noise, num_steps=7)
+    noise = distractors.Distractors(probe_envs.Foreign(), 2, "noise")
+    for env in (counter(0), noise):
+        rollout(keys(2), jnp.array([3, 4]), env=env, num_steps=7)
 
 
 def test_length_prefers_the_override():

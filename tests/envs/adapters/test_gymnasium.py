@@ -60,11 +60,11 @@ def test_episodes_equal_gymnasiums(name, num_steps, end):
     for lane, t in np.ndindex(3, num_steps):
         if history.steps[t, lane] == 0:
             obs, _ = plain.reset(seed=int(history.seed[t, lane]))
+        before = np.copy(obs)  # The toys change their observation in place.
         action = scale(data.action[t, lane], plain.action_space)
-        next_obs, reward, terminated, truncated, _ = plain.step(action)
+        obs, reward, terminated, truncated, _ = plain.step(action)
         truncated = truncated and not terminated
-        expected.append((obs.copy(), next_obs.copy(), reward, terminated, truncated))
-        obs = next_obs
+        expected.append((before, np.copy(obs), reward, terminated, truncated))
     found = (data.obs, data.next_obs, data.reward, data.terminated, data.truncated)
     for actual, wanted in zip(found, zip(*expected, strict=True), strict=True):
         actual = actual.swapaxes(0, 1).reshape(3 * num_steps, *actual.shape[2:])

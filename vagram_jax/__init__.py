@@ -9,6 +9,7 @@ above it:
     replay               ring buffers of transitions
     networks, dynamics   the ensemble of dynamics models
     losses               what a model is trained for: VaGraM and its baselines
+    diagnostics          what a loss attends to, errors of several steps
     fit                  training of the ensemble
     termination          a learned termination classifier
     imagine              short rollouts in the model
@@ -67,6 +68,7 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing t
         vaml_loss as vaml_loss,
     )
     from vagram_jax.losses.value_gradients import (
+        GradientConfig as GradientConfig,
         WeightConfig as WeightConfig,
         value_gradient_weights as value_gradient_weights,
     )
@@ -111,7 +113,11 @@ _NAMES = {
         "value_weighted_loss",
         "vaml_loss",
     ),
-    "losses.value_gradients": ("WeightConfig", "value_gradient_weights"),
+    "losses.value_gradients": (
+        "GradientConfig",
+        "WeightConfig",
+        "value_gradient_weights",
+    ),
     "mbpo": ("MBPOConfig", "MBPOState", "epoch"),
     "run.policies": ("load_policy",),
     "sac": ("SACConfig", "value_fn"),

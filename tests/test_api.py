@@ -176,7 +176,8 @@ def test_public_names_exist_are_documented_and_tested():
             errors.append(f"{name} has no docstring")
         if not re.search(rf"\b{name}\b", reference):
             errors.append(f"{name} isn't in docs/api.md")
-        if not re.search(rf"\b{name}\b", tests):
+        # The tests of the losses take them from the registry, by name.
+        if not re.search(rf"\b({name}|{name.removesuffix('_loss')})\b", tests):
             errors.append(f"{name} isn't tested")
     assert errors == []
 
@@ -260,7 +261,7 @@ def test_the_vagram_commands_of_the_documents_are_understood():
         for name, words, status in zip(names, lines, statuses, strict=True)
         if status != 0
     ]
-    assert failed == [], done.stderr
+    assert failed == [], done.stderr.splitlines()[-1]
 
 
 def test_the_make_targets_of_the_documents_exist():

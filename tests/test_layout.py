@@ -16,16 +16,8 @@ import pytest
 # imports only those before it.
 FLOW = [
     *("types", "schedules", "config", "envs", "replay", "networks", "dynamics"),
-    *(
-        "losses",
-        "diagnostics",
-        "fit",
-        "termination",
-        "imagine",
-        "sac",
-        "mbpo",
-        "evaluate",
-    ),
+    *("losses", "diagnostics", "fit", "termination", "imagine", "sac", "mbpo"),
+    "evaluate",
 ]
 # The folders around the method, with the parts of the package that each may import.
 # `cli` may import everything.

@@ -9,6 +9,7 @@ above it:
     replay               ring buffers of transitions
     networks, dynamics   the ensemble of dynamics models
     losses               what a model is trained for: VaGraM and its baselines
+    diagnostics          what a loss attends to, errors of several steps
     fit                  training of the ensemble
     termination          a learned termination classifier
     imagine              short rollouts in the model

@@ -19,8 +19,6 @@ import session_cases as cases
 from vagram_jax.run import devices
 from vagram_jax.storage import checkpoint
 
-pytestmark = pytest.mark.usefixtures("no_compilation_cache")
-
 HERE = Path(__file__).parents[1]
 LANES = 8
 # Compiles in half the time; rounding aside, no result depends on it.

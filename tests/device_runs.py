@@ -1,6 +1,8 @@
-"""Trains runs of `session_cases` as one of several processes, for `test_devices`.
+"""Checks devices and trains runs of `session_cases`, for `test_devices`.
 
-python tests/device_runs.py PROCESS COUNT PORT [FOLDER TOTAL_STEPS RESUME]...
+    python tests/device_runs.py PROCESS COUNT PORT [ROOT NAME SEEDS TOTAL_STEPS RESUME]...
+
+It is one of COUNT processes. The last line of its output is JSON.
 """
 
 import json
@@ -12,42 +14,54 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vagram_jax.run import devices, session
+from vagram_jax.run import devices, loop, session
 from vagram_jax.storage import files
 
 
 def main(process, count, port, *runs):
-    """Joins the others, asks what only several processes can answer, and trains."""
+    """Joins the other processes, answers what only several can, and trains."""
     if count > 1:
         devices.initialize(f"127.0.0.1:{port}", count, process)
-    import session_cases as cases  # it asks JAX, which must know of the others first
+        checks = {}
+    else:
+        import device_checks
+
+        checks = device_checks.run()
+    import session_cases as cases  # it uses JAX, which must know the other processes
 
     if process:
 
         def refuse(*_, **__):
-            raise AssertionError("the first process alone writes tables")
+            raise AssertionError("only the first process writes tables")
 
         files.append_rows = files.keep_rows = refuse
+    loop.make_programs = cases.make_programs_once
     layout = devices.Layout()
-    own = devices.own_lanes(layout, 8)
-    placed = devices.put(np.array(own, np.int32) * 10, layout, 8)
-    keys = jax.jit(jax.vmap(jax.random.key), out_shardings=layout.sharding)(placed)
-    found = {
+    own = devices.own_lanes(layout, cases.LANES)
+    lanes = devices.put(np.array(own, np.int32) * 10, layout, cases.LANES)
+    keys = jax.jit(jax.vmap(jax.random.key), out_shardings=layout.sharding)(lanes)
+    answers = {
+        "checks": checks,
         "is_first": devices.is_first(),
         "describe": devices.describe(),
         "least": devices.agree(5 - process),
         "own": list(own),
-        "fetched": devices.fetch_own(placed).tolist(),
+        "fetched": devices.fetch_own(lanes).tolist(),
         "keys": devices.fetch_own(keys)[:, 1].tolist(),
-        "all": devices.fetch_all({"x": placed})["x"].tolist(),
+        "all": devices.fetch_all({"x": lanes})["x"].tolist(),
+        "lines": [],
     }
-    for folder, total_steps, resume in zip(*[iter(runs)] * 3, strict=True):
-        job = cases.job(Path(folder))
-        run = cases.RUN.replace(num_seeds=8, total_steps=int(total_steps))
-        kept = session.Keeping(layout=layout, resume=bool(int(resume)))
-        with session.owning([job.folder]):
-            session.train_to_files(run, [job], cases.ENV, keeping=kept)
-    print(json.dumps(found), flush=True)
+    options = {"layout": layout, "seed_chunk": cases.LANES}
+    for root, name, seeds, steps, resume in zip(*[iter(runs)] * 5, strict=True):
+        run_config = cases.RUN.replace(num_seeds=int(seeds), total_steps=int(steps))
+        session.train_runs(
+            [cases.spec(name, run_config=run_config)],
+            Path(root),
+            cases.STUDY,
+            options=session.SessionOptions(resume=resume == "resume", **options),
+            report=answers["lines"].append,
+        )
+    print(json.dumps(answers), flush=True)
 
 
 if __name__ == "__main__":
@@ -56,4 +70,4 @@ if __name__ == "__main__":
         main(int(process), int(count), port, *rest)
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # an orderly end would wait for the others, who wait for this one
+        os._exit(1)  # an ordinary exit would wait for the other processes

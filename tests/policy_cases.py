@@ -1,41 +1,31 @@
-"""Small runs on disk whose policies are loaded and watched, and how to save them."""
+"""Small runs on disk whose policies are loaded and rendered, with made-up states."""
 
 import functools
 
 import jax
 import numpy as np
+import session_cases
 
-from vagram_jax import envs, sac, training
-from vagram_jax.cli import launch
-from vagram_jax.run import devices, runner
+from vagram_jax import envs, training
+from vagram_jax.run import devices, grid, loop, states
 from vagram_jax.storage import checkpoint, results
 
 ENV = envs.EnvConfig(env="pendulum", episode_length=12)
-# Plain SAC without hidden layers compiles fastest.
-CONFIG = training.MBPOConfig(
-    loss=training.NO_MODEL,
-    sac=sac.SACConfig(hidden=()),
-    batch_size=4,
-    updates_per_step=1,
-    steps_per_epoch=3,
-    warmup_steps=8,
-    real_fraction=(1.0,),
-    replay_capacity=20,
-)
-# Seeds that are no indices, so that the one can't stand for the other.
-RUN = runner.RunConfig(num_seeds=2, first_seed=3, total_steps=14, eval_episodes=1)
+CONFIG = session_cases.CONFIG
+# The first seed is not 0, so that a seed can't be confused with its index.
+RUN = loop.RunConfig(num_seeds=2, first_seed=3, total_steps=14, eval_episodes=1)
 
 
 def create(root, env=ENV, run=RUN):
     """The folder of a run without a checkpoint, as the commands make it."""
-    settings = launch.settings_of(env, CONFIG, run)
-    return results.create_run(root, "study", "sac", settings)
+    spec = grid.RunSpec("sac", {"loss": "sac"}, env, CONFIG, run)
+    return results.create_run(root, "study", spec.name, spec.settings)
 
 
 def save(folder, arrays, step, run=RUN):
     """Saves all seeds as training does."""
     rows = {name: array[: run.num_seeds] for name, array in arrays.items()}
-    checkpoint.save(checkpoint.Piece(folder, runner.seeds_of(run), rows), step)
+    checkpoint.save(checkpoint.Piece(folder, loop.seeds_of(run), rows), step)
 
 
 @functools.cache
@@ -47,11 +37,11 @@ def _shapes(env, run):
         )
         return jax.tree.map(devices.without_keys, jax.vmap(make)(keys))
 
-    return checkpoint.named(jax.eval_shape(init))
+    return states.named(jax.eval_shape(init))
 
 
 def drawn(step, env=ENV, run=RUN, seed=0):
-    """The arrays of all seeds, alive at a step, with numbers out of nowhere."""
+    """Random arrays for all seeds, which are alive at a step."""
     rng = np.random.default_rng(seed)
     arrays = {
         name: rng.normal(size=shape.shape).astype(shape.dtype)

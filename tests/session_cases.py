@@ -16,6 +16,8 @@ from vagram_jax.storage import checkpoint, files, lock
 WARM_UP, EPOCH, LAST = 8, 3, 20
 STEPS = list(range(WARM_UP, LAST + 1, EPOCH))
 SEEDS = 2
+# Of programs over several devices.
+LANES = 4
 RUN = loop.RunConfig(num_seeds=SEEDS, total_steps=LAST, eval_episodes=2)
 # Plain SAC without hidden layers compiles fastest.
 CONFIG = training.MBPOConfig(

@@ -1,20 +1,21 @@
-"""A grid of runs: which ones, in which programs, and what is left after a kill."""
+"""The command sweep: which runs a grid has, and what is left after a kill."""
 
 import collections
-import dataclasses
-import subprocess
-import sys
+import os
 import time
 
-import jax
+import command_cases
 import pytest
-import test_commands as user
-import test_resume as resume
+import subprocesses
+from command_cases import call
+from session_cases import Killed, programs_once
 
-from vagram_jax.cli import grid, sweep
+from vagram_jax.cli import sweep
 from vagram_jax.config import ConfigError
-from vagram_jax.run import runner, session
+from vagram_jax.run import grid
 from vagram_jax.storage import checkpoint, files, results
+
+__all__ = ["call", "programs_once"]
 
 
 def test_points_are_all_combinations_in_the_order_of_the_grid():
@@ -27,16 +28,16 @@ def test_points_are_all_combinations_in_the_order_of_the_grid():
 
 
 @pytest.mark.parametrize(
-    "grid",
-    ["", "loss", "loss=", "=1", "loss=a;loss=b", "a=(1,2", "a=1,2)", "loss=a;"],
+    "text",
+    [None, "loss", "loss=", "=1", "loss=a;loss=b", "a=(1,2", "a=1,2)", "loss=a;"],
 )
-def test_points_refuse_what_is_no_grid(grid):
+def test_points_refuses_what_is_no_grid(text):
     with pytest.raises(ConfigError, match=r"--grid=.*accepted: KEY=VALUE"):
-        sweep.points(grid)
+        sweep.points(text)
 
 
 @pytest.mark.parametrize(
-    ("values", "name"),
+    ("labels", "name"),
     [
         ({"loss": "mle"}, "mle"),
         ({"loss": "vagram", "distractors": "10"}, "vagram_distractors-10"),
@@ -47,66 +48,33 @@ def test_points_refuse_what_is_no_grid(grid):
         ),
     ],
 )
-def test_run_names_say_the_values(values, name):
-    assert grid.run_name(values) == results.check_name(name, what="run")
+def test_run_name_consists_of_the_labels(labels, name):
+    assert grid.run_name(labels) == results.check_name(name, what="run")
 
 
-def test_long_run_names_are_cut_and_stay_apart():
-    values = [
+def test_run_name_shortens_long_names_to_unique_ones():
+    labels = [
         {"loss": "mle", **{f"key{i}": "12345" for i in range(9)}, "z": str(j)}
         for j in (1, 2)
     ]
-    names = [results.check_name(grid.run_name(v), what="run") for v in values]
+    names = [results.check_name(grid.run_name(each), what="run") for each in labels]
     assert len(set(names)) == 2
 
 
-@pytest.mark.parametrize(
-    ("backend", "asked", "num_seeds", "wanted"),
-    [
-        ("cpu", 0, 4, 4),
-        ("cpu", 0, 3, 6),
-        ("cpu", 0, 1, 2),
-        ("cpu", 5, 4, 5),
-        ("gpu", 0, 4, 0),
-    ],
-)
-def test_on_a_cpu_runs_train_one_after_the_other_with_every_device_busy(
-    monkeypatch, backend, asked, num_seeds, wanted
-):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax, "device_count", lambda: 2)
-    kept = session.Keeping(seed_chunk=asked)
-    run = runner.RunConfig(num_seeds=num_seeds)
-    found = grid.chunked(kept, run)
-    assert found == dataclasses.replace(kept, seed_chunk=wanted)
+def test_cell_is_a_number_if_the_text_is_one():
+    texts = ["3", "0.5", "1e-3", "(16,16)", "mle"]
+    assert [grid.cell(text) for text in texts] == [3, 0.5, 1e-3, "(16,16)", "mle"]
 
 
-def command(place, study, grid, *args, killed_at=()):
-    """A sweep in a process of its own; gives status, output and error."""
-    resume_module, resume.MODULE = resume.MODULE, "vagram_jax.cli.sweep"
-    try:
-        return resume.run(place, study, f"--grid={grid}", *args, killed_at=killed_at)
-    finally:
-        resume.MODULE = resume_module
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a user's task and config."""
-    folder = tmp_path_factory.mktemp("swept")
-    (folder / "spring_of_a_user.py").write_text(user.TASK)
-    (folder / "tiny.py").write_text(user.CONFIG)
-    return folder
-
-
-def test_traced_numbers_share_a_program_and_shards_share_the_grid(place):
-    grid = "loss=vagram;sac.discount=0.9,0.99;fit.learning_rate=1e-3,1e-4"
+def test_numbers_share_a_program_and_shards_share_the_grid(call, tmp_path):
+    shared = f"--results={tmp_path}", "--study=shared", "--seed_chunk=2"
+    text = "loss=vagram;sac.discount=0.9,0.99;fit.learning_rate=1e-3,1e-4"
     for shard in ("0/2", "1/2"):
-        status, out, error = command(place, "shared", grid, f"--shard={shard}")
-        assert status == 0, error
+        status, out, err = call(sweep, *shared, f"--grid={text}", f"--shard={shard}")
+        assert status == 0, err
         assert out.count("compiling and warming up 4 seeds") == 1
     assert "4 of 4 runs finished" in out
-    rows = files.read_rows(place / "shared" / "sweep.csv")
+    rows = files.read_rows(tmp_path / "shared" / "sweep.csv")
     assert len(rows) == 8
     assert {(r["sac.discount"], r["fit.learning_rate"], r["seed"]) for r in rows} == {
         (discount, rate, seed)
@@ -114,106 +82,97 @@ def test_traced_numbers_share_a_program_and_shards_share_the_grid(place):
         for rate in (1e-3, 1e-4)
         for seed in (0, 1)
     }
-    status, out, _ = command(place, "shared", grid)
+    status, out, _ = call(sweep, *shared, f"--grid={text}")
     assert status == 0
+    assert out.count("finished already") == 4
     assert "compiling" not in out
-    # What has finished with other settings is not taken for what is asked.
-    status, _, error = command(place, "shared", grid, "--config.batch_size=5")
+    # A run that has finished with other settings is not skipped.
+    change = "--config.batch_size=5"
+    status, _, err = call(sweep, *shared, f"--grid={text}", change)
     assert status == 2
-    assert "can't be resumed with other settings: batch_size was 4, is 5" in error
-    # Alone in its program a run ends as it does beside others, but for rounding.
-    alone = command(
-        place, "alone", "loss=vagram;sac.discount=0.9;fit.learning_rate=1e-4"
-    )
-    assert alone[0] == 0, alone[2]
-    (name,) = {r["run"] for r in files.read_rows(place / "alone" / "sweep.csv")}
-    first, second = (
-        files.read_rows(place / study / name / "metrics.csv")
-        for study in ("shared", "alone")
-    )
-    for one, other in zip(first, second, strict=True):
-        assert one["return"] == pytest.approx(other["return"], rel=1e-4)
+    assert "can't be resumed with other settings: batch_size was 4, is 5" in err
+    # On a CPU a run doesn't depend on the other runs of the grid.
+    alone = "--grid=loss=vagram;sac.discount=0.9;fit.learning_rate=1e-4"
+    assert call(sweep, f"--results={tmp_path}", "--study=alone", alone)[0] == 0
+    (name,) = {row["run"] for row in files.read_rows(tmp_path / "alone" / "sweep.csv")}
+    one, other = (tmp_path / s / name / "metrics.csv" for s in ("shared", "alone"))
+    assert one.read_bytes() == other.read_bytes()
 
 
-def killed_twice(place, study, grid, runs, seeds):
-    """Kills a sweep twice, lets it end, and checks that every row is there once."""
-    for moment in [("arrays", 2), ("metrics", 8)]:
-        status, _, error = command(place, study, grid, killed_at=moment)
-        assert status == -9, error
-    status, out, error = command(place, study, grid)
-    assert status == 0, error
-    assert f"{runs} of {runs} runs finished" in out
-    rows = files.read_rows(place / study / "sweep.csv")
-    assert len(rows) == runs * seeds
-    assert len({(row["run"], row["seed"]) for row in rows}) == runs * seeds
-    for run in results.read_runs(place / study):
+def test_a_sweep_that_was_killed_twice_ends_with_each_row_once(
+    call, tmp_path, monkeypatch
+):
+    args = [f"--results={tmp_path}", "--study=killed", "--grid=loss=vagram,sac"]
+
+    def kill_at(count, module, name):
+        original, calls = getattr(module, name), []
+
+        def replaced(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == count:
+                raise Killed
+            return original(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, replaced)
+            with pytest.raises(Killed):
+                call(sweep, *args)
+
+    kill_at(5, files, "append_rows")  # in the first run
+    kill_at(6, files, "append_rows")  # after the first run
+    status, out, err = call(sweep, *args)
+    assert status == 0, err
+    assert "2 of 2 runs finished" in out
+    rows = files.read_rows(tmp_path / "killed" / "sweep.csv")
+    assert [(row["run"], row["seed"]) for row in rows] == [
+        (run, seed) for run in ("vagram", "sac") for seed in (0, 1)
+    ]
+    for run in results.read_runs(tmp_path / "killed"):
         counts = collections.Counter((r["seed"], r["env_steps"]) for r in run.metrics)
         assert set(counts.values()) == {1}
+        assert len(counts) == 6
         assert run.summary is not None
-        assert checkpoint.steps(place / study / run.name)[-1] == max(
-            row["env_steps"] for row in run.metrics
-        )
+        assert checkpoint.steps(tmp_path / "killed" / run.name)[-1] == 14
 
 
-def test_a_sweep_killed_twice_ends_with_each_row_once(place):
-    killed_twice(place, "killed", "loss=vagram,sac", runs=2, seeds=2)
-
-
-@pytest.mark.slow
-def test_a_pendulum_sweep_killed_twice_ends_with_24_rows(place):
-    text = user.CONFIG.replace("spring_of_a_user:Spring", "pendulum")
-    (place / "tiny.py").write_text(text.replace('"num_seeds": 2', '"num_seeds": 4'))
-    grid = "loss=vagram,mle,mse_normalized;dynamics.hidden=4,8"
-    killed_twice(place, "pendulum", grid, runs=6, seeds=4)
-
-
-def test_a_launcher_submits_shards_that_finish_the_grid(place):
+def test_a_launcher_submits_shards_that_finish_the_grid(tmp_path):
     pytest.importorskip("submitit")
-    grid, table = "loss=vagram,sac", place / "launched" / "sweep.csv"
-    status, out, error = command(
-        place, "launched", grid, "--launcher=local", "--shards=2", "--seed_mode=serial"
+    user = command_cases.folder()
+    process = subprocesses.start(
+        *("-m", "vagram_jax.cli.sweep", f"--config={user / 'tiny.py'}"),
+        *(f"--results={tmp_path}", "--study=launched", "--grid=loss=sac;first_seed=0,2"),
+        *("--launcher=local", "--shards=2", "--seed_chunk=2"),
+        path=[user],
     )
+    status, out, error = subprocesses.finish(process)
     assert status == 0, error
     assert "submitted " in out
+    table = tmp_path / "launched" / "sweep.csv"
     until = time.monotonic() + 200
     while not table.exists() or len(files.read_rows(table)) < 4:
-        assert time.monotonic() < until, list(place.glob("logs/**/*.err"))
+        assert time.monotonic() < until, list(tmp_path.glob("logs/**/*.err"))
         time.sleep(0.2)
-    for name in ("vagram", "sac"):
-        record = files.read_json(place / "launched" / name / "config.json")
-        assert record["layout"]["seed_mode"] == "serial"
+    for run in results.read_runs(tmp_path / "launched"):
+        assert run.record["layout"]["seed_chunk"] == 2
+        assert f"{os.sep}logs" not in run.record["command"]
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--grid=loss=nonsense"], "loss='nonsense'; known: "),
         (["--grid=los=mle"], "did you mean loss"),
         (["--grid=loss=mle", "--shard=2/2"], "--shard=2/2; I/N"),
-        (["--grid=loss=mle,mle"], "a value stands there twice"),
+        (["--grid=loss=mle,mle"], "a value occurs twice"),
         (["--grid=num_seeds=0"], "num_seeds=0"),
+        (["--grid=loss=mle,nonsense", "--shard=0/2"], "loss='nonsense'; known: "),
     ],
 )
-def test_a_sweep_that_is_no_sweep_is_one_line(place, args, said):
-    status, out, error = resume_usage(place, args)
+def test_a_grid_that_cannot_be_trained_is_one_line_of_error(
+    call, tmp_path, args, message
+):
+    status, out, err = call(sweep, f"--results={tmp_path}", *args)
     assert (status, out) == (2, "")
-    assert said in error
-    assert error.count("\n") == 1
-
-
-def resume_usage(place, args):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "vagram_jax.cli.sweep",
-            f"--config={place / 'tiny.py'}",
-            *args,
-        ],
-        capture_output=True,
-        text=True,
-        cwd=resume.ROOT,
-        env={**resume.os.environ, "PYTHONPATH": f"{place}:{resume.ROOT}"},
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,261 +1,35 @@
-"""Lanes on devices: where they run changes no result, on one host or on several."""
+"""Lanes on devices: on one host or several, they compute the same."""
 
-import contextlib
 import json
 import os
 import platform
 import socket
-import subprocess
-import sys
-import traceback
-from pathlib import Path
 
+import device_checks
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import session_cases as cases
+import subprocesses
+from device_checks import LANES
+from session_cases import programs_once
 
 from vagram_jax.run import devices
 from vagram_jax.storage import checkpoint
 
-HERE = Path(__file__).parents[1]
-LANES = 8
-# Compiles in half the time; rounding aside, no result depends on it.
-OPTIMIZED_LESS = "jax_disable_most_optimizations"
+__all__ = ["programs_once"]
 
 
-def python(*args, num_devices=1):
-    """Another process with so many CPU devices."""
-    count = f"--xla_force_host_platform_device_count={num_devices}"
-    places = os.pathsep.join([str(HERE.parent), str(HERE)])
-    settings = {"XLA_FLAGS": count, "PYTHONPATH": places, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        [sys.executable, *map(str, args)],
-        env=os.environ | settings | {OPTIMIZED_LESS.upper(): "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    """What it printed last, as JSON."""
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error[-3000:]
-    return json.loads(out.splitlines()[-1])
-
-
-CALLED_WITH = []
-
-
-def host(x):
-    CALLED_WITH.append(np.shape(x))
-    return np.cos(x).astype(np.float32)
-
-
-def lane(x, scale):
-    """A small loop with random numbers, a matrix product and a call of the host."""
-    key = jax.random.key(x["seed"])
-
-    def step(carry, key):
-        carry = jnp.tanh(x["matrix"] @ carry + 0.1 * jax.random.normal(key, (3,)))
-        called = jax.pure_callback(
-            host, jax.typeof(carry), carry, vmap_method="broadcast_all"
-        )
-        return scale * carry + called, carry.sum()
-
-    return jax.lax.scan(step, jnp.ones(3), jax.random.split(key, 5))
-
-
-def inputs(lanes=LANES):
-    matrix = np.random.default_rng(0).normal(size=(lanes, 3, 3))
-    return {"seed": np.arange(lanes, dtype=np.uint32), "matrix": np.float32(matrix)}
-
-
-def over(layout, **settings):
-    return devices.over_lanes(lane, layout, in_axes=(0, None), **settings)
-
-
-def each_alone(tree, scale):
-    """Each lane in a plain call of its own."""
-    one = jax.jit(lane)
-    rows = [
-        one(jax.tree.map(lambda x: x[i], tree), scale) for i in range(len(tree["seed"]))
-    ]
-    return jax.tree.map(lambda *x: np.stack(x), *rows)
-
-
-def assert_equal(found, wanted):
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
-
-
-def assert_close(found, wanted):
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, wanted
-    )
-
-
-# What follows runs in a process with four devices, all of it in the same one.
-
-
-def four_devices_compute_what_one_does():
-    layout, one = devices.Layout(), devices.Layout(mesh=of_one())
-    found = over(layout)(inputs(), 0.5)
-    assert len(found[0].sharding.device_set) == 4
-    assert_close(found, over(one)(inputs(), 0.5))
-    assert_close(found, each_alone(inputs(), 0.5))
-    # A lane per device needs no batching.
-    few = jax.tree.map(lambda x: x[:4], inputs())
-    assert_equal(over(layout)(few, 0.5), each_alone(few, 0.5))
-
-
-def of_one():
-    return jax.sharding.Mesh(np.array(jax.devices()[:1]), (devices.AXIS,))
-
-
-def serial_lanes_have_the_bits_of_plain_calls():
-    for mesh in (None, of_one()):
-        CALLED_WITH.clear()
-        found = over(devices.Layout("serial", mesh))(inputs(), 0.5)
-        jax.block_until_ready(found)
-        # One lane at a time, which is why the bits are the same.
-        assert CALLED_WITH == [(3,)] * (5 * LANES)
-        assert_equal(found, each_alone(inputs(), 0.5))
-
-
-def each_device_has_lanes_of_its_own():
-    layout = devices.Layout()
-    assert layout.mesh.size == 4
-    assert [layout.padded(n) for n in (1, 4, 5, 8, 9)] == [4, 4, 8, 8, 12]
-    assert devices.own_lanes(layout, 8) == range(8)
-    assert devices.agree(-3) == -3
-    assert devices.describe() == f"4 x cpu ({devices._processor()})"
-    places = devices.put(np.arange(8), layout, 8).addressable_shards
-    assert [s.data.tolist() for s in places] == [[0, 1], [2, 3], [4, 5], [6, 7]]
-
-
-def what_is_put_comes_back():
-    layout = devices.Layout()
-    tree = inputs() | {"empty": np.empty((LANES, 0)), "bool": np.arange(LANES) > 3}
-    placed = devices.put(tree, layout, LANES)
-    for fetch in (devices.fetch_own, devices.fetch_all):
-        back = fetch(placed)
-        assert_equal(back, tree)
-        assert jax.tree.map(lambda x: x.dtype, back) == jax.tree.map(
-            lambda x: x.dtype, jax.tree.map(jnp.asarray, tree)
-        )
-    spread = jax.jit(jax.vmap(jax.random.key), out_shardings=layout.sharding)
-    keys = spread(placed["seed"])
-    wanted = jax.random.key_data(jax.vmap(jax.random.key)(jnp.arange(LANES)))
-    # Fetching uses no key up.
-    with jax.debug_key_reuse(True):
-        for _ in range(2):
-            assert_equal(devices.fetch_own(keys), wanted)
-        jax.vmap(jax.random.normal)(keys)
-
-
-def a_copy_outlives_the_memory_that_is_given_away():
-    layout = devices.Layout()
-    more = devices.over_lanes(lambda x: x + 1.0, layout, in_axes=(0,), donate=(0,))
-    placed = devices.put(np.zeros((LANES, 1000), np.float32), layout, LANES)
-    copy = devices.fetch_own(placed)
-    found = more(placed)
-    assert placed.is_deleted()
-    found = more(found)
-    assert (copy == 0).all()
-    assert (np.asarray(found) == 2).all()
-    kept = devices.over_lanes(lambda x: x + 1.0, layout, in_axes=(0,))
-    kept(found)
-    assert not found.is_deleted()
-
-
-def lanes_that_fit_are_counted_on_all_devices():
-    text = refused(devices.Layout(), lanes_that_fit=1.5)
-    assert f"{LANES} seeds need" in text
-    assert "on each of 4 devices" in text
-    assert "4 seeds fit; set --seed_chunk=4" in text
-
-
-def nothing_says_who_the_others_are():
-    try:
-        devices.initialize()
-    except ValueError as error:
-        assert "--coordinator" in str(error)
-        assert str(error).startswith("--distributed: ")
-        assert "\n" not in str(error)
-    else:
-        raise AssertionError("a cluster of nobody")
-
-
-CHECKS = [
-    nothing_says_who_the_others_are,  # before JAX is asked for anything
-    four_devices_compute_what_one_does,
-    serial_lanes_have_the_bits_of_plain_calls,
-    each_device_has_lanes_of_its_own,
-    what_is_put_comes_back,
-    a_copy_outlives_the_memory_that_is_given_away,
-    lanes_that_fit_are_counted_on_all_devices,
-]
-
-
-def run_checks():
-    found = {}
-    for check in CHECKS:
-        try:
-            check()
-            found[check.__name__] = ""
-        except Exception:
-            found[check.__name__] = traceback.format_exc()
-    print(json.dumps(found))
-
-
-@pytest.fixture(scope="module")
-def checked():
-    """What the checks found in a process with four devices."""
-    return finish(
-        python("-c", "import test_devices; test_devices.run_checks()", num_devices=4)
-    )
-
-
-@pytest.mark.parametrize("check", [check.__name__ for check in CHECKS])
-def test_on_four_devices(checked, check):
-    assert not checked[check], checked[check]
-
-
-# From here on in this process, with a single device.
-
-
-def refused(layout, lanes_that_fit):
-    """What is said of memory that holds so many lanes of each device."""
-    program = over(layout)
-    shapes = jax.eval_shape(lambda x: x, (inputs(), np.float32(0.5)))
-    usage = program.lower(*shapes).compile().memory_analysis()
-    needed = usage.argument_size_in_bytes + usage.output_size_in_bytes
-    needed += usage.temp_size_in_bytes - usage.alias_size_in_bytes
-    limit = lanes_that_fit * needed / (LANES // layout.mesh.size)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "memory_limit", lambda: limit)
-        settings = {"num_lanes": LANES, "layout": layout}
-        with pytest.raises(devices.DeviceError) as caught:
-            devices.check_memory(program, *shapes, **settings)
-        assert "\n" not in str(caught.value)
-        patch.setattr(devices, "memory_limit", lambda: float(needed))
-        devices.check_memory(program, *shapes, **settings)
-        patch.setattr(devices, "memory_limit", lambda: None)
-        devices.check_memory(program, *shapes, **settings)
-    return str(caught.value)
-
-
-def test_too_little_memory_is_refused_with_the_number_of_seeds_that_fit():
-    text = refused(devices.Layout(), lanes_that_fit=3.5)
+def test_a_lack_of_memory_is_refused_with_the_number_of_seeds_that_fit():
+    text = device_checks.refusal(devices.Layout(), lanes_that_fit=3.5)
     assert text.startswith("8 seeds need 0.00 GB on each of 1 devices; ")
     assert text.endswith("3 seeds fit; set --seed_chunk=3")
-    text = refused(devices.Layout(), lanes_that_fit=0.5)
+    text = device_checks.refusal(devices.Layout(), lanes_that_fit=0.5)
     assert text.endswith("0 seeds fit; make buffers or networks smaller")
 
 
-def test_memory_that_is_given_away_counts_once(monkeypatch):
+def test_donated_memory_counts_once(monkeypatch):
     x, layout = jnp.ones((LANES, 100_000)), devices.Layout()
     monkeypatch.setattr(devices, "memory_limit", lambda: 1.5 * x.nbytes)
     more, settings = lambda x: x + 1, {"num_lanes": LANES, "layout": layout}
@@ -266,9 +40,9 @@ def test_memory_that_is_given_away_counts_once(monkeypatch):
         devices.check_memory(lavish, x, **settings)
 
 
-def test_a_program_that_runs_once_computes_the_same():
+def test_a_program_that_compiles_fast_computes_the_same():
     draw, x = lambda x: jax.random.normal(jax.random.key(x), (5,)), jnp.arange(LANES)
-    once = devices.over_lanes(draw, devices.Layout(), in_axes=(0,), runs_once=True)
+    once = devices.over_lanes(draw, devices.Layout(), in_axes=(0,), compile_fast=True)
     np.testing.assert_allclose(once(x), jax.vmap(draw)(x), rtol=1e-6)
 
 
@@ -287,7 +61,7 @@ def test_checking_memory_compiles_nothing_twice():
     assert len(traces) == compiled
 
 
-def test_a_device_can_give_no_more_than_the_machine_has(monkeypatch):
+def test_memory_limit_is_below_the_memory_of_the_machine(monkeypatch):
     limit = devices.memory_limit()
     assert limit is None or 0 < limit < os.sysconf("SC_PAGE_SIZE") * os.sysconf(
         "SC_PHYS_PAGES"
@@ -311,7 +85,7 @@ def test_a_device_can_give_no_more_than_the_machine_has(monkeypatch):
         (None, platform.machine()),
     ],
 )
-def test_a_cpu_is_told_by_its_model_and_its_widest_vectors(tmp_path, cpuinfo, wanted):
+def test_a_cpu_is_described_by_its_model_and_widest_vectors(tmp_path, cpuinfo, wanted):
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert devices._processor(tmp_path / "cpuinfo") == wanted
@@ -323,22 +97,22 @@ def test_an_unknown_mode_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("asked", "lanes", "wanted"),
+    ("num_devices", "lanes", "wanted"),
     [(3, 8, 3), (None, 8, 4), (None, 5, 3), (None, 3, 3), (None, 1, 1), (None, 4, 4)],
 )
-def test_a_cpu_is_split_over_its_cores(monkeypatch, asked, lanes, wanted):
+def test_a_cpu_is_split_over_its_cores(monkeypatch, num_devices, lanes, wanted):
     chosen = {}
     for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(devices, "_cores", lambda: 4)
     monkeypatch.setattr(type(jax.config), "update", lambda _, *x: chosen.update([x]))
-    devices.use_cpu(asked, num_lanes=lanes)
+    devices.use_cpu(num_devices, num_lanes=lanes)
     assert chosen == {"jax_num_cpu_devices": wanted}
 
 
 def test_a_cpu_is_not_split_against_the_environment(monkeypatch):
     def refuse(*_):
-        raise AssertionError("nobody asked")
+        raise AssertionError("the CPU was split")
 
     monkeypatch.setattr(type(jax.config), "update", refuse)
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
@@ -348,33 +122,31 @@ def test_a_cpu_is_not_split_against_the_environment(monkeypatch):
     devices.use_cpu(None, num_lanes=8)
 
 
-def test_a_cpu_that_computes_already_is_not_split(monkeypatch):
+def test_a_cpu_that_is_in_use_is_not_split(monkeypatch):
     for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     jax.devices()
-    with pytest.raises(ValueError, match=r"--cpu_devices=7: JAX runs already"):
+    with pytest.raises(ValueError, match=r"--cpu_devices=7: JAX is already in use"):
         devices.use_cpu(7, num_lanes=8)
     devices.use_cpu(None, num_lanes=8)
     assert jax.device_count() == 1
 
 
-# What a process compiles is kept while it lives.
+# The cache of compiled programs.
 
 SHARING = """
-import json, os, pathlib, stat
+import json, os, stat
 import jax, jax.numpy as jnp
-from vagram_jax import devices
+from vagram_jax.run import devices
 
 hits = []
 jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))
-devices._WORTH_KEEPING = 0.0
+devices._MIN_CACHED_SECONDS = 0.0
 for _ in range(2):
     devices.share_compiled()
-place = jax.config.jax_compilation_cache_dir
-x = jnp.arange(8.0)
-layout = devices.Layout()
+x, layout = jnp.arange(8.0), devices.Layout()
 
-def found(scale):
+def result(scale):
     def lane(x):
         return {"result": jnp.sin(x), "unused": scale}["result"]
 
@@ -382,41 +154,57 @@ def found(scale):
     devices.check_memory(program, x, num_lanes=8, layout=layout)
     return program(x).tolist()
 
-same = found(1.0) == found(2.0)
+same = result(1.0) == result(2.0)
+folder = jax.config.jax_compilation_cache_dir
+mode = stat.S_IMODE(os.stat(folder).st_mode)
 count = hits.count("/jax/compilation_cache/cache_hits")
-mode = place and stat.S_IMODE(os.stat(place).st_mode)
-print(json.dumps([place, mode, same, count]))
+print(json.dumps([folder, mode, same, count]))
 """
 
 
-def shared(begin=""):
-    """What a process says of two programs that are alike."""
-    return finish(python("-c", begin + SHARING, num_devices=2))
-
-
-def test_programs_that_are_alike_are_compiled_once():
-    place, mode, same, hits = shared()
+def test_equal_programs_are_compiled_once_and_the_cache_is_private():
+    process = subprocesses.start(
+        "-c", SHARING, num_devices=2, JAX_COMPILATION_CACHE_DIR=""
+    )
+    status, out, error = subprocesses.finish(process)
+    assert status == 0, error
+    folder, mode, same, hits = json.loads(out)
     assert mode == 0o700
     assert same
     assert hits > 0
-    assert not Path(place).exists()
+    assert not os.path.exists(folder)
 
 
-def test_a_users_own_cache_stays_and_a_user_can_have_none(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-    assert shared()[0] == str(tmp_path)
-    assert tmp_path.exists()
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
-    assert shared() == [None, None, True, 0]
+@pytest.fixture
+def cache(monkeypatch):
+    """Calls `share_compiled` with some settings; returns the folder that JAX then has."""
+    options = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
+    options += ("jax_persistent_cache_min_compile_time_secs",)
+    previous = {name: getattr(jax.config, name) for name in options}
+
+    def share(enabled=True, folder=None):
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        devices.share_compiled()
+        return jax.config.jax_compilation_cache_dir
+
+    monkeypatch.setattr(devices, "_cache_folder", None)
+    yield share
+    for name, value in previous.items():
+        jax.config.update(name, value)
 
 
-def test_where_no_folder_can_be_made_nothing_is_kept():
-    begin = "import tempfile; tempfile.tempdir = '/nowhere'"
-    assert shared(begin) == [None, None, True, 0]
+def test_share_compiled_keeps_the_cache_of_the_user_and_can_be_turned_off(cache):
+    assert cache(folder="/a_users_own") == "/a_users_own"
+    assert cache(enabled=False) is None
 
 
-# Runs that several processes share.
+def test_share_compiled_works_without_a_folder(cache, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert cache() is None
+
+
+# Four devices in one process, in two, and a single one.
 
 
 def free_port():
@@ -425,15 +213,22 @@ def free_port():
         return server.getsockname()[1]
 
 
-def together(*runs, processes, num_devices):
-    """Processes that train runs together; gives what each of them printed."""
-    port, script = free_port(), HERE / "device_runs.py"
+def train_together(*runs, processes, num_devices):
+    """Trains runs in several processes; returns the JSON that each of them printed."""
+    script, port = subprocesses.ROOT / "tests/device_runs.py", free_port()
     started = [
-        python(script, process, processes, port, *runs, num_devices=num_devices)
-        for process in range(processes)
+        subprocesses.start(
+            script, number, processes, port, *runs, num_devices=num_devices
+        )
+        for number in range(processes)
     ]
     try:
-        return [finish(process) for process in reversed(started)][::-1]
+        answers = []
+        for process in reversed(started):
+            status, out, error = subprocesses.finish(process)
+            assert status == 0, error[-3000:]
+            answers.append(json.loads(out.splitlines()[-1]))
+        return answers[::-1]
     finally:
         for process in started:
             process.kill()
@@ -441,62 +236,91 @@ def together(*runs, processes, num_devices):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Runs of eight seeds, by one process with four devices, two with two, or one."""
-    place = tmp_path_factory.mktemp("devices")
-    found = {"four": together(place / "four", 20, 0, processes=1, num_devices=4)}
-    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
-        patch.setattr(cases.runner, "compiled", cases.compiled_once)
-        stack.callback(
-            jax.config.update, OPTIMIZED_LESS, jax.config.read(OPTIMIZED_LESS)
-        )
-        jax.config.update(OPTIMIZED_LESS, True)
-        half = cases.RUN.replace(num_seeds=LANES, total_steps=14)
-        cases.train(place / "one_then_two", run=half)
-        runs = [place / "two", 20, 0, place / "two_then_one", 14, 0]
-        runs += [place / "one_then_two", 20, 1]
-        found["two"] = together(*runs, processes=2, num_devices=2)
-        full = cases.RUN.replace(num_seeds=LANES)
-        told = cases.train(place / "two_then_one", run=full, resume=True)
-        assert told[0] == "two_then_one: going on from step 14"
-    (place / "found.json").write_text(json.dumps(found))
-    return place
+def runs(tmp_path_factory, programs_once):
+    """A results folder with runs of four seeds, and the answers of the processes.
+
+    One process with four devices, two processes with two, and this process with one
+    train a run, or resume a run of the others.
+    """
+    root = tmp_path_factory.mktemp("devices")
+    arguments = [(root, "four", 4, 20, "new"), (root, "four_then_two", 4, 14, "new")]
+    arguments += [(root, "uneven", 3, 14, "new")]
+    (four,) = train_together(*sum(arguments, ()), processes=1, num_devices=4)
+    arguments = [(root, "two", 4, 20, "new"), (root, "two_then_one", 4, 14, "new")]
+    arguments += [(root, "four_then_two", 4, 20, "resume")]
+    two = train_together(*sum(arguments, ()), processes=2, num_devices=2)
+    run_config = cases.RUN.replace(num_seeds=cases.LANES)
+    lines = cases.train(
+        root, cases.spec("two_then_one", run_config=run_config), resume=True
+    )
+    return root, four, two, lines
 
 
-def test_two_processes_share_lanes_and_agree(place):
-    found = json.loads((place / "found.json").read_text())
-    (four,), two = found["four"], found["two"]
+@pytest.mark.parametrize("check", [check.__name__ for check in device_checks.CHECKS])
+def test_with_four_devices(runs, check):
+    _, four, _, _ = runs
+    assert not four["checks"][check], four["checks"][check]
+
+
+def test_two_processes_split_the_lanes_and_agree(runs):
+    _, four, two, _ = runs
     assert [one["is_first"] for one in two] == [True, False]
     text = f"4 x cpu ({devices._processor()}) in 2 processes"
     assert {one["describe"] for one in two} == {text}
     assert [one["least"] for one in (four, *two)] == [5, 4, 4]
-    assert [one["own"] for one in two] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [one["fetched"] for one in two] == [[0, 10, 20, 30], [40, 50, 60, 70]]
+    assert [one["own"] for one in two] == [[0, 1], [2, 3]]
+    assert [one["fetched"] for one in two] == [[0, 10], [20, 30]]
     for one in (four, *two):
         assert one["keys"] == one["fetched"]
-        assert one["all"] == [10 * lane for lane in range(LANES)]
+        assert one["all"] == [0, 10, 20, 30]
 
 
-def test_two_processes_leave_the_tables_that_one_does(place):
-    tables = [(place / name / "metrics.csv").read_bytes() for name in ("two", "four")]
-    assert tables[0] == tables[1]
+def test_only_the_first_of_two_processes_reports(runs):
+    _, _, (first, second), _ = runs
+    assert "four_then_two: resuming from step 14" in first["lines"]
+    assert second["lines"] == []
 
 
-def test_two_processes_save_a_piece_each(place):
-    for name, wanted in (("two", ["seeds-0-3", "seeds-4-7"]), ("four", ["seeds-0-7"])):
-        folder = place / name / "checkpoints" / "000000020"
-        assert sorted(piece.name for piece in folder.iterdir()) == wanted
-        assert checkpoint.newest([(place / name, range(LANES))], strict=True) == 20
-    found, wanted = (
-        checkpoint.load(place / name, 20, range(LANES)) for name in ("two", "four")
+def test_two_processes_leave_the_tables_that_one_does(runs):
+    root = runs[0]
+    tables = [
+        (cases.folder_of(root, name) / "metrics.csv").read_bytes()
+        for name in ("two", "four", "four_then_two")
+    ]
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_two_processes_save_a_piece_each(runs):
+    root = runs[0]
+    pieces = {"two": ["seeds-0-1", "seeds-2-3"], "four": ["seeds-0-3"]}
+    for name, expected in pieces.items():
+        run = cases.folder_of(root, name)
+        folder = run / "checkpoints" / "000000020"
+        assert sorted(piece.name for piece in folder.iterdir()) == expected
+        assert checkpoint.newest([(run, range(4))], strict=True) == 20
+    cases.assert_same_states(
+        *(cases.last_states(root, name, range(4)) for name in pieces)
     )
-    assert_equal(found, wanted)
 
 
-@pytest.mark.parametrize("name", ["one_then_two", "two_then_one"])
-def test_what_some_processes_saved_others_go_on_with(place, name):
-    found, wanted = cases.table(place / name), cases.table(place / "four")
-    assert [row["env_steps"] for row in found] == cases.STEPS * LANES
-    cases.assert_close(found, wanted, rel=1e-5, abs=1e-6)
-    assert checkpoint.newest([(place / name, range(LANES))], strict=True) == 20
-    assert not list((place / name).rglob("*.tmp"))
+def test_another_number_of_devices_resumes_and_gives_the_same_numbers(runs):
+    root, _, _, lines = runs
+    assert "two_then_one: resuming from step 14" in lines
+    found = cases.table(root, "two_then_one")
+    assert [row["env_steps"] for row in found] == cases.STEPS * cases.LANES
+    cases.assert_close(found, cases.table(root, "four"), rel=1e-5, abs=1e-6)
+    folder = cases.folder_of(root, "two_then_one")
+    assert checkpoint.newest([(folder, range(4))], strict=True) == 20
+
+
+def test_seeds_that_devices_cannot_share_evenly_are_padded(runs):
+    root, four, _, _ = runs
+    assert "uneven: compiling and warming up 3 seeds" in four["lines"]
+    found = cases.table(root, "uneven")
+    assert {row["seed"] for row in found} == {0, 1, 2}
+    rows = [row for row in cases.table(root, "four") if row["env_steps"] <= 14]
+    assert found == rows[: len(found)]
+    run = cases.folder_of(root, "uneven")
+    assert [p.name for p in (run / "checkpoints/000000014").iterdir()] == ["seeds-0-2"]
+    arrays = checkpoint.load(run, 14, range(3))
+    assert all(len(array) == 3 for array in arrays.values())

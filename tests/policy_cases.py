@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import session_cases
 
-from vagram_jax import envs, training
+from vagram_jax import envs, mbpo
 from vagram_jax.run import devices, grid, loop, states
 from vagram_jax.storage import checkpoint, results
 
@@ -33,7 +33,7 @@ def _shapes(env, run):
     def init():
         keys = jax.random.split(jax.random.key(0), run.num_seeds)
         make = functools.partial(
-            training.init, env=envs.from_config(env), config=CONFIG
+            mbpo.init, env=envs.from_config(env), config=CONFIG
         )
         return jax.tree.map(devices.without_keys, jax.vmap(make)(keys))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vagram_jax import envs, sac, training
+from vagram_jax import envs, mbpo, sac, schedules
 from vagram_jax.run import devices, grid, loop, session
 from vagram_jax.storage import checkpoint, files, lock
 
@@ -20,14 +20,14 @@ SEEDS = 2
 LANES = 4
 RUN = loop.RunConfig(num_seeds=SEEDS, total_steps=LAST, eval_episodes=2)
 # Plain SAC without hidden layers compiles fastest.
-CONFIG = training.MBPOConfig(
-    loss=training.NO_MODEL,
+CONFIG = mbpo.MBPOConfig(
+    loss=mbpo.NO_MODEL,
     sac=sac.SACConfig(hidden=()),
     batch_size=4,
     updates_per_step=1,
     steps_per_epoch=EPOCH,
     warmup_steps=WARM_UP,
-    real_fraction=(1.0,),
+    real_fraction=schedules.constant(1.0),
     replay_capacity=20,
 )
 STUDY = "study"

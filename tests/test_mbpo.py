@@ -224,7 +224,7 @@ def test_fit_model_passes_the_values_of_the_current_agent(monkeypatch):
 
 
 @functools.partial(jax.jit, static_argnames="keep_epochs")
-def _add_imagined(key, state, keep_epochs, horizon=(1,)):
+def _add_imagined(key, state, keep_epochs):
     options = {"keep_epochs": keep_epochs, "termination": "none"}
     algorithm = CONFIG.replace(imagine=CONFIG.imagine.replace(**options))
     return mbpo.add_imagined(key, state, env=cases.WALK, config=algorithm)

@@ -154,7 +154,7 @@ def new_record(preset: str, losses: Sequence[str]) -> dict[str, Any]:
       The preset, versions, device, command, start and revision.
     """
     config = {"preset": preset, "losses": sorted(set(losses))}
-    return records.new(config, on={"device": devices.describe()})
+    return records.new(config, on={"device": devices.describe()}, labels={})
 
 
 def finish(study: Study, began: float, more: Sequence[str] = (), **write: bool) -> None:
@@ -187,9 +187,7 @@ def make_configs(settings: Settings) -> tuple[Any, Any, Any]:
       ConfigError: a setting is refused.
     """
     changes = {**settings}
-    name = changes.pop("config")
-    env_config, algorithm, run_config = configs.load(name, overrides=changes)
-    return env_config, grid.with_loss(algorithm, algorithm.loss), run_config
+    return configs.load(changes.pop("config"), overrides=changes)
 
 
 def make_specs(

@@ -8,7 +8,7 @@ import pytest
 from vagram_jax import config, envs
 from vagram_jax.cli import configs
 from vagram_jax.envs.mujoco import tasks
-from vagram_jax.run import runner
+from vagram_jax.run import loop
 
 HOPPER = (
     "quick",
@@ -40,7 +40,7 @@ def test_names_are_the_files_with_a_config():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_config_is_accepted_by_its_environment_and_training(name):
     env_config, algorithm, run_config = configs.load(name)
-    runner.check(run_config, algorithm, environment(env_config))
+    loop.check(run_config, algorithm, environment(env_config))
 
 
 @pytest.mark.parametrize("name", ["hopper", *MUJOCO])

@@ -5,12 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
-from absl.testing import flagsaver
 
 from experiments import studies
 from experiments.studies import capacity, distraction, loop, tasks
 from vagram_jax.analysis.study import Design, Study
-from vagram_jax.cli import flags, launch
+from vagram_jax.run import session
 from vagram_jax.storage import files
 
 TRAINED = sorted(set(studies.descriptions()) - {"loss_surface", "changing_values"})
@@ -37,27 +36,20 @@ def get_config():
 """
 
 
-@pytest.fixture
-def options():
-    with flagsaver.flagsaver():
-        flags.parse(["study"])
-        yield launch.keeping(2)
-
-
 @pytest.mark.parametrize("preset", ["quick", "full"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_all_runs_of_a_study_are_accepted_before_any_is_trained(name, preset):
     labeled = studies.load(name).labeled(preset)
-    specs, _ = loop.make_specs(labeled, None, None)
+    specs, _ = session.check_runs(loop.make_specs(labeled, None, None))
     assert len({spec.name for spec in specs}) == len(labeled)
     least = 4 if preset == "quick" else 8
-    assert all(spec.run.num_seeds >= least for spec in specs)
+    assert all(spec.run_config.num_seeds >= least for spec in specs)
     # Runs of one task have the same budget and the same agent.
     budgets = collections.defaultdict(set)
     for spec in specs:
         algorithm = spec.algorithm
-        budget = (spec.run, algorithm.updates_per_step, algorithm.batch_size)
-        budgets[spec.values["task"]].add(str((budget, algorithm.sac.hidden)))
+        budget = (spec.run_config, algorithm.updates_per_step, algorithm.batch_size)
+        budgets[spec.labels["task"]].add(str((budget, algorithm.sac.hidden)))
     assert {len(kinds) for kinds in budgets.values()} == {1}
 
 
@@ -93,7 +85,7 @@ def test_sac_is_trained_once_for_all_widths_and_once_per_number_of_distractors(t
     assert count(distraction.labeled("full", task)) == 6
 
 
-def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, options, capsys):
+def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, capsys):
     (tmp_path / "tiny.py").write_text(CONFIG)
     task = {"task": {"pendulum": {"config": str(tmp_path / "tiny.py")}}}
     labeled = [
@@ -104,6 +96,7 @@ def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, options, capsys
     folder.mkdir()
     run = loop.command(Design(axis="hidden"), lambda preset: labeled)
     seeds = {"num_seeds": 3, "first_seed": 5}
+    options = session.SessionOptions()
     assert run("quick", folder, options=options, **seeds) == 0
     assert "compiling" in capsys.readouterr().out
     finals = files.read_rows(folder / "finals.csv")

@@ -112,7 +112,9 @@ def test_a_diverged_seed_has_no_return_from_then_on():
     reward = np.abs(np.asarray(state.replay.data.reward)).max(axis=1)
     bound = (reward + CONFIG.sac.initial_temperature) / (1 - CONFIG.sac.discount)
     ratio = np.asarray(metrics["sac/q_max"]) / bound
-    _, iterations = train(algorithm=CONFIG.replace(divergence_slack=float(ratio.mean())))
+    _, iterations = train(
+        algorithm=CONFIG.replace(divergence_slack=float(ratio.mean()))
+    )
     assert iterations[0].diverged_at.tolist() == [-1, -1]
     assert iterations[1].diverged_at.tolist() == [
         STEPS[1] if each == ratio.max() else -1 for each in ratio

@@ -37,7 +37,7 @@ def test_train_runs_leaves_rows_of_all_seeds_and_the_last_checkpoints(whole):
     times = files.read_rows(folder / "timing.csv")
     assert [(row["seed"], row["env_steps"]) for row in times] == [(0, s) for s in STEPS]
     seconds = [row["wall_time_s"] for row in times]
-    assert 0 < seconds[0] and seconds == sorted(seconds)
+    assert seconds[0] > 0 and seconds == sorted(seconds)
 
 
 def test_train_runs_records_labels_devices_and_settings(whole):
@@ -199,7 +199,8 @@ def test_a_chunk_equals_a_run_of_its_seeds(tmp_path, whole, chunked):
     assert cases.table(chunked) == cases.table(whole) + cases.table(tmp_path)
     for root, seeds in ((whole, range(2)), (tmp_path, range(2, 4))):
         cases.assert_same_states(
-            cases.last_states(chunked, seeds=seeds), cases.last_states(root, seeds=seeds)
+            cases.last_states(chunked, seeds=seeds),
+            cases.last_states(root, seeds=seeds),
         )
     times = files.read_rows(cases.folder_of(chunked) / "timing.csv")
     assert [row["seed"] for row in times] == [0] * len(STEPS) + [2] * len(STEPS)
@@ -301,7 +302,12 @@ def test_groups_share_settings_and_the_step_they_resume_from(tmp_path):
         ["one", "rate", "saved"],
         ["larger"],
     ]
-    assert [s.name for s in grid.by_program(specs)] == ["one", "rate", "saved", "larger"]
+    assert [s.name for s in grid.by_program(specs)] == [
+        "one",
+        "rate",
+        "saved",
+        "larger",
+    ]
 
 
 # Seeds.

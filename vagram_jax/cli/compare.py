@@ -38,7 +38,7 @@ def main(env_config, algorithm, run_config) -> int:
         )
     specs = [
         grid.make_spec(
-            (env_config, algorithm.replace(loss=loss), run_config), {"loss": loss}
+            (env_config, grid.with_loss(algorithm, loss), run_config), {"loss": loss}
         )
         for loss in losses
     ]

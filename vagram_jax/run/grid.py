@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from vagram_jax import config, envs, mbpo, schedules
+from vagram_jax import config, envs, losses, mbpo, schedules
 from vagram_jax.envs import EnvConfig
 from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.run.loop import RunConfig
@@ -59,17 +59,30 @@ def make_spec(
       The specification.
     """
     env_config, algorithm, run_config = configs
-    algorithm = with_loss(algorithm, algorithm.loss)
+    if algorithm.loss in ("sac", mbpo.NO_MODEL):
+        algorithm = with_loss(algorithm, mbpo.NO_MODEL)
     return RunSpec(run_name(labels), labels, env_config, algorithm, run_config)
 
 
 def with_loss(algorithm: MBPOConfig, loss: str) -> MBPOConfig:
-    """The algorithm with another loss; "sac" or "none" means plain SAC."""
+    """Returns the algorithm with another loss; "sac" or "none" means plain SAC.
+
+    Settings that the new loss doesn't read get their default values, so that one config
+    serves for a comparison of losses.
+
+    Raises:
+      ConfigError: the loss is unknown.
+    """
+    reads: tuple[str, ...] = ()
     if loss in ("sac", mbpo.NO_MODEL):
-        return algorithm.replace(
-            loss=mbpo.NO_MODEL, real_fraction=schedules.constant(1.0)
-        )
-    return algorithm.replace(loss=loss)
+        only_real = schedules.constant(1.0)
+        algorithm = algorithm.replace(loss=mbpo.NO_MODEL, real_fraction=only_real)
+    else:
+        algorithm = algorithm.replace(loss=loss)
+        reads = losses.get(loss, also=("sac",)).reads_config
+    unread = [name for name in ("gradients", "weights") if name not in reads]
+    defaults = {name: type(getattr(algorithm, name))() for name in unread}
+    return algorithm.replace(**defaults)
 
 
 def loss_label(algorithm: MBPOConfig) -> str:

@@ -30,6 +30,8 @@ import ml_collections
 
 from vagram_jax import config
 from vagram_jax.config import ConfigError
+from vagram_jax.mbpo import MBPOConfig
+from vagram_jax.run import grid
 from vagram_jax.run.loop import CONFIGS
 
 
@@ -51,7 +53,7 @@ def defaults(*config_types: type) -> ml_collections.ConfigDict:
 def load(
     name: str, *config_types: type, overrides: Mapping[str, str | bool] | None = None
 ) -> tuple[Any, ...]:
-    """Returns the configs that `--config=NAME` gives.
+    """Returns the configs that `--config=NAME` gives, with the values of `override`.
 
     Args:
       name: NAME or NAME:VARIANT of a config here, or FILE.py or FILE.py:VARIANT.
@@ -62,13 +64,17 @@ def load(
       ConfigError: there is no such config, its code fails, or a key or a value is
         refused.
     """
-    config_types = config_types or CONFIGS
     mapping = _call(name, *_find(name))
-    return _split_with(mapping, config_types, overrides or {})
+    return override(config.split(mapping, *(config_types or CONFIGS)), overrides or {})
 
 
-def override(configs: Sequence[Any], values: Mapping[str, str]) -> tuple[Any, ...]:
+def override(
+    configs: Sequence[Any], values: Mapping[str, str | bool]
+) -> tuple[Any, ...]:
     """Returns the configs with the values that `--config.KEY=VALUE` sets.
+
+    The value of `loss` is set first, see `grid.with_loss`: a config's settings of
+    another loss don't count, and only the values here must be ones that it reads.
 
     Args:
       configs: config dataclasses without a common field name.
@@ -77,8 +83,10 @@ def override(configs: Sequence[Any], values: Mapping[str, str]) -> tuple[Any, ..
     Raises:
       ConfigError: a key or a value is refused.
     """
-    mapping: dict[str, Any] = {}
+    values, mapping = dict(values), {}
     for each in configs:
+        if isinstance(each, MBPOConfig) and isinstance(values.get("loss"), str):
+            each = grid.with_loss(each, values.pop("loss"))
         mapping |= config.to_dict(each)
     return _split_with(mapping, tuple(map(type, configs)), values)
 

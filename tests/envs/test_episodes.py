@@ -18,24 +18,21 @@ LENGTHS = np.arange(1, 10)
 
 
 @functools.partial(jax.jit, static_argnames=("env", "num_steps"))
-def rollout(keys, episode_lengths, *, env, num_steps=NUM_STEPS):
-    """Transitions, `valid` and the states before each step, `[lanes, num_steps]`."""
+def rollout(key, episode_length, *, env, num_steps=NUM_STEPS):
+    """Transitions, `valid` and the states before each step, `[num_steps]`."""
 
-    def one_lane(key, episode_length):
-        def one_step(carry, _):
-            key, state = carry
-            key, key_action, key_step = jax.random.split(key, 3)
-            action = jax.random.uniform(key_action, (env.action_size,), minval=-1.0)
-            after, transition, valid = episodes.step(
-                key_step, state, action, env=env, episode_length=episode_length
-            )
-            return (key, after), (transition, valid, state)
+    def one_step(carry, _):
+        key, state = carry
+        key, key_action, key_step = jax.random.split(key, 3)
+        action = jax.random.uniform(key_action, (env.action_size,), minval=-1.0)
+        after, transition, valid = episodes.step(
+            key_step, state, action, env=env, episode_length=episode_length
+        )
+        return (key, after), (transition, valid, state)
 
-        key, key_reset = jax.random.split(key)
-        start = (key, episodes.reset(key_reset, env=env))
-        return jax.lax.scan(one_step, start, length=num_steps)[1]
-
-    return jax.vmap(one_lane)(keys, episode_lengths)
+    key, key_reset = jax.random.split(key)
+    start = (key, episodes.reset(key_reset, env=env))
+    return jax.lax.scan(one_step, start, length=num_steps)[1]
 
 
 def keys(num):
@@ -49,7 +46,8 @@ def counter(ends_after):
 
 @pytest.mark.parametrize("ends_after", [0, 4])
 def test_step_stores_the_true_successor_and_resets_all_of_the_state(ends_after):
-    data, valid, states = rollout(keys(len(LENGTHS)), LENGTHS, env=counter(ends_after))
+    run = functools.partial(rollout, env=counter(ends_after))
+    data, valid, states = jax.vmap(run)(keys(len(LENGTHS)), LENGTHS)
     np.testing.assert_array_equal(data.next_obs[..., 0], data.obs[..., 0] + 1)
     # The numbers drawn at reset identify the episode: the successor has the same ones.
     np.testing.assert_array_equal(data.next_obs[..., 1:], data.obs[..., 1:])
@@ -103,6 +101,7 @@ def test_step_distinguishes_termination_from_truncation():
     )
     env = probe_envs.Flagged()
 
+    @jax.jit
     @jax.vmap
     def step(key, flags, at_limit):
         state = episodes.reset(key, env=env)
@@ -136,16 +135,17 @@ def test_ends_reports_a_time_limit_only_if_the_episode_ends():
 @pytest.mark.parametrize("nan_in", ["obs", "reward"])
 def test_a_step_with_nan_is_not_valid_and_resets(nan_in):
     env = probe_envs.Counter(nan_at=3, nan_in=nan_in)
-    data, valid, states = rollout(keys(1), jnp.array([100]), env=env, num_steps=9)
-    np.testing.assert_array_equal(valid[0], [True, True, False] * 3)
-    np.testing.assert_array_equal(states.env_state.obs[0, :, 0], [0, 1, 2] * 3)
+    data, valid, states = rollout(jax.random.key(0), 100, env=env, num_steps=9)
+    np.testing.assert_array_equal(valid, [True, True, False] * 3)
+    np.testing.assert_array_equal(states.env_state.obs[:, 0], [0, 1, 2] * 3)
     assert np.isfinite(np.asarray(data.next_obs)[valid]).all()
 
 
 def test_a_rollout_uses_no_key_twice(key_reuse):
-    noise = distractors.Distractors(probe_envs.Foreign(), 2, "noise")
-    for env in (counter(0), noise):
-        rollout(keys(2), jnp.array([3, 4]), env=env, num_steps=7)
+    rollout(jax.random.key(0), 3, env=counter(0), num_steps=7)
+    noise = distractors.Distractors(envs.make("pendulum"), 2, "noise")
+    run = functools.partial(rollout, env=noise, num_steps=7)
+    jax.vmap(run)(keys(2), jnp.array([3, 4]))
 
 
 def test_length_prefers_the_override():

@@ -1,8 +1,8 @@
-"""Runs a command that kills itself without warning at a chosen moment.
+"""Runs a command that kills itself at a chosen moment.
 
     python tests/kill_at.py MOMENT COUNT MODULE ARGUMENT...
 
-`MOMENT` is a key of `MOMENTS`, and `COUNT` says at which time of reaching it.
+`MOMENT` is a key of `MOMENTS`; the command dies when it reaches it the COUNT-th time.
 """
 
 import os
@@ -33,17 +33,17 @@ def at_call(module, name, count, before=die):
 
 
 def half_a_line(file, data, size):
-    """Writes the first half of what should be written, and dies."""
+    """Writes the first half of the data and dies."""
     del size
     file.write(data[: len(data) // 2])
     os.fsync(file.fileno())
     die()
 
 
-def half_an_array(place, arrays):
-    """Writes half of a checkpoint's arrays, and dies."""
-    WRITE_ARRAYS(place, arrays)
-    os.truncate(place, place.stat().st_size // 2)
+def half_an_array(path, arrays):
+    """Writes half of the arrays of a checkpoint and dies."""
+    WRITE_ARRAYS(path, arrays)
+    os.truncate(path, path.stat().st_size // 2)
     die()
 
 

@@ -1,192 +1,154 @@
-"""Killed at any moment, a run goes on and ends with the bytes it would have had."""
+"""A command that is killed at any moment and resumed ends with the same bytes."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import command_cases
 import numpy as np
 import pytest
-import test_commands as user
+import subprocesses
 
 from vagram_jax.storage import checkpoint, files
 
-ROOT = Path(__file__).parents[2]
-WARM_UP, STEPS, SEEDS = 8, 68, 2
-LAST = range(SEEDS)
+WARM_UP, STEPS, SEEDS = 8, 38, 2
 MODULE = "vagram_jax.cli.train"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a user's task and a config of twenty short epochs."""
-    folder = tmp_path_factory.mktemp("resumed")
-    (folder / "spring_of_a_user.py").write_text(user.TASK)
-    text = user.CONFIG.replace('"total_steps": 14', f'"total_steps": {STEPS}')
-    (folder / "tiny.py").write_text(text)
-    return folder
-
-
-def start(place, study, *args, killed_at=()):
-    """A training process."""
+def start(root, study, *args, killed_at=()):
+    """Starts the command; `killed_at` is a moment of `kill_at` and its number."""
+    user = command_cases.folder()
     program = ["-m", MODULE]
     if killed_at:
-        moment, count = killed_at
-        program = [str(ROOT / "tests/kill_at.py"), moment, str(count), MODULE]
-    command = [sys.executable, *program, f"--config={place / 'tiny.py'}"]
-    command += [f"--results={place}", f"--study={study}", *args]
-    # All processes run the same programs: they share what the first one compiled.
-    settings = {
-        "PYTHONPATH": os.pathsep.join([str(place), str(ROOT)]),
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return subprocess.Popen(
-        command,
-        env=os.environ | settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
+        program = [subprocesses.ROOT / "tests/kill_at.py", *killed_at, MODULE]
+    return subprocesses.start(
+        *program,
+        *(f"--config={user / 'tiny.py'}", f"--config.total_steps={STEPS}"),
+        *(f"--results={root}", f"--study={study}", *args),
+        path=[user],
     )
 
 
-def finish(process):
-    """Its status, standard output and standard error."""
-    out, error = process.communicate(timeout=300)
-    return process.returncode, out, error
-
-
-def run(place, study, *args, killed_at=()):
-    return finish(start(place, study, *args, killed_at=killed_at))
+def run(root, study, *args, killed_at=()):
+    """Status, standard output and standard error of the command."""
+    return subprocesses.finish(start(root, study, *args, killed_at=killed_at))
 
 
 def outcome(folder):
     """Both tables as bytes, and the last states of all seeds."""
-    arrays = checkpoint.load(folder, STEPS, LAST)
+    arrays = checkpoint.load(folder, STEPS, range(SEEDS))
     tables = {n: (folder / n).read_bytes() for n in ("metrics.csv", "model.csv")}
     return tables, arrays
 
 
-def assert_same(folder, wanted):
+def assert_same(folder, expected):
     tables, arrays = outcome(folder)
-    assert tables == wanted[0]
-    assert arrays.keys() == wanted[1].keys()
+    assert tables == expected[0]
+    assert arrays.keys() == expected[1].keys()
     for name, array in arrays.items():
-        np.testing.assert_array_equal(array, wanted[1][name], err_msg=name)
+        np.testing.assert_array_equal(array, expected[1][name], err_msg=name)
+    assert not list(folder.rglob("*.tmp"))
 
 
 @pytest.fixture(scope="module")
-def whole(place):
-    """What a run that nobody disturbed leaves."""
-    status, _, error = run(place, "whole")
+def root(tmp_path_factory):
+    """The results folder."""
+    return tmp_path_factory.mktemp("resumed")
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    """The outcome of a run that was not interrupted."""
+    status, _, error = run(root, "whole")
     assert status == 0, error
-    return outcome(place / "whole" / "vagram")
+    return outcome(root / "whole" / "vagram")
 
 
-def test_the_same_command_twice_leaves_the_same_bytes(place, whole):
-    assert run(place, "twice")[0] == 0
-    assert_same(place / "twice" / "vagram", whole)
+def test_the_same_command_twice_leaves_the_same_bytes(root, whole):
+    assert run(root, "twice")[0] == 0
+    assert_same(root / "twice" / "vagram", whole)
+    command = files.read_json(root / "twice" / "vagram" / "config.json")["command"]
+    assert command.startswith(f"python -m {MODULE} --config=tiny.py ")
 
 
-# Each moment comes several times in a run; the numbers say at which of them.
-MOMENTS = [
-    ("metrics", 17),
-    ("arrays", 5),
-    ("rename", 8),
-    ("digests", 9),
-    ("before_metrics", 12),
-    ("replace", 7),
-    ("prune", 6),
-    ("metrics", 30),
-    ("arrays", 12),
-]
-# Any moment, as a share of the time that a whole run takes.
-SHARES = [round(random.Random(seed).uniform(0.2, 1.0), 2) for seed in range(11)]
-
-
-def killed(place, whole, moment):
-    """Kills a run at a moment, resumes it, and compares."""
-    study = f"{moment[0]}-{moment[1]}"
-    status, _, error = run(place, study, killed_at=moment)
+def kill(root, study, moment, *args):
+    """Runs the command until it kills itself."""
+    status, out, error = run(root, study, *args, killed_at=moment)
     assert status == -signal.SIGKILL, error
-    folder = place / study / "vagram"
-    assert not (folder / "summary.json").exists()
-    status, out, error = run(place, study, "--resume")
-    assert status == 0, error
-    assert_same(folder, whole)
-    assert not list(folder.rglob("*.tmp"))
+    assert not (root / study / "vagram" / "summary.json").exists()
     return out
 
 
-@pytest.mark.parametrize("moment", MOMENTS[:3], ids=str)
-def test_a_killed_run_ends_like_a_whole_one(place, whole, moment):
-    out = killed(place, whole, moment)
-    assert "vagram: going on from step " in out
-    assert "taking it over" in out
+def test_a_killed_run_ends_like_a_whole_one(root, whole):
+    # In a row of a table, in the arrays of a checkpoint, and before its rename.
+    kill(root, "killed", ("metrics", 17))
+    for moment in (("arrays", 3), ("rename", 4)):
+        out = kill(root, "killed", moment, "--resume")
+        assert "vagram: resuming from step " in out
+        assert "taking it over" in out
+    status, _, error = run(root, "killed", "--resume")
+    assert status == 0, error
+    assert_same(root / "killed" / "vagram", whole)
+
+
+# Each moment occurs several times in a run; the number is the one of its death.
+MOMENTS = [("digests", 9), ("before_metrics", 12), ("replace", 7), ("prune", 6)]
+MOMENTS += [("metrics", 30), ("arrays", 9), ("rename", 8)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS[3:], ids=str)
-def test_a_run_killed_at_many_more_moments_ends_like_a_whole_one(place, whole, moment):
-    killed(place, whole, moment)
+@pytest.mark.parametrize("moment", MOMENTS, ids=str)
+def test_a_run_killed_at_many_more_moments_ends_like_a_whole_one(root, whole, moment):
+    study = f"{moment[0]}-{moment[1]}"
+    kill(root, study, moment)
+    assert run(root, study, "--resume")[0] == 0
+    assert_same(root / study / "vagram", whole)
 
 
-def wait_for(path, process):
-    """Waits until a file is there."""
+# Any moment, as a fraction of the time of a whole run.
+FRACTIONS = [round(random.Random(seed).uniform(0.2, 1.0), 2) for seed in range(11)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", FRACTIONS)
+def test_a_run_killed_at_any_time_ends_like_a_whole_one(root, whole, fraction):
+    began = time.monotonic()
+    run(root, f"timed-{fraction}")
+    tenths = 10 * (time.monotonic() - began) * fraction
+    for attempt in range(5):
+        study = f"any-{fraction}-{attempt}"
+        status, _, _ = run(root, study, killed_at=("after", int(tenths)))
+        if status == -signal.SIGKILL:
+            break
+        tenths *= 0.8  # this run was faster and had ended
+    assert status == -signal.SIGKILL
+    assert run(root, study, "--resume")[0] == 0
+    assert_same(root / study / "vagram", whole)
+
+
+def wait_for_rows(path, count, process):
+    """Waits until a table has a number of rows."""
     until = time.monotonic() + 200
-    while not path.exists():
+    while not path.exists() or len(files.read_rows(path)) < count:
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("share", SHARES)
-def test_a_run_killed_at_any_moment_ends_like_a_whole_one(place, whole, share):
-    began = time.monotonic()
-    run(place, f"timed-{share}")
-    tenths = 10 * (time.monotonic() - began) * share
-    for attempt in range(5):
-        study = f"any-{share}-{attempt}"
-        status, _, _ = run(place, study, killed_at=("after", int(tenths)))
-        if status == -signal.SIGKILL:
-            break
-        tenths *= 0.8  # it was quicker this time, and had ended
-    assert status == -signal.SIGKILL
-    assert run(place, study, "--resume")[0] == 0
-    assert_same(place / study / "vagram", whole)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
-def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_was(place, whole, number):
-    study, folder = f"signal-{number}", place / f"signal-{number}" / "vagram"
-    process = start(place, study, "--checkpoint_every=0")
-    wait_for(folder / "metrics.csv", process)
-    process.send_signal(number)
-    status, _, error = finish(process)
-    assert status == 128 + number, error
-    assert f"stopped by {number.name}; saved at step " in error.splitlines()[-1]
-    assert "--resume" in error.splitlines()[-1]
-    (step,) = checkpoint.steps(folder)
-    table = folder / "model.csv"  # not there before the first epoch
-    rows = files.read_rows(table) if table.exists() else [{"env_steps": WARM_UP}]
-    assert max(row["env_steps"] for row in rows) == step
-    assert run(place, study, "--resume")[0] == 0
+def test_a_signal_saves_and_the_run_resumes_to_the_same_bytes(root, whole):
+    folder, args = root / "signal" / "vagram", []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = len(files.read_rows(folder / "metrics.csv")) if args else 0
+        process = start(root, "signal", "--checkpoint_every=0", *args)
+        wait_for_rows(folder / "metrics.csv", before + 1, process)
+        process.send_signal(number)
+        status, _, error = subprocesses.finish(process)
+        assert status == 128 + number, error
+        line = error.splitlines()[-1]
+        assert f"stopped by {number.name}; saved at step " in line
+        assert "--resume" in line
+        rows = files.read_rows(folder / "metrics.csv")
+        assert max(row["env_steps"] for row in rows) == checkpoint.steps(folder)[-1]
+        assert not (folder / "failure.json").exists()
+        args = ["--resume"]
+    assert run(root, "signal", "--resume")[0] == 0
     assert_same(folder, whole)
-
-
-def test_seeds_that_devices_cannot_share_evenly_are_padded_and_nobody_hears(place):
-    three = ("--config.num_seeds=3", "--cpu_devices=2")
-    status, out, error = run(place, "uneven", *three)
-    assert status == 0, error
-    assert "compiling and warming up 3 seeds" in out
-    assert "0/3" in out
-    folder = place / "uneven" / "vagram"
-    for table in ("metrics.csv", "model.csv"):
-        assert {row["seed"] for row in files.read_rows(folder / table)} == {0, 1, 2}
-    (saved,) = (folder / "checkpoints" / f"{STEPS:09d}").iterdir()
-    assert saved.name == "seeds-0-2"
-    assert all(len(x) == 3 for x in checkpoint.load(folder, STEPS, range(3)).values())

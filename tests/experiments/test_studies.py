@@ -87,29 +87,34 @@ def test_sac_is_trained_once_for_all_widths_and_once_per_number_of_distractors(t
 
 def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, capsys):
     (tmp_path / "tiny.py").write_text(CONFIG)
-    task = {"task": {"pendulum": {"config": str(tmp_path / "tiny.py")}}}
+    # Plain SAC with two discounts is one program, and compiles fastest.
+    task = {"task": {"pendulum": {"config": str(tmp_path / "tiny.py"), "loss": "sac"}}}
+    low = {"hidden": {"0": {}}, "discount": {"low": {"sac.discount": "0.9"}}}
     labeled = [
-        *loop.product(task | {"hidden": {"0": {}}, "loss": loop.losses("vagram")}),
-        *loop.product(task | {"loss": loop.losses("sac")}),
+        *loop.product(task | low),
+        *loop.product(task | {"discount": {"default": {}}}),
     ]
+    design = Design(
+        contrast="discount", methods=("low",), baselines=("default",), axis="hidden"
+    )
     folder = tmp_path / "studied"
     folder.mkdir()
-    run = loop.command(Design(axis="hidden"), lambda preset: labeled)
+    run = loop.command(design, lambda preset: labeled)
     seeds = {"num_seeds": 3, "first_seed": 5}
     options = session.SessionOptions()
     assert run("quick", folder, options=options, **seeds) == 0
     assert "compiling" in capsys.readouterr().out
     finals = files.read_rows(folder / "finals.csv")
-    assert [(row["loss"], row["hidden"], row["seed"]) for row in finals] == [
-        (loss, hidden, seed)
-        for loss, hidden in (("vagram", 0), ("sac", None))
+    assert [(row["discount"], row["hidden"], row["seed"]) for row in finals] == [
+        (discount, hidden, seed)
+        for discount, hidden in (("low", 0), ("default", None))
         for seed in (5, 6, 7)
     ]
-    assert Study.load(folder).design.axis == "hidden"
+    assert Study.load(folder).design == design
     assert (folder / "pendulum.png").exists()
     record = json.loads((folder / "study.json").read_text())
-    assert record["verdict"][0].startswith("task pendulum, hidden 0: vagram (")
-    assert record["config"] == {"preset": "quick", "losses": ["none", "vagram"]}
+    assert record["verdict"][0].startswith("task pendulum, hidden 0: low (")
+    assert record["config"] == {"preset": "quick", "losses": ["none"]}
     assert {"command", "device", "seconds", "started", "revision"} <= set(record)
 
     assert run("quick", folder, options=options, **seeds) == 0

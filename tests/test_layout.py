@@ -96,7 +96,6 @@ def test_imports_follow_the_flow_of_data():
     assert errors == []
 
 
-@pytest.mark.xfail(reason="storage.checkpoint imports JAX")
 def test_folders_import_only_what_they_may():
     errors = []
     for file, part in PARTS.items():
@@ -128,7 +127,6 @@ def is_module(name):
     return f"{path}.py" in FILES or f"{path}/__init__.py" in FILES
 
 
-@pytest.mark.xfail(reason="cli.render imports film out of render.film")
 def test_functions_are_used_through_their_module():
     """Classes, types and config functions may be imported by name."""
     errors = []
@@ -181,7 +179,6 @@ def names_used(tree):
             yield from [(module, node.attr)] if module else []
 
 
-@pytest.mark.xfail(reason="cli.render imports film out of render.film")
 def test_names_taken_out_of_our_modules_exist():
     """Pyright can't check this, see pyproject.toml."""
     names = {module: set() for tree in TREES.values() for module, _ in names_used(tree)}
@@ -251,7 +248,6 @@ def test_files_keep_their_budget_and_have_a_name_that_says_what_is_in_them():
     assert [file for file in FILES if Path(file).stem.strip("_") in vague] == []
 
 
-@pytest.mark.xfail(reason="the docstrings are being rewritten")
 def test_no_docstring_uses_a_formula():
     formulas = ("Comes in:", "Goes out:", "Comes in ", "Goes out ")
     found = [

@@ -25,13 +25,13 @@ FLOW = [
     "losses.taylor", "losses.values", "losses", "fit",
     "termination", "imagine", "sac", "training", "mbpo", "evaluate",
     "storage", "storage.files", "storage.results", "storage.lock",
-    "run", "run.devices", "storage.checkpoint", "run.programs", "run.progress",
-    "run.runner", "run.session", "run.policies", "render", "render.offscreen",
-    "render.film",
     "analysis", "analysis.stats", "analysis.summary", "analysis.drawing",
     "analysis.plots", "analysis.maps", "analysis.report",
-    "cli", "cli.flags", "cli.launch", "cli.grid", "cli.train", "cli.compare",
-    "cli.sweep", "cli.status", "cli.curve", "cli.render", "cli.configs",
+    "run", "run.devices", "storage.checkpoint", "run.states", "run.rows",
+    "run.loop", "run.grid", "run.signals", "run.failures", "run.session",
+    "run.policies", "render", "render.offscreen", "render.film",
+    "cli", "cli.flags", "cli.train", "cli.compare",
+    "cli.sweep", "cli.status", "cli.render", "cli.configs",
     "cli.configs.variants",
 ]
 # fmt: on

@@ -247,7 +247,7 @@ def test_lanes_hold_a_seed_and_the_numbers_of_a_config_each():
     "change", [{"batch_size": 9}, {"loss": "mle"}, {"real_fraction": (0.5, 0.4, 0, 1)}]
 )
 def test_lanes_refuse_configs_that_differ_in_more_than_numbers(change):
-    with pytest.raises(ValueError, match="differ in more than numbers; train them apart"):
+    with pytest.raises(ValueError, match="differ in more than numbers; train them"):
         loop.stack_lanes([0, 1], [cases.CONFIG, cases.CONFIG.replace(**change)])
 
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import pytest
 from absl.testing import flagsaver
 
-from vagram_jax.cli import compare, flags, launch, train
-from vagram_jax.run import programs
+from vagram_jax.cli import compare, flags, train
+from vagram_jax.run import loop
 from vagram_jax.storage import files, results
 
 CONFIG = """
@@ -52,7 +52,7 @@ def refused(tmp_path, monkeypatch):
     """
     config = tmp_path / "tiny.py"
     config.write_text(CONFIG)
-    monkeypatch.setattr(programs, "make", _no_programs)
+    monkeypatch.setattr(loop, "make_programs", _no_programs)
     # Otherwise the first command would split the CPU for all tests that follow.
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(jax.local_device_count()))
 
@@ -66,7 +66,7 @@ def refused(tmp_path, monkeypatch):
             contextlib.redirect_stderr(err),
             pytest.raises(SystemExit) as caught,
         ):
-            flags.run(command.main, *launch.CONFIGS, argv=[*argv, *args])
+            flags.run(command.main, *loop.CONFIGS, argv=[*argv, *args])
         assert out.getvalue() == ""
         assert err.getvalue().count("\n") == 1
         assert (contents(tmp_path), len(COMPILED)) == before

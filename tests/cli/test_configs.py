@@ -6,9 +6,9 @@ import pytest
 from absl.testing import flagsaver
 
 from vagram_jax import envs
-from vagram_jax.cli import flags, launch
+from vagram_jax.cli import flags
 from vagram_jax.envs.mujoco import tasks
-from vagram_jax.run import runner
+from vagram_jax.run import loop
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "configs"
 HOPPER = (
@@ -31,13 +31,13 @@ def load(name, variant):
     """The configs of the environment, the algorithm and the run."""
     file = f"vagram_jax/cli/configs/{name}.py" + (f":{variant}" if variant else "")
     with flagsaver.flagsaver():
-        return flags.parse(["train", f"--config={file}"], *launch.CONFIGS)
+        return flags.parse(["train", f"--config={file}"], *loop.CONFIGS)
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_a_config_is_accepted_by_its_environment(name, variant):
     env_config, algorithm, run = load(name, variant)
-    runner.check(run, algorithm, envs.from_config(env_config))
+    loop.check(run, algorithm, envs.from_config(env_config))
 
 
 @pytest.mark.parametrize("name", ["hopper", *MUJOCO])

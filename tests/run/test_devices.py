@@ -177,7 +177,7 @@ def test_equal_programs_are_compiled_once_and_the_cache_is_private():
 
 @pytest.fixture
 def cache(monkeypatch):
-    """Calls `share_compiled` with some settings; returns the folder that JAX then has."""
+    """Calls `share_compiled` with some settings; returns JAX's cache folder."""
     options = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
     options += ("jax_persistent_cache_min_compile_time_secs",)
     previous = {name: getattr(jax.config, name) for name in options}

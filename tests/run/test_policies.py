@@ -13,7 +13,7 @@ import session_cases
 from session_cases import programs_once, whole
 
 import vagram_jax
-from vagram_jax import envs, sac
+from vagram_jax import envs
 from vagram_jax.config import ConfigError
 from vagram_jax.envs import episodes
 from vagram_jax.run import policies, states

@@ -1,4 +1,4 @@
-"""Runs on disk: tables, checkpoints, chunks, resuming, and runs that share a program."""
+"""Runs on disk: tables, checkpoints, chunks, resuming, and shared programs."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,8 @@ def test_train_runs_leaves_rows_of_all_seeds_and_the_last_checkpoints(whole):
     times = files.read_rows(folder / "timing.csv")
     assert [(row["seed"], row["env_steps"]) for row in times] == [(0, s) for s in STEPS]
     seconds = [row["wall_time_s"] for row in times]
-    assert 0 < seconds[0] and seconds == sorted(seconds)
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
 
 
 def test_train_runs_records_labels_devices_and_settings(whole):
@@ -199,7 +200,8 @@ def test_a_chunk_equals_a_run_of_its_seeds(tmp_path, whole, chunked):
     assert cases.table(chunked) == cases.table(whole) + cases.table(tmp_path)
     for root, seeds in ((whole, range(2)), (tmp_path, range(2, 4))):
         cases.assert_same_states(
-            cases.last_states(chunked, seeds=seeds), cases.last_states(root, seeds=seeds)
+            cases.last_states(chunked, seeds=seeds),
+            cases.last_states(root, seeds=seeds),
         )
     times = files.read_rows(cases.folder_of(chunked) / "timing.csv")
     assert [row["seed"] for row in times] == [0] * len(STEPS) + [2] * len(STEPS)
@@ -244,8 +246,13 @@ def test_runs_that_share_a_program_equal_each_alone(tmp_path, whole):
 
 @pytest.mark.parametrize(
     ("backend", "seed_chunk", "num_seeds", "size"),
-    [("cpu", 0, 4, 4), ("cpu", 0, 3, 6), ("cpu", 0, 1, 2), ("cpu", 5, 4, 5)]
-    + [("gpu", 0, 4, 0)],
+    [
+        ("cpu", 0, 4, 4),
+        ("cpu", 0, 3, 6),
+        ("cpu", 0, 1, 2),
+        ("cpu", 5, 4, 5),
+        ("gpu", 0, 4, 0),
+    ],
 )
 def test_on_a_cpu_runs_train_one_after_the_other_and_keep_all_devices_busy(
     monkeypatch, backend, seed_chunk, num_seeds, size
@@ -301,7 +308,7 @@ def test_groups_share_settings_and_the_step_they_resume_from(tmp_path):
         ["one", "rate", "saved"],
         ["larger"],
     ]
-    assert [s.name for s in grid.by_program(specs)] == ["one", "rate", "saved", "larger"]
+    assert names([grid.by_program(specs)]) == [["one", "rate", "saved", "larger"]]
 
 
 # Seeds.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,7 +25,7 @@ from vagram_jax.envs import base
 from vagram_jax.run import devices, failures, grid, loop, rows, signals, states
 from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
-from vagram_jax.run.loop import Programs, RunConfig
+from vagram_jax.run.loop import Lanes, Programs, RunConfig
 from vagram_jax.run.rows import Progress
 from vagram_jax.storage import checkpoint, files, lock, results
 from vagram_jax.training import MBPOState
@@ -180,6 +179,14 @@ class _Chunk(NamedTuple):
         """Length, seeds and evaluations, the same for all runs."""
         return self.runs[0].spec.run_config
 
+    @property
+    def lanes(self) -> Lanes:
+        """Seeds and configs of the lanes, without padding."""
+        return loop.stack_lanes(
+            [seed for run in self.runs for seed in run.seeds],
+            [run.spec.algorithm for run in self.runs for _ in run.seeds],
+        )
+
     def own(self, layout: devices.Layout) -> list[_RunLanes]:
         """The runs on this process's devices; lanes are counted from its first."""
         own = devices.own_lanes(layout, self.num_padded)
@@ -313,10 +320,7 @@ def _train_chunk(
     writer = checkpoint.Writer(report, saved=first_step if restored else None)
     iterations = loop.train_lanes(
         run_config,
-        loop.stack_lanes(
-            [seed for run in chunk.runs for seed in run.seeds],
-            [run.spec.algorithm for run in chunk.runs for _ in run.seeds],
-        ),
+        chunk.lanes,
         programs,
         layout=layout,
         num_padded=chunk.num_padded,
@@ -339,11 +343,7 @@ def _train_chunk(
                 break
         writer.close()
     if received:
-        raise RunError(
-            f"stopped by {signal.Signals(received).name}; saved at step "
-            f"{writer.saved}; continue with --resume",
-            failures.SIGNAL + received,
-        )
+        raise failures.stopped(received, writer)
 
 
 def _progress_bar(run_config: RunConfig) -> tqdm:

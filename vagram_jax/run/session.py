@@ -333,8 +333,7 @@ def _train_chunk(
             bar.update(step - bar.n)
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
-            if devices.is_first():
-                _write_rows(chunk.runs, progress, report)
+            _write_rows(chunk.runs, progress, report)
             is_last = step == run_config.total_steps
             received = 0 if is_last else stop.agreed()
             if is_last or received or _is_checkpoint_due(chunk, step, options):
@@ -363,8 +362,8 @@ def _is_checkpoint_due(chunk: _Chunk, step: int, options: SessionOptions) -> boo
 def _write_rows(
     runs: Sequence[_RunLanes], progress: Progress, report: Callable[[str], None]
 ) -> None:
-    """Appends the rows of an epoch to the tables of all runs."""
-    for run in runs:
+    """Appends the rows of an epoch to the tables of all runs, in the first process."""
+    for run in runs if devices.is_first() else ():
         spec, own = run.spec, rows.of_lanes(progress, run.lanes)
         constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
         model = rows.model_rows(own, run.seeds, constant)

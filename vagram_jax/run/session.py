@@ -89,7 +89,7 @@ def check_runs(
 
 def train_runs(
     specs: Sequence[RunSpec],
-    root: str,
+    root: str | Path,
     study: str,
     *,
     options: SessionOptions,

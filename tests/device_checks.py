@@ -50,13 +50,13 @@ def each_alone(tree, scale):
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
-def assert_equal(found, wanted):
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+def assert_equal(result, expected):
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
-def assert_close(found, wanted):
+def assert_close(result, expected):
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), found, wanted
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), result, expected
     )
 
 
@@ -97,10 +97,10 @@ def one_device():
 
 def four_devices_compute_the_same_as_one():
     layout, one = devices.Layout(), devices.Layout(mesh=one_device())
-    found = over(layout)(inputs(), 0.5)
-    assert len(found[0].sharding.device_set) == 4
-    assert_close(found, over(one)(inputs(), 0.5))
-    assert_close(found, each_alone(inputs(), 0.5))
+    result = over(layout)(inputs(), 0.5)
+    assert len(result[0].sharding.device_set) == 4
+    assert_close(result, over(one)(inputs(), 0.5))
+    assert_close(result, each_alone(inputs(), 0.5))
     # One lane per device isn't batched.
     few = jax.tree.map(lambda x: x[:4], inputs())
     assert_equal(over(layout)(few, 0.5), each_alone(few, 0.5))
@@ -109,11 +109,11 @@ def four_devices_compute_the_same_as_one():
 def serial_lanes_have_the_bits_of_plain_calls():
     for mesh in (None, one_device()):
         CALLED_WITH.clear()
-        found = over(devices.Layout("serial", mesh))(inputs(), 0.5)
-        jax.block_until_ready(found)
+        result = over(devices.Layout("serial", mesh))(inputs(), 0.5)
+        jax.block_until_ready(result)
         # One lane at a time, which is why the bits are the same.
         assert CALLED_WITH == [(3,)] * (5 * LANES)
-        assert_equal(found, each_alone(inputs(), 0.5))
+        assert_equal(result, each_alone(inputs(), 0.5))
 
 
 def lanes_are_split_evenly():
@@ -139,11 +139,11 @@ def fetch_returns_what_was_put():
         )
     spread = jax.jit(jax.vmap(jax.random.key), out_shardings=layout.sharding)
     keys = spread(lanes["seed"])
-    wanted = jax.random.key_data(jax.vmap(jax.random.key)(jnp.arange(LANES)))
+    expected = jax.random.key_data(jax.vmap(jax.random.key)(jnp.arange(LANES)))
     # Fetching doesn't count as a use of a key.
     with jax.debug_key_reuse(True):
         for _ in range(2):
-            assert_equal(devices.fetch_own(keys), wanted)
+            assert_equal(devices.fetch_own(keys), expected)
         jax.vmap(jax.random.normal)(keys)
 
 
@@ -152,14 +152,14 @@ def a_copy_survives_the_donation_of_its_array():
     more = devices.over_lanes(lambda x: x + 1.0, layout, in_axes=(0,), donate=(0,))
     lanes = devices.put(np.zeros((LANES, 1000), np.float32), layout, LANES)
     copy = devices.fetch_own(lanes)
-    found = more(lanes)
+    result = more(lanes)
     assert lanes.is_deleted()
-    found = more(found)
+    result = more(result)
     assert (copy == 0).all()
-    assert (np.asarray(found) == 2).all()
-    kept = devices.over_lanes(lambda x: x + 1.0, layout, in_axes=(0,))
-    kept(found)
-    assert not found.is_deleted()
+    assert (np.asarray(result) == 2).all()
+    without_donation = devices.over_lanes(lambda x: x + 1.0, layout, in_axes=(0,))
+    without_donation(result)
+    assert not result.is_deleted()
 
 
 def lanes_that_fit_are_counted_on_all_devices():

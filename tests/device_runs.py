@@ -1,6 +1,6 @@
 """Checks devices and trains runs of `session_cases`, for `test_devices`.
 
-    python tests/device_runs.py PROCESS COUNT PORT [ROOT NAME SEEDS TOTAL_STEPS RESUME]...
+    python tests/device_runs.py PROCESS COUNT PORT [ROOT NAME SEEDS STEPS RESUME]...
 
 It is one of COUNT processes. The last line of its output is JSON.
 """

@@ -32,9 +32,7 @@ def save(folder, arrays, step, run=RUN):
 def _shapes(env, run):
     def init():
         keys = jax.random.split(jax.random.key(0), run.num_seeds)
-        make = functools.partial(
-            mbpo.init, env=envs.from_config(env), config=CONFIG
-        )
+        make = functools.partial(mbpo.init, env=envs.from_config(env), config=CONFIG)
         return jax.tree.map(devices.without_keys, jax.vmap(make)(keys))
 
     return states.named(jax.eval_shape(init))

@@ -161,9 +161,9 @@ def assert_same_states(states, expected):
 def assert_close(rows, expected, rel=1e-3, abs=1e-4):
     """Rows of the same seeds from other programs."""
     assert len(rows) == len(expected)
-    for row, wanted in zip(rows, expected, strict=True):
-        assert row.keys() == wanted.keys()
-        for name, value in wanted.items():
+    for row, expected_row in zip(rows, expected, strict=True):
+        assert row.keys() == expected_row.keys()
+        for name, value in expected_row.items():
             if isinstance(value, float):
                 value = pytest.approx(value, rel=rel, abs=abs)
             assert row[name] == value

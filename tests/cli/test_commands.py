@@ -46,12 +46,12 @@ def assert_same_tables(folder, expected, names=("metrics.csv", "model.csv")):
 def test_compare_leaves_the_files_of_a_study(compared):
     folder, (status, _, err) = compared
     assert (status, err) == (0, "")
-    found = {name for name in contents(folder) if "/checkpoints/" not in name}
+    names = {name for name in contents(folder) if "/checkpoints/" not in name}
     runs = {f"vagram/{name}" for name in RUN_FILES}
     # Plain SAC fits no model.
     runs |= {f"sac/{name}" for name in RUN_FILES - {"model.csv"}}
-    assert runs | {"report.html", "summary.json", "learning_curves.png"} <= found
-    others = found - runs - {"report.html", "summary.json"}
+    assert runs | {"report.html", "summary.json", "learning_curves.png"} <= names
+    others = names - runs - {"report.html", "summary.json"}
     assert all(name.endswith(".png") for name in others)
 
 

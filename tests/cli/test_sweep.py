@@ -139,13 +139,9 @@ def test_a_launcher_submits_shards_that_finish_the_grid(tmp_path):
     pytest.importorskip("submitit")
     user = command_cases.folder()
     process = subprocesses.start(
-        *("-m", "vagram_jax.cli.sweep", f"--config={user / 'tiny.py'}"),
-        *(
-            f"--results={tmp_path}",
-            "--study=launched",
-            "--grid=loss=sac;first_seed=0,2",
-        ),
-        *("--launcher=local", "--shards=2", "--seed_chunk=2"),
+        *("-m", "vagram_jax", "sweep", f"--config={user / 'tiny.py'}"),
+        *(f"--results={tmp_path}", "--study=launched", "--launcher=local"),
+        *("--grid=loss=sac;first_seed=0,2", "--shards=2", "--seed_chunk=2"),
         path=[user],
     )
     status, out, error = subprocesses.finish(process)

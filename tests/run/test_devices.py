@@ -73,7 +73,7 @@ def test_memory_limit_is_below_the_memory_of_the_machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "wanted"),
+    ("cpuinfo", "expected"),
     [
         (
             "model name\t: A\nflags\t\t: sse avx2 avx512f\n\nmodel name\t: B\n",
@@ -85,10 +85,12 @@ def test_memory_limit_is_below_the_memory_of_the_machine(monkeypatch):
         (None, platform.machine()),
     ],
 )
-def test_a_cpu_is_described_by_its_model_and_widest_vectors(tmp_path, cpuinfo, wanted):
+def test_a_cpu_is_described_by_its_model_and_widest_vectors(
+    tmp_path, cpuinfo, expected
+):
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
-    assert devices._processor(tmp_path / "cpuinfo") == wanted
+    assert devices._processor(tmp_path / "cpuinfo") == expected
 
 
 def test_an_unknown_mode_is_refused():
@@ -97,17 +99,17 @@ def test_an_unknown_mode_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("num_devices", "lanes", "wanted"),
+    ("num_devices", "lanes", "expected"),
     [(3, 8, 3), (None, 8, 4), (None, 5, 3), (None, 3, 3), (None, 1, 1), (None, 4, 4)],
 )
-def test_a_cpu_is_split_over_its_cores(monkeypatch, num_devices, lanes, wanted):
+def test_a_cpu_is_split_over_its_cores(monkeypatch, num_devices, lanes, expected):
     chosen = {}
     for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(devices, "_cores", lambda: 4)
     monkeypatch.setattr(type(jax.config), "update", lambda _, *x: chosen.update([x]))
     devices.use_cpu(num_devices, num_lanes=lanes)
-    assert chosen == {"jax_num_cpu_devices": wanted}
+    assert chosen == {"jax_num_cpu_devices": expected}
 
 
 def test_a_cpu_is_not_split_against_the_environment(monkeypatch):
@@ -177,7 +179,7 @@ def test_equal_programs_are_compiled_once_and_the_cache_is_private():
 
 @pytest.fixture
 def cache(monkeypatch):
-    """Calls `share_compiled` with some settings; returns the folder that JAX then has."""
+    """Calls `share_compiled` with some settings; returns JAX's cache folder."""
     options = ("jax_enable_compilation_cache", "jax_compilation_cache_dir")
     options += ("jax_persistent_cache_min_compile_time_secs",)
     previous = {name: getattr(jax.config, name) for name in options}
@@ -306,9 +308,9 @@ def test_two_processes_save_a_piece_each(runs):
 def test_another_number_of_devices_resumes_and_gives_the_same_numbers(runs):
     root, _, _, lines = runs
     assert "two_then_one: resuming from step 14" in lines
-    found = cases.table(root, "two_then_one")
-    assert [row["env_steps"] for row in found] == cases.STEPS * cases.LANES
-    cases.assert_close(found, cases.table(root, "four"), rel=1e-5, abs=1e-6)
+    table = cases.table(root, "two_then_one")
+    assert [row["env_steps"] for row in table] == cases.STEPS * cases.LANES
+    cases.assert_close(table, cases.table(root, "four"), rel=1e-5, abs=1e-6)
     folder = cases.folder_of(root, "two_then_one")
     assert checkpoint.newest([(folder, range(4))], strict=True) == 20
 
@@ -316,10 +318,10 @@ def test_another_number_of_devices_resumes_and_gives_the_same_numbers(runs):
 def test_seeds_that_devices_cannot_share_evenly_are_padded(runs):
     root, four, _, _ = runs
     assert "uneven: compiling and warming up 3 seeds" in four["lines"]
-    found = cases.table(root, "uneven")
-    assert {row["seed"] for row in found} == {0, 1, 2}
+    table = cases.table(root, "uneven")
+    assert {row["seed"] for row in table} == {0, 1, 2}
     rows = [row for row in cases.table(root, "four") if row["env_steps"] <= 14]
-    assert found == rows[: len(found)]
+    assert table == rows[: len(table)]
     run = cases.folder_of(root, "uneven")
     assert [p.name for p in (run / "checkpoints/000000014").iterdir()] == ["seeds-0-2"]
     arrays = checkpoint.load(run, 14, range(3))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("programs_once")
 
 
 def train(run_config=RUN, algorithm=CONFIG):
-    """The last states and the progress of each iteration, copied when it was yielded."""
+    """The last states and the progress of each iteration."""
     iterations = []
     for state, progress in loop.train(run_config, algorithm, cases.Line()):
         arrays = states.pack(state)
@@ -112,9 +112,8 @@ def test_a_diverged_seed_has_no_return_from_then_on():
     reward = np.abs(np.asarray(state.replay.data.reward)).max(axis=1)
     bound = (reward + CONFIG.sac.initial_temperature) / (1 - CONFIG.sac.discount)
     ratio = np.asarray(metrics["sac/q_max"]) / bound
-    _, iterations = train(
-        algorithm=CONFIG.replace(divergence_slack=float(ratio.mean()))
-    )
+    strict = CONFIG.replace(divergence_slack=float(ratio.mean()))
+    _, iterations = train(algorithm=strict)
     assert iterations[0].diverged_at.tolist() == [-1, -1]
     assert iterations[1].diverged_at.tolist() == [
         STEPS[1] if each == ratio.max() else -1 for each in ratio

@@ -47,8 +47,8 @@ def test_a_policy_acts_as_the_state_that_training_ended_with(whole):
     last = session_cases.last_states(whole)
     for seed in range(session_cases.SEEDS):
         policy = vagram_jax.load_policy(session_cases.folder_of(whole), seed=seed)
-        found = (policy.seed, policy.env_steps, policy.diverged_at)
-        assert found == (seed, session_cases.LAST, None)
+        result = (policy.seed, policy.env_steps, policy.diverged_at)
+        assert result == (seed, session_cases.LAST, None)
         layer = ".agent.actor['params']['mlp']['Dense_0']"
         weights = [
             np.float64(last[f"{layer}['{part}']"][seed]) for part in ("kernel", "bias")
@@ -68,9 +68,9 @@ def test_each_seed_has_its_own_policy_and_none_means_the_first(saved):
 
 def test_act_is_the_same_for_one_state_jitted_and_vmapped(saved):
     policy = policies.load_policy(saved)
-    wanted = policy.act(OBS)
-    assert wanted.shape == (5, 1)
-    for found in (
+    expected = policy.act(OBS)
+    assert expected.shape == (5, 1)
+    for result in (
         jnp.stack([policy.act(obs) for obs in OBS]),
         jax.jit(policy.act)(OBS),
         jax.vmap(policy.act)(OBS),
@@ -78,7 +78,7 @@ def test_act_is_the_same_for_one_state_jitted_and_vmapped(saved):
         policy.act(OBS.tolist()),
     ):
         # One product of matrices or five have their sums in another order.
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (3, 1), (3, 0)])
@@ -100,11 +100,11 @@ def test_a_policy_has_the_environment_of_the_run(saved):
     change(saved, action_repeat=2)
     env, pendulum = policies.load_policy(saved).env, envs.make("pendulum")
     assert episodes.length(env) == 12
-    start, wanted = (each.reset(jax.random.key(1)) for each in (env, pendulum))
-    found = env.step(start, jnp.ones(1))
+    start, expected = (each.reset(jax.random.key(1)) for each in (env, pendulum))
+    result = env.step(start, jnp.ones(1))
     for _ in range(2):
-        wanted = pendulum.step(wanted, jnp.ones(1))
-    np.testing.assert_allclose(found.obs, wanted.obs, atol=1e-6)  # scan or no scan
+        expected = pendulum.step(expected, jnp.ones(1))
+    np.testing.assert_allclose(result.obs, expected.obs, atol=1e-6)  # scan or no scan
 
 
 def test_the_policy_of_a_diverged_seed_is_the_last_one_before(tmp_path):
@@ -118,16 +118,16 @@ def test_the_policy_of_a_diverged_seed_is_the_last_one_before(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_loaded(saved):
-    wanted = policies.load_policy(saved).act(OBS)
+    expected = policies.load_policy(saved).act(OBS)
     policy_cases.save(saved, policy_cases.drawn(14, seed=1), 14)
-    assert np.abs(policies.load_policy(saved).act(OBS) - wanted).max() > 0.01
+    assert np.abs(policies.load_policy(saved).act(OBS) - expected).max() > 0.01
     arrays = saved / "checkpoints" / "000000014" / "seeds-3-4" / "arrays.npz"
     data = bytearray(arrays.read_bytes())
     data[len(data) // 2] ^= 1
     arrays.write_bytes(data)
     lines = []
-    found = policies.load_policy(saved, report=lines.append).act(OBS)
-    np.testing.assert_array_equal(found, wanted)
+    result = policies.load_policy(saved, report=lines.append).act(OBS)
+    np.testing.assert_array_equal(result, expected)
     assert len(lines) == 1
     assert str(arrays) in lines[0]
 
@@ -141,32 +141,32 @@ def refusal(folder, *args, **options):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, saved):
-    for place, hint in (
+    for path, hint in (
         (tmp_path / "nowhere", "check the path"),
         (tmp_path, "check the path"),
         (saved / "config.json", "check the path"),
         (tmp_path / "study", "it is a study with sac"),
     ):
-        kind, said = refusal(place)
-        assert kind is ResultsError
-        assert said.startswith(f"{place}: no run; ")
-        assert said.endswith(hint)
+        error, message = refusal(path)
+        assert error is ResultsError
+        assert message.startswith(f"{path}: no run; ")
+        assert message.endswith(hint)
 
 
 @pytest.mark.parametrize("seed", [0, 2, 5, -1, "3"])
 def test_a_seed_that_the_run_does_not_have_is_refused(saved, seed):
-    kind, said = refusal(saved, seed)
-    assert kind is ConfigError
-    assert f"seed={seed!r}; the run has 3 to 4" in said
+    error, message = refusal(saved, seed)
+    assert error is ConfigError
+    assert f"seed={seed!r}; the run has 3 to 4" in message
 
 
 def test_a_run_without_an_undamaged_checkpoint_is_refused(tmp_path, saved):
     empty = policy_cases.create(tmp_path / "empty")
     (saved / "checkpoints" / "000000011" / "seeds-3-4" / "arrays.npz").write_bytes(b"")
     for folder in (empty, saved):
-        kind, said = refusal(folder, 4)
-        assert kind is CheckpointError
-        assert "no undamaged checkpoint of seed 4; train the run first" in said
+        error, message = refusal(folder, 4)
+        assert error is CheckpointError
+        assert "no undamaged checkpoint of seed 4; train the run first" in message
 
 
 def test_settings_of_another_version_are_refused_and_name_it(saved):
@@ -174,10 +174,10 @@ def test_settings_of_another_version_are_refused_and_name_it(saved):
     record["config"]["sac"]["width"] = 8
     record["versions"]["vagram_jax"] = "7.1"
     files.write_json(saved / "config.json", record)
-    kind, said = refusal(saved)
-    assert kind is ConfigError
-    assert "sac.width" in said
-    assert "made with vagram_jax 7.1; load it with that version" in said
+    error, message = refusal(saved)
+    assert error is ConfigError
+    assert "sac.width" in message
+    assert "made with vagram_jax 7.1; load it with that version" in message
     del record["versions"]
     files.write_json(saved / "config.json", record)
     assert "made with vagram_jax (unknown)" in refusal(saved)[1]
@@ -186,23 +186,25 @@ def test_settings_of_another_version_are_refused_and_name_it(saved):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 3}'])
 def test_a_record_that_holds_no_config_is_refused(saved, text):
     (saved / "config.json").write_text(text)
-    kind, said = refusal(saved)
-    assert kind is ResultsError
-    assert said.startswith(f"{saved / 'config.json'}: ")
+    error, message = refusal(saved)
+    assert error is ResultsError
+    assert message.startswith(f"{saved / 'config.json'}: ")
 
 
 def test_an_environment_that_cannot_be_found_is_refused(saved):
     change(saved, env="nowhere_at_all:Task")
-    kind, said = refusal(saved)
-    assert kind is ConfigError
-    assert "env='nowhere_at_all:Task'" in said
+    error, message = refusal(saved)
+    assert error is ConfigError
+    assert "env='nowhere_at_all:Task'" in message
 
 
 def test_a_checkpoint_of_another_network_is_refused(saved):
     change(saved, sac={"hidden": [4]})
-    kind, said = refusal(saved)
-    assert kind is CheckpointError
-    assert "['Dense_0']['bias'] is ('float32', 2), this run has ('float32', 4)" in said
+    error, message = refusal(saved)
+    assert error is CheckpointError
+    assert (
+        "['Dense_0']['bias'] is ('float32', 2), this run has ('float32', 4)" in message
+    )
 
 
 def test_only_the_actor_and_two_counters_are_read_from_a_checkpoint(saved):

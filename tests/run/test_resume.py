@@ -12,17 +12,16 @@ import subprocesses
 from vagram_jax.storage import checkpoint, files
 
 WARM_UP, STEPS, SEEDS = 8, 38, 2
-MODULE = "vagram_jax.cli.train"
 
 
 def start(root, study, *args, killed_at=()):
     """Starts the command; `killed_at` is a moment of `kill_at` and its number."""
     user = command_cases.folder()
-    program = ["-m", MODULE]
+    program = ["-m", "vagram_jax"]
     if killed_at:
-        program = [subprocesses.ROOT / "tests/kill_at.py", *killed_at, MODULE]
+        program = [subprocesses.ROOT / "tests/kill_at.py", *killed_at, "vagram_jax"]
     return subprocesses.start(
-        *program,
+        *(*program, "train"),
         *(f"--config={user / 'tiny.py'}", f"--config.total_steps={STEPS}"),
         *(f"--results={root}", f"--study={study}", *args),
         path=[user],
@@ -68,7 +67,7 @@ def test_the_same_command_twice_leaves_the_same_bytes(root, whole):
     assert run(root, "twice")[0] == 0
     assert_same(root / "twice" / "vagram", whole)
     command = files.read_json(root / "twice" / "vagram" / "config.json")["command"]
-    assert command.startswith(f"python -m {MODULE} --config=tiny.py ")
+    assert command.startswith("vagram train --config=tiny.py ")
 
 
 def kill(root, study, moment, *args):

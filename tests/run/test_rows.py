@@ -18,8 +18,8 @@ def table(path, lines):
 
 
 def test_metric_rows_has_a_column_for_each_metric_that_is_not_of_the_model(tmp_path):
-    found = [row for p in ITERATIONS for row in rows.metric_rows(p, SEEDS, CONSTANT)]
-    assert table(tmp_path / "metrics.csv", found) == [
+    entries = [row for p in ITERATIONS for row in rows.metric_rows(p, SEEDS, CONSTANT)]
+    assert table(tmp_path / "metrics.csv", entries) == [
         "env,loss,seed,env_steps,return,length,diverged_at,dropped,"
         "pair_0,pair_1,sac/actor_loss,sac/q_mean",
         "walk,vagram,7,8,-8.0,3.5,,0,,,,",
@@ -34,8 +34,8 @@ def test_metric_rows_has_a_column_for_each_metric_that_is_not_of_the_model(tmp_p
 
 
 def test_model_rows_has_a_column_for_each_entry_of_the_model_metrics(tmp_path):
-    found = [row for p in ITERATIONS for row in rows.model_rows(p, SEEDS, CONSTANT)]
-    lines = table(tmp_path / "model.csv", found)
+    entries = [row for p in ITERATIONS for row in rows.model_rows(p, SEEDS, CONSTANT)]
+    lines = table(tmp_path / "model.csv", entries)
     assert lines[:5] == [
         "env,loss,seed,env_steps,valid,epochs,train_loss_0,train_loss_1,train_loss_2",
         "walk,vagram,7,11,0.5,1,2.0,3.0,4.0",

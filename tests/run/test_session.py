@@ -1,4 +1,4 @@
-"""Runs on disk: tables, checkpoints, chunks, resuming, and runs that share a program."""
+"""Runs on disk: tables, checkpoints, chunks, resuming, and shared programs."""
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ def resumed_steps(lines):
 
 def test_train_runs_leaves_rows_of_all_seeds_and_the_last_checkpoints(whole):
     folder = cases.folder_of(whole)
-    found = [(row["seed"], row["env_steps"]) for row in cases.table(whole)]
-    assert found == [(seed, step) for seed in range(SEEDS) for step in STEPS]
+    actual = [(row["seed"], row["env_steps"]) for row in cases.table(whole)]
+    assert actual == [(seed, step) for seed in range(SEEDS) for step in STEPS]
     assert checkpoint.steps(folder) == STEPS[-checkpoint.KEPT :]
     # Plain SAC fits no model.
     names = {"config.json", "metrics.csv", "timing.csv", "checkpoints", "summary.json"}
@@ -37,7 +37,8 @@ def test_train_runs_leaves_rows_of_all_seeds_and_the_last_checkpoints(whole):
     times = files.read_rows(folder / "timing.csv")
     assert [(row["seed"], row["env_steps"]) for row in times] == [(0, s) for s in STEPS]
     seconds = [row["wall_time_s"] for row in times]
-    assert seconds[0] > 0 and seconds == sorted(seconds)
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
 
 
 def test_train_runs_records_labels_devices_and_settings(whole):
@@ -237,16 +238,21 @@ def test_runs_that_share_a_program_equal_each_alone(tmp_path, whole):
     assert lines[0] == "default, other: compiling and warming up 2 seeds"
     train(together, *specs, seed_chunk=2, resume=True)
     for name, root in (("default", whole), ("other", tmp_path / "alone")):
-        found, wanted = cases.table(together, name), cases.table(root)
-        assert found == wanted[: len(STEPS)]
+        actual, expected = cases.table(together, name), cases.table(root)
+        assert actual == expected[: len(STEPS)]
     rates = [cases.table(r)[-1]["sac/actor_loss"] for r in (whole, tmp_path / "alone")]
     assert rates[0] != pytest.approx(rates[1], rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("backend", "seed_chunk", "num_seeds", "size"),
-    [("cpu", 0, 4, 4), ("cpu", 0, 3, 6), ("cpu", 0, 1, 2), ("cpu", 5, 4, 5)]
-    + [("gpu", 0, 4, 0)],
+    [
+        ("cpu", 0, 4, 4),
+        ("cpu", 0, 3, 6),
+        ("cpu", 0, 1, 2),
+        ("cpu", 5, 4, 5),
+        ("gpu", 0, 4, 0),
+    ],
 )
 def test_on_a_cpu_runs_train_one_after_the_other_and_keep_all_devices_busy(
     monkeypatch, backend, seed_chunk, num_seeds, size
@@ -302,12 +308,7 @@ def test_groups_share_settings_and_the_step_they_resume_from(tmp_path):
         ["one", "rate", "saved"],
         ["larger"],
     ]
-    assert [s.name for s in grid.by_program(specs)] == [
-        "one",
-        "rate",
-        "saved",
-        "larger",
-    ]
+    assert names([grid.by_program(specs)]) == [["one", "rate", "saved", "larger"]]
 
 
 # Seeds.
@@ -325,19 +326,19 @@ def test_a_seed_does_not_depend_on_its_neighbours(tmp_path, whole):
 def test_one_after_the_other_each_seed_has_its_bits_in_any_company(tmp_path, whole):
     run = RUN.replace(total_steps=14, num_seeds=4)
     train(tmp_path / "four", cases.spec(run_config=run), mode="serial")
-    found = cases.table(tmp_path / "four")
+    actual = cases.table(tmp_path / "four")
     last = cases.last_states(tmp_path / "four", seeds=range(4), step=14)
     for count, first in ((2, 0), (2, 2), (1, 0)):
         root, own = tmp_path / f"{count}-{first}", range(first, first + count)
         alone = run.replace(num_seeds=count, first_seed=first)
         train(root, cases.spec(run_config=alone), mode="serial")
-        assert cases.table(root) == found[3 * first :][: 3 * count]
+        assert cases.table(root) == actual[3 * first :][: 3 * count]
         cases.assert_same_states(
             cases.last_states(root, seeds=own, step=14),
             {name: array[list(own)] for name, array in last.items()},
         )
     rows = [row for row in cases.table(whole) if row["env_steps"] <= 14]
-    cases.assert_close(found[: 3 * SEEDS], rows)
+    cases.assert_close(actual[: 3 * SEEDS], rows)
 
 
 def test_nothing_is_computed_after_all_seeds_have_diverged(tmp_path, monkeypatch):
@@ -410,8 +411,8 @@ def test_train_runs_writes_the_rows_and_lines_of_each_iteration(tmp_path, monkey
         for progress in iterations:
             expected = rows_of(progress, [7, 8], constant)
             files.append_rows(tmp_path / f"{name}.csv", expected)
-        found = (cases.folder_of(tmp_path) / f"{name}.csv").read_text()
-        assert found == (tmp_path / f"{name}.csv").read_text()
+        actual = (cases.folder_of(tmp_path) / f"{name}.csv").read_text()
+        assert actual == (tmp_path / f"{name}.csv").read_text()
     timing = (cases.folder_of(tmp_path) / "timing.csv").read_text()
     assert timing.splitlines() == [
         "seed,env_steps,wall_time_s",

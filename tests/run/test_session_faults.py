@@ -70,9 +70,8 @@ def test_an_environment_that_fails_is_named_with_the_step_that_is_saved(
 
     append = files.append_rows
     after(5, monkeypatch, files, "append_rows", write_and_break)  # of step 11
-    error = faulty(
-        tmp_path, "the simulator has no license.*saved at step 11", SIMULATED
-    )
+    match = "the simulator has no license.*saved at step 11"
+    error = faulty(tmp_path, match, SIMULATED)
     assert error.status == 3
     assert "--resume" in str(error)
     monkeypatch.undo()

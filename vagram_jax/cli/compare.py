@@ -12,7 +12,6 @@ from pathlib import Path
 from vagram_jax import config
 from vagram_jax.cli import flags, train
 from vagram_jax.run import grid, session
-from vagram_jax.run.loop import CONFIGS
 
 LOSSES = flags.DEFINE_list(
     "losses",
@@ -45,7 +44,3 @@ def main(env_config, algorithm, run_config) -> int:
     study = train.study_name(grid.study_name(env_config))
     session.train_runs(specs, train.RESULTS.value, study, options=options)
     return train.show(Path(train.RESULTS.value) / study, losses)
-
-
-if __name__ == "__main__":
-    flags.run(main, *CONFIGS)

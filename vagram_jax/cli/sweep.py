@@ -19,10 +19,9 @@ from pathlib import Path
 
 from vagram_jax import config
 from vagram_jax.analysis import report, summary
-from vagram_jax.cli import flags, train
+from vagram_jax.cli import configs, flags, train
 from vagram_jax.run import devices, grid, session
 from vagram_jax.run.grid import RunSpec
-from vagram_jax.run.loop import CONFIGS
 from vagram_jax.storage import files, results
 
 GRID = flags.DEFINE_string(
@@ -48,9 +47,8 @@ def main(env_config, algorithm, run_config) -> int:
       The exit status of the first run that failed, 0 without one.
     """
     number, count = _shard()
-    configs = (env_config, algorithm, run_config)
     options = train.session_options(run_config.num_seeds * len(points(GRID.value)))
-    specs = specs_of_grid(configs)
+    specs = specs_of_grid((env_config, algorithm, run_config))
     if count > 1 or LAUNCHER.value != "here":
         session.check_runs(specs)  # each shard would check only its own runs
     if LAUNCHER.value != "here":
@@ -69,12 +67,12 @@ def main(env_config, algorithm, run_config) -> int:
     return statuses[0] if statuses else 0
 
 
-def specs_of_grid(configs) -> list[RunSpec]:
+def specs_of_grid(base) -> list[RunSpec]:
     """The runs of the grid; those that share a program are neighbors.
 
     Args:
-      configs: the task, the algorithm and the run, with the values of keys that aren't
-        in the grid.
+      base: configs of the task, the algorithm and the run, with the values of keys that
+        aren't in the grid.
 
     Returns:
       The runs.
@@ -83,9 +81,9 @@ def specs_of_grid(configs) -> list[RunSpec]:
       ConfigError: the grid can't be read, or a value is refused.
     """
     # The loss comes first in every name.
-    loss = {"loss": grid.loss_label(configs[1])}
+    loss = {"loss": grid.loss_label(base[1])}
     specs = [
-        grid.make_spec(flags.override(configs, point), loss | point)
+        grid.make_spec(configs.override(base, point), loss | point)
         for point in points(GRID.value)
     ]
     if len({spec.name for spec in specs}) < len(specs):
@@ -169,7 +167,7 @@ def _submit() -> int:
     executor.update_parameters(name=train.study_name("sweep"), **options)
     again = [arg for arg in sys.argv[1:] if not arg.startswith("--launcher")]
     again = [arg for arg in again if not arg.startswith("--shard")]
-    command = [sys.executable, "-m", "vagram_jax.cli.sweep", *again]
+    command = [sys.executable, "-m", "vagram_jax", *again]
     with executor.batch():
         jobs = [
             executor.submit(
@@ -181,7 +179,3 @@ def _submit() -> int:
         ]
     print(f"submitted {', '.join(job.job_id for job in jobs)}; logs: {logs}")
     return 0
-
-
-if __name__ == "__main__":
-    flags.run(main, *CONFIGS)

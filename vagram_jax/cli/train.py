@@ -14,7 +14,6 @@ from vagram_jax import config
 from vagram_jax.analysis import report, summary
 from vagram_jax.cli import flags
 from vagram_jax.run import devices, grid, session
-from vagram_jax.run.loop import CONFIGS
 from vagram_jax.storage import results
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
@@ -124,7 +123,3 @@ def show(study: Path, names: Sequence[str]) -> int:
     print(f"report: {page}")
     all_diverged = all(row["diverged"] == row["seeds"] for row in summaries.values())
     return flags.STATUS_DIVERGED if all_diverged else 0
-
-
-if __name__ == "__main__":
-    flags.run(main, *CONFIGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -90,6 +91,15 @@ def explained(writer: checkpoint.Writer) -> Iterator[None]:
         ) from error
     finally:
         writer.wait()  # nothing may be written after the lock is released
+
+
+def stopped(number: int, writer: checkpoint.Writer) -> RunError:
+    """The error of a run that a signal has stopped after it was saved."""
+    return RunError(
+        f"stopped by {signal.Signals(number).name}; {_saved(writer)}; continue with "
+        "--resume",
+        SIGNAL + number,
+    )
 
 
 def _saved(writer: checkpoint.Writer) -> str:

@@ -138,11 +138,11 @@ def groups(
     Returns:
       Runs that differ only in numbers and start at the same step, in order.
     """
-    found: dict[Hashable, list[RunSpec]] = {}
+    by_key: dict[Hashable, list[RunSpec]] = {}
     for spec in specs:
         step = max(checkpoint.steps(study / spec.name), default=-1) if resume else -1
-        found.setdefault((_program_key(spec), step), []).append(spec)
-    return list(found.values())
+        by_key.setdefault((_program_key(spec), step), []).append(spec)
+    return list(by_key.values())
 
 
 def _program_key(spec: RunSpec) -> Hashable:

@@ -180,17 +180,7 @@ def make_programs(
         return devices.over_lanes(precise, layout, in_axes=in_axes, **options)
 
     def play(state, lane, index):
-        key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
-        act = jax.tree_util.Partial(
-            lambda actor, key, obs: sac.act_mean(actor, obs, config=lane.configs.sac),
-            state.agent.actor,
-        )
-        return evaluate.returns(
-            jax.random.fold_in(key, index),
-            act,
-            env=env,
-            num_episodes=run_config.eval_episodes,
-        )
+        return _play(state, lane, index, env, run_config.eval_episodes)
 
     return Programs(
         env=env,
@@ -218,6 +208,17 @@ def make_programs(
         ),
         evaluate=over_lanes(play, (0, 0, None)),
     )
+
+
+def _play(state, lane, index, env: base.Env, num_episodes: int):
+    """Returns and lengths of the episodes of one lane's evaluation."""
+    key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
+    act = jax.tree_util.Partial(
+        lambda actor, key, obs: sac.act_mean(actor, obs, config=lane.configs.sac),
+        state.agent.actor,
+    )
+    key = jax.random.fold_in(key, index)
+    return evaluate.returns(key, act, env=env, num_episodes=num_episodes)
 
 
 def start(programs: Programs, lanes: Lanes) -> MBPOState:

@@ -25,7 +25,7 @@ from vagram_jax.mbpo import MBPOConfig, MBPOState
 from vagram_jax.run import loop, states
 from vagram_jax.run.loop import RunConfig
 from vagram_jax.sac import SACConfig, SACState
-from vagram_jax.storage import checkpoint, results
+from vagram_jax.storage import checkpoint, records
 from vagram_jax.storage.checkpoint import CheckpointError
 from vagram_jax.storage.files import ResultsError
 
@@ -139,7 +139,7 @@ def _configs(folder: Path) -> tuple[EnvConfig, MBPOConfig, RunConfig]:
             f"{folder}: no run; a run is a folder with config.json, such as "
             f"results/pendulum/vagram; {hint}"
         )
-    record = results.read_record(folder)
+    record = records.read(folder)
     try:
         return config.split(record["config"], *loop.CONFIGS)
     except ConfigError as error:

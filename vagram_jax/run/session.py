@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,7 +26,7 @@ from vagram_jax.mbpo import MBPOState
 from vagram_jax.run import devices, failures, grid, loop, rows, signals, states
 from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
-from vagram_jax.run.loop import Programs, RunConfig
+from vagram_jax.run.loop import Lanes, Programs, RunConfig
 from vagram_jax.run.rows import Progress
 from vagram_jax.storage import checkpoint, files, lock, results
 
@@ -90,7 +89,7 @@ def check_runs(
 
 def train_runs(
     specs: Sequence[RunSpec],
-    root: str,
+    root: str | Path,
     study: str,
     *,
     options: SessionOptions,
@@ -179,6 +178,14 @@ class _Chunk(NamedTuple):
     def run_config(self) -> RunConfig:
         """Length, seeds and evaluations, the same for all runs."""
         return self.runs[0].spec.run_config
+
+    @property
+    def lanes(self) -> Lanes:
+        """Seeds and configs of the lanes, without padding."""
+        return loop.stack_lanes(
+            [seed for run in self.runs for seed in run.seeds],
+            [run.spec.algorithm for run in self.runs for _ in run.seeds],
+        )
 
     def own(self, layout: devices.Layout) -> list[_RunLanes]:
         """The runs on this process's devices; lanes are counted from its first."""
@@ -315,10 +322,7 @@ def _train_chunk(
     writer = checkpoint.Writer(report, saved=first_step if restored else None)
     iterations = loop.train_lanes(
         run_config,
-        loop.stack_lanes(
-            [seed for run in chunk.runs for seed in run.seeds],
-            [run.spec.algorithm for run in chunk.runs for _ in run.seeds],
-        ),
+        chunk.lanes,
         programs,
         layout=layout,
         num_padded=chunk.num_padded,
@@ -331,8 +335,7 @@ def _train_chunk(
             bar.update(step - bar.n)
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
-            if devices.is_first():
-                _write_rows(chunk.runs, progress, report)
+            _write_rows(chunk.runs, progress, report)
             is_last = step == run_config.total_steps
             received = 0 if is_last else stop.agreed()
             if is_last or received or _is_checkpoint_due(chunk, step, options):
@@ -341,11 +344,7 @@ def _train_chunk(
                 break
         writer.close()
     if received:
-        raise RunError(
-            f"stopped by {signal.Signals(received).name}; saved at step "
-            f"{writer.saved}; continue with --resume",
-            failures.SIGNAL + received,
-        )
+        raise failures.stopped(received, writer)
 
 
 def _progress_bar(run_config: RunConfig) -> tqdm:
@@ -365,8 +364,8 @@ def _is_checkpoint_due(chunk: _Chunk, step: int, options: SessionOptions) -> boo
 def _write_rows(
     runs: Sequence[_RunLanes], progress: Progress, report: Callable[[str], None]
 ) -> None:
-    """Appends the rows of an epoch to the tables of all runs."""
-    for run in runs:
+    """Appends the rows of an epoch to the tables of all runs, in the first process."""
+    for run in runs if devices.is_first() else ():
         spec, own = run.spec, rows.of_lanes(progress, run.lanes)
         constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
         model = rows.model_rows(own, run.seeds, constant)

@@ -84,7 +84,7 @@ def test_report_refuses_a_folder_without_a_run(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["study", "benchmark"])
-def test_a_command_of_the_repository_needs_a_checkout(tmp_path, monkeypatch, command):
+def test_study_and_benchmark_need_a_checkout(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     status, out, err = commands.call(command)
     assert (status, out) == (2, "")

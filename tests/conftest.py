@@ -49,13 +49,6 @@ def _free_programs():
 
 
 @pytest.fixture
-def no_compilation_cache(monkeypatch):
-    """Lets processes that the test starts run without the cache of the tests."""
-    monkeypatch.delenv(_FOLDER, raising=False)
-    monkeypatch.delenv(_MIN_SECONDS, raising=False)
-
-
-@pytest.fixture
 def key_reuse():
     """Runs the test with JAX refusing a random key that is used twice."""
     with jax.debug_key_reuse(True):

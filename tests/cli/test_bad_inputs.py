@@ -208,7 +208,7 @@ def test_a_flag_that_says_where_to_train_is_checked(refused, command, args, mess
 def test_devices_are_asked_for_in_time(refused):
     status, said = refused("--cpu_devices=3")
     assert status == 2
-    assert said.startswith("--cpu_devices=3: JAX runs already; ")
+    assert said.startswith("--cpu_devices=3: JAX is already in use; ")
 
 
 def test_a_cluster_that_nobody_describes_is_answered_with_how_to(refused):

@@ -187,7 +187,7 @@ def test_the_flags_of_a_session_are_checked(refused, command, args, message):
 def test_cpu_devices_are_refused_after_jax_has_started(refused):
     status, line = refused("--cpu_devices=3")
     assert status == 2
-    assert line.startswith("--cpu_devices=3: JAX runs already; ")
+    assert line.startswith("--cpu_devices=3: JAX is already in use; ")
 
 
 def test_a_cluster_without_a_description_gets_the_flags_for_it(refused):

@@ -109,7 +109,7 @@ def fit(
     Returns:
       The state, and metrics. `model/termination_loss` is the mean over the minibatches.
       Two others are errors of the previous state on the steps since the last fit, which
-      it has never seen: `model/termination_missed`, the fraction of terminations that it
+      The others are errors of the previous state on the steps since the last fit, which
       misses, and `model/termination_false_alarms`, the fraction of other steps that it
       takes for terminations. Each is NaN if there is nothing to take the mean of.
     """

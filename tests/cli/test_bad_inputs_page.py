@@ -1,4 +1,4 @@
-"""The page of bad inputs and the README's table of promises name tests that exist."""
+"""The page of bad inputs and the table of promises name tests that exist."""
 
 import functools
 import re
@@ -12,7 +12,7 @@ NAMED = re.compile(r"`(?:[\w/]+/)?(test_\w+\.py)(?:::(test_\w+))?`")
 
 
 @functools.cache
-def tests_by_file():
+def names_by_file():
     """File names to the names of the tests in them."""
     names = {}
     for path in TESTS.glob("**/test_*.py"):
@@ -21,9 +21,9 @@ def tests_by_file():
     return names
 
 
-@pytest.mark.parametrize("page", [PAGE, TESTS.parent / "README.md"])
+@pytest.mark.parametrize("page", [PAGE, TESTS.parent / "docs" / "promises.md"])
 def test_every_test_that_a_page_names_exists(page):
-    named, existing = set(NAMED.findall(page.read_text())), tests_by_file()
+    named, existing = set(NAMED.findall(page.read_text())), names_by_file()
     assert len(named) > 5
     missing = [
         (file, test)

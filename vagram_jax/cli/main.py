@@ -76,13 +76,10 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a subcommand and exits.
+    """Runs a subcommand and exits with its status (`SystemExit`).
 
     Args:
       argv: the command line, the name of the program first; by default `sys.argv`.
-
-    Raises:
-      SystemExit: always, with the exit status.
     """
     argv = sys.argv if argv is None else argv
     name, arguments = "".join(argv[1:2]), argv[2:]

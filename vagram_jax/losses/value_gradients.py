@@ -115,8 +115,9 @@ def value_gradient_weights(
       into `value_fn` or through the result.
 
     Raises:
-      ValueError: `value_fn` doesn't return a floating scalar or `[K]`, an option is
-        outside its range, or `scale_by_dim` would be undone by `normalize`.
+      ValueError: `value_fn` doesn't return a floating scalar or `[K]`.
+      ConfigError: an option is outside its range, or `normalize` would undo
+        `scale_by_dim`.
     """
     if normalize and scale_by_dim:
         raise ConfigError(

@@ -17,7 +17,7 @@ import pytest
 from scipy import special
 
 from vagram_jax import config, dynamics, imagine, mbpo, replay, schedules, termination
-from vagram_jax.run import devices
+from vagram_jax.run import devices, states
 from vagram_jax.storage import checkpoint
 from vagram_jax.types import Transition
 
@@ -488,20 +488,20 @@ def test_init_has_no_classifier_unless_one_is_learned(algorithm):
 
 def test_a_state_with_a_classifier_survives_its_checkpoint(tmp_path):
     # One lane, as a run has it.
-    states = jax.tree.map(lambda x: x[None], cases.fresh(epochs_on(2)[0]))
-    packed = checkpoint.pack(states)
+    state = jax.tree.map(lambda x: x[None], cases.fresh(epochs_on(2)[0]))
+    packed = states.pack(state)
     checkpoint.save(checkpoint.Piece(tmp_path, range(1), packed), 7)
     read = checkpoint.load(tmp_path, 7, range(1))
-    shapes = jax.eval_shape(lambda x: x, states)
-    back = checkpoint.unpack(read, shapes, devices.Layout())
-    cases.assert_identical(back, states)
+    shapes = jax.eval_shape(lambda x: x, state)
+    back = states.unpack(read, shapes, devices.Layout())
+    cases.assert_identical(back, state)
     name = ".termination.network['params']['Dense_0']['kernel']"
     np.testing.assert_array_equal(
-        read[name], states.termination.network["params"]["Dense_0"]["kernel"]
+        read[name], state.termination.network["params"]["Dense_0"]["kernel"]
     )
     # A run without one has other arrays, which is told and not repaired.
     with pytest.raises(checkpoint.CheckpointError, match=r"\.termination\."):
-        checkpoint.unpack(read, shapes.replace(termination=None), devices.Layout())
+        states.unpack(read, shapes.replace(termination=None), devices.Layout())
 
 
 # --- What is refused ------------------------------------------------------------------

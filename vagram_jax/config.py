@@ -198,6 +198,8 @@ def _build(config_type: type, mapping: Mapping[str, Any], prefix: str) -> Any:
         else:
             accepts = field.metadata.get("accepts", {})
             values[field.name] = _convert(key, value, hints[field.name])
+            if accepts.get("whole"):
+                values[field.name] = _to_whole(key, values[field.name])
             _check_accepts(key, values[field.name], accepts)
     return config_type(**values)
 
@@ -246,6 +248,12 @@ def _schedule(key: str, value: Any) -> Schedule:
     return schedules.constant(*numbers) if len(numbers) == 1 else Schedule(*numbers)
 
 
+def _to_whole(key: str, schedule: Schedule) -> Schedule:
+    """Converts the values of a schedule to whole numbers."""
+    start, end = (_convert(key, x, int) for x in (schedule.start, schedule.end))
+    return schedule.replace(start=start, end=end)
+
+
 def _number(text: str) -> Any:
     try:
         return float(text)
@@ -273,8 +281,6 @@ def _check_accepts(key: str, value: Any, accepts: Mapping[str, Any]) -> None:
     if isinstance(value, Schedule):
         value = schedules.bounds(value)
     for item in value if isinstance(value, tuple) else (value,):
-        if accepts.get("whole") and item != int(item):
-            raise ConfigError(f"config: {key}={item!r}; a whole number is accepted")
         if "choices" in accepts and item not in accepts["choices"]:
             near = difflib.get_close_matches(str(item), accepts["choices"], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -123,7 +123,7 @@ def test_a_misspelt_flag_or_key_gets_the_nearest_name(refused, arg, message):
         ("--config.real_fraction=-0.1", "real_fraction=-0.1; accepted: at least 0"),
         ("--config.real_fraction=0.1,0.9", "real_fraction=(0.1, 0.9); one number, or"),
         ("--config.real_fraction=half", "real_fraction='half'; a finite number is"),
-        ("--config.imagine.horizon=0", "lengths of at least 1"),
+        ("--config.imagine.horizon=0", "imagine.horizon=0; accepted: at least 1"),
         ("--config.imagine.horizon=1,9,6,5", "last environment step of the change, in"),
         ("--config.divergence_slack=0", "divergence_slack=0.0; accepted: above 0.0"),
     ],

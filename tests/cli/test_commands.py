@@ -64,7 +64,7 @@ def test_compare_prints_each_step_and_a_table(compared):
         starts = [line.split(",")[0] for line in steps]
         assert starts == [f"{name}: step {n} of 14" for n in (8, 11, 14)]
     table = lines[lines.index("") + 1 :]
-    assert [line.split()[0] for line in table[:3]] == ["loss", "vagram", "sac"]
+    assert [line.split()[0] for line in table[:3]] == ["run", "vagram", "sac"]
     assert lines[-1] == f"report: {folder / 'report.html'}"
 
 
@@ -246,7 +246,7 @@ def test_status_4_means_that_all_seeds_diverged(call, tmp_path, every):
     status, out, err = call(train, *args)
     assert (status, err) == (flags.STATUS_DIVERGED, "") == (4, "")
     assert (every == 2) or "vagram: step 11 of 14, 2 diverged" in out
-    assert "Diverged seeds of vagram: 2 of 2." in out
+    assert "2 of 2 seeds of VaGraM diverged" in out
     summary = files.read_json(tmp_path / "Spring" / "vagram" / "summary.json")
     assert (summary["seeds"], summary["diverged"]) == (2, 2)
     assert summary["diverged_at"] == {"seed 0": 11, "seed 1": 11}

@@ -146,7 +146,7 @@ def test_a_folder_without_a_run_is_refused_with_status_5(run, tmp_path):
     for folder, message in (
         (tmp_path / "nowhere", r"nowhere: no run; .*; check the path"),
         (run.parent, r"study: no run; .*; it is a study with sac"),
-        (run / "config.json", r"config.json: is no folder"),
+        (run / "config.json", r"config.json: is not a folder"),
     ):
         refused(5, message, f"--run={folder}")
 
@@ -173,7 +173,7 @@ def test_a_damaged_record_is_refused_with_status_5(run):
 def test_an_output_that_cannot_be_written_is_refused_with_status_5(run, monkeypatch):
     messages = {
         run / "none" / "a.gif": "none: no such folder; make it first",
-        run / "config.json" / "a.gif": "config.json: is no folder",
+        run / "config.json" / "a.gif": "config.json: is not a folder",
     }
     for output, message in messages.items():
         refused(5, message, f"--run={run}", f"--output={output}")

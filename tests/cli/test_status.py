@@ -78,7 +78,7 @@ def test_status_prints_the_return_of_the_tables(study, lines):
     # The diverged seed counts with the lowest return of the study, -101.
     assert " -70.5" in shown["failed"]
     runs = [run for run in results.read_runs(study / "study") if run.metrics]
-    for name, row in summary.summarise(runs).items():
+    for name, row in summary.summarize(runs).items():
         assert f" {summary.format_number(row['iqm'])} " in shown[name]
 
 

@@ -10,7 +10,7 @@ from session_cases import CONFIG, LAST, RUN, SEEDS, STEPS, programs_once, train,
 
 from vagram_jax.config import ConfigError
 from vagram_jax.run import devices, grid, loop, rows, session
-from vagram_jax.storage import checkpoint, files, lock, results
+from vagram_jax.storage import checkpoint, files, lock, records
 
 __all__ = ["programs_once", "whole"]
 pytestmark = pytest.mark.usefixtures("programs_once")
@@ -42,7 +42,7 @@ def test_train_runs_leaves_rows_of_all_seeds_and_the_last_checkpoints(whole):
 
 
 def test_train_runs_records_labels_devices_and_settings(whole):
-    record = results.read_record(cases.folder_of(whole))
+    record = records.read(cases.folder_of(whole))
     assert record["labels"] == {"loss": "sac"}
     assert record["device"] == devices.describe()
     assert record["layout"] == {"seed_mode": "vmap", "seed_chunk": 0}

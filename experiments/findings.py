@@ -100,9 +100,9 @@ def readme_block() -> str:
     losses = ("vagram", "mle", "mse_normalized")
     rows = []
     for width in (16, 64):
-        found = study.at(distractors=10, hidden=width)
-        rows.append([f"two layers of {width}", *(_cell(found[x]) for x in losses)])
-    seeds = len(found["vagram"].seeds)
+        results = study.at(distractors=10, hidden=width)
+        rows.append([f"two layers of {width}", *(_cell(results[x]) for x in losses)])
+    seeds = len(results["vagram"].seeds)
     table = _table(["dynamics model", *(_NAMES[x] for x in losses)], rows)
     return (
         f"{table}\n\nFinal return on the pendulum with ten distracting dimensions: "
@@ -295,17 +295,17 @@ from the real state; those of VaGraM are one region, up to \
 
 def _ablation() -> str:
     study = load("ablation")
-    found = study.at()
-    mixed = found["vagram_mixed"]
+    results = study.at()
+    mixed = results["vagram_mixed"]
     words = {BETTER: "worse", WORSE: "better", UNDECIDED: "no"}
     rows = []
-    for name in sorted(found, key=lambda name: -found[name].interval.value):
+    for name in sorted(results, key=lambda name: -results[name].interval.value):
         if name in study.design.baselines:
             continue
-        row = [f"`{name}`", _cell(found[name]), "", ""]
+        row = [f"`{name}`", _cell(results[name]), "", ""]
         if name != "vagram_mixed":
-            row[2] = words[study.outcome(mixed, found[name])]
-            row[3] = f"{study.probability(mixed, found[name]).value:.2f}"
+            row[2] = words[study.outcome(mixed, results[name])]
+            row[3] = f"{study.probability(mixed, results[name]).value:.2f}"
         rows.append(row)
     columns = ("variant", "final return", "different", "probability")
     return f"""## Which part of the loss matters
@@ -322,10 +322,10 @@ def _one_step() -> str:
     study = load("../pendulum")
     losses = ("vagram", "mle", "mse_normalized", "sac")
     rows = []
-    for setting, found in study.settings.items():
+    for setting, results in study.settings.items():
         labels = dict(setting)
         name = f"{labels['distractors']}, layers of {labels['hidden']}"
-        rows.append([name, *(_cell(found[loss]) for loss in losses)])
+        rows.append([name, *(_cell(results[loss]) for loss in losses)])
     for count in (20, 30):
         worse = study.compare("vagram", distractors=count).outcome == WORSE
         _check(worse, "VaGraM is worse than SAC")
@@ -347,10 +347,10 @@ def _methods_table(rows: Sequence[tuple[str, Study, Mapping]]) -> str:
     }
     lines = []
     for name, study, labels in rows:
-        found = study.at(**labels)
+        results = study.at(**labels)
         best = [study.compare("vagram", x, **labels).baseline for x in (MLE, MSE)]
         cells = [
-            _cell(found[method]) if method in found else ""
+            _cell(results[method]) if method in results else ""
             for method in ("vagram", "vagram_mixed", *best, "sac")
         ]
         against = study.compare("vagram", **labels)

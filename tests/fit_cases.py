@@ -96,9 +96,9 @@ def _split(key, data, config_key):
 
 def split(data, seed=0, **options):
     """The rows that a fit with this key holds out, and those of each member."""
-    found = _split(jax.random.key(seed), data, tuple(options.items()))
-    held = np.asarray(found.score_rows)[: int(found.num_score)]
-    return held, np.asarray(found.train_rows)[:, : int(found.num_train)]
+    actual = _split(jax.random.key(seed), data, tuple(options.items()))
+    held = np.asarray(actual.score_rows)[: int(actual.num_score)]
+    return held, np.asarray(actual.train_rows)[:, : int(actual.num_train)]
 
 
 def member(tree, index):
@@ -112,10 +112,10 @@ def squared_errors(network, params, data, rows):
     layer = jax.tree.map(np.float64, network["params"]["mlp"]["Dense_0"])
     inputs = np.concatenate([batch.obs, batch.action], axis=-1)
     scaled = (inputs - params.normalizer.input_mean) / params.normalizer.input_std
-    found = scaled @ layer["kernel"] + layer["bias"]
-    wanted = np.concatenate([batch.next_obs - batch.obs, batch.reward[:, None]], -1)
-    return np.sum((found - wanted) ** 2, axis=-1)
+    actual = scaled @ layer["kernel"] + layer["bias"]
+    expected = np.concatenate([batch.next_obs - batch.obs, batch.reward[:, None]], -1)
+    return np.sum((actual - expected) ** 2, axis=-1)
 
 
-def assert_identical(found, wanted):
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+def assert_identical(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

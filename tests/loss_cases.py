@@ -87,5 +87,5 @@ def moved(prediction, **fields):
     return prediction | fields
 
 
-def assert_identical(found, wanted):
-    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+def assert_identical(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

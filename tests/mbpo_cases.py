@@ -192,8 +192,8 @@ def bits(tree):
     )
 
 
-def assert_identical(found, wanted):
-    jax.tree.map(np.testing.assert_array_equal, bits(found), bits(wanted))
+def assert_identical(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, bits(actual), bits(expected))
 
 
 def row(tree, index):

@@ -45,23 +45,23 @@ def q_value(layers, obs, action, activation="relu"):
 
 def bellman_target(actor, targets, temperature, batch, noise, discount):
     """The reward and the discounted soft value of the successor, if it has one."""
-    found = []
+    actual = []
     for row, reward in enumerate(batch["reward"]):
         next_obs = batch["next_obs"][row]
         action, log_prob = sample(actor, next_obs, noise[row])
         smallest = min(q_value(target, next_obs, action) for target in targets)
         value = smallest - temperature * log_prob
-        found.append(reward if batch["terminated"][row] else reward + discount * value)
-    return np.array(found)
+        actual.append(reward if batch["terminated"][row] else reward + discount * value)
+    return np.array(actual)
 
 
 def critic_loss(critics, batch, target):
     """The squared errors of all critics, their mean over the batch."""
     total = 0.0
-    for row, wanted in enumerate(target):
+    for row, expected in enumerate(target):
         for critic in critics:
             value = q_value(critic, batch["obs"][row], batch["action"][row])
-            total += (value - wanted) ** 2
+            total += (value - expected) ** 2
     return total / len(target)
 
 

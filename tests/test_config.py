@@ -51,8 +51,8 @@ def refused(mapping, *config_types):
 
 def test_from_mapping_keeps_the_defaults_of_missing_keys():
     assert config.from_mapping(Run, {}) == Run()
-    made = config.from_mapping(Run, {"agent": {"discount": 0.5}})
-    assert made == Run(agent=Agent(discount=0.5))
+    built = config.from_mapping(Run, {"agent": {"discount": 0.5}})
+    assert built == Run(agent=Agent(discount=0.5))
 
 
 def test_split_gives_each_config_its_own_keys():
@@ -217,16 +217,16 @@ def test_numbers_of_any_type_become_float(value):
 def test_to_dict_and_from_mapping_are_inverse_also_through_json(
     discount, num_critics, hidden, loss, normalise, name
 ):
-    made = Run(
+    built = Run(
         loss=loss,
         hidden=tuple(hidden),
         name=name,
         normalise=normalise,
         agent=Agent(discount=discount, num_critics=num_critics),
     )
-    plain = config.to_dict(made)
-    assert config.from_mapping(Run, plain) == made
-    assert config.from_mapping(Run, json.loads(json.dumps(plain))) == made
+    plain = config.to_dict(built)
+    assert config.from_mapping(Run, plain) == built
+    assert config.from_mapping(Run, json.loads(json.dumps(plain))) == built
 
 
 json_values = st.recursive(
@@ -240,11 +240,11 @@ keys = st.sampled_from(["loss", "hidden", "agent", "discount", "normalise"]) | s
 @given(st.dictionaries(keys, json_values, max_size=3))
 def test_any_mapping_gives_a_config_or_a_config_error(mapping):
     try:
-        made = config.from_mapping(Run, mapping)
+        built = config.from_mapping(Run, mapping)
     except config.ConfigError as error:
         assert str(error).startswith("config: ")
     else:
-        assert config.from_mapping(Run, config.to_dict(made)) == made
+        assert config.from_mapping(Run, config.to_dict(built)) == built
 
 
 def test_to_dict_is_plain():

@@ -74,8 +74,10 @@ def variances(batch):
     return np.var(batch.next_obs - batch.obs, axis=0)
 
 
-def assert_shares(found, wanted):
-    np.testing.assert_allclose(found, wanted / np.sum(wanted), rtol=EXACT, atol=EXACT)
+def assert_shares(actual, expected):
+    np.testing.assert_allclose(
+        actual, expected / np.sum(expected), rtol=EXACT, atol=EXACT
+    )
 
 
 def test_attention_is_zero_for_a_loss_without_curvature():
@@ -84,9 +86,9 @@ def test_attention_is_zero_for_a_loss_without_curvature():
 
 @pytest.mark.parametrize("name", sorted({*losses.LOSSES} - {"value_l1"}))
 def test_attention_shares_sum_to_one(name):
-    found = attention_of(name, make_batch(), curved)
-    assert np.all(found >= 0.0)
-    np.testing.assert_allclose(np.sum(found), 1.0, rtol=EXACT)
+    actual = attention_of(name, make_batch(), curved)
+    assert np.all(actual >= 0.0)
+    np.testing.assert_allclose(np.sum(actual), 1.0, rtol=EXACT)
 
 
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
@@ -100,8 +102,8 @@ def test_attention_of_mse_is_proportional_to_the_variance():
 
 
 def test_attention_of_mse_normalized_is_equal_in_all_varying_dimensions():
-    found = attention_of("mse_normalized", make_batch())
-    assert_shares(found, np.array([1.0, 1.0, 1.0, 0.0]))
+    actual = attention_of("mse_normalized", make_batch())
+    assert_shares(actual, np.array([1.0, 1.0, 1.0, 0.0]))
 
 
 @pytest.mark.parametrize("name", ["vagram", "vagram_unbounded", "vaml"])
@@ -109,9 +111,9 @@ def test_attention_of_value_losses_follows_squared_slope_times_variance(
     name,
 ):
     batch = make_batch()
-    found = attention_of(name, batch)
-    assert found[2] == 0.0  # the third dimension has no slope
-    assert_shares(found, SLOPE**2 * variances(batch))
+    actual = attention_of(name, batch)
+    assert actual[2] == 0.0  # the third dimension has no slope
+    assert_shares(actual, SLOPE**2 * variances(batch))
 
 
 def test_attention_of_vagram_averages_over_rows_and_values():
@@ -120,18 +122,18 @@ def test_attention_of_vagram_averages_over_rows_and_values():
     square = (2.0 * batch.next_obs) ** 2
     square[:, 0] += (cosine * batch.next_obs[:, 1]) ** 2
     square[:, 1] += sine**2
-    found = attention_of("vagram", batch, curved)
-    assert_shares(found, square.mean(axis=0) * variances(batch))
+    actual = attention_of("vagram", batch, curved)
+    assert_shares(actual, square.mean(axis=0) * variances(batch))
 
 
 def test_attention_of_mle_is_proportional_to_precision_times_variance():
     batch, params = make_batch(), make_member(gaussian=True)
     log_var = dynamics.predict(params, batch.obs, batch.action).log_var
     precision = np.mean(np.exp(-log_var[:, :OBS_DIM]), axis=0)
-    found = attention_of("mle", batch, params=params)
-    assert_shares(found, precision * variances(batch))
+    actual = attention_of("mle", batch, params=params)
+    assert_shares(actual, precision * variances(batch))
 
 
 def test_attention_of_a_constant_value_is_zero():
-    found = attention_of("vagram", make_batch(), lambda state: 0.0 * state[0])
-    np.testing.assert_array_equal(found, np.zeros(OBS_DIM))
+    actual = attention_of("vagram", make_batch(), lambda state: 0.0 * state[0])
+    np.testing.assert_array_equal(actual, np.zeros(OBS_DIM))

@@ -57,8 +57,8 @@ def predict(params, obs, action):
     return jax.jit(dynamics.predict)(params, obs, action)
 
 
-def assert_close(found, wanted):
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+def assert_close(actual, expected):
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=EXACT, atol=EXACT)
 
 
@@ -86,31 +86,31 @@ def oracle_prediction(params, obs, action):
 @heads
 def test_predict_equals_the_oracle(head):
     params, (obs, action) = make_params(head=head), inputs_of(1)
-    found = predict(params, obs, action)
+    actual = predict(params, obs, action)
     for i in range(MEMBERS):
         for j in range(ROWS):
-            wanted = oracle_prediction(member(params, i), obs[j], action[j])
-            assert_close(jax.tree.map(lambda x, at=(i, j): x[at], found), wanted)
+            expected = oracle_prediction(member(params, i), obs[j], action[j])
+            assert_close(jax.tree.map(lambda x, at=(i, j): x[at], actual), expected)
 
 
 @pytest.mark.usefixtures("x64")
 @heads
 def test_predict_of_an_ensemble_equals_a_loop_over_members(head):
     params, inputs = make_params(head=head), inputs_of(2)
-    found = predict(params, *inputs)
+    actual = predict(params, *inputs)
     for i in range(MEMBERS):
-        wanted = predict(member(params, i), *inputs)
-        assert_close(jax.tree.map(lambda x, i=i: x[i], found), wanted)
+        expected = predict(member(params, i), *inputs)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], actual), expected)
 
 
 @pytest.mark.usefixtures("x64")
 @heads
 def test_predict_gives_each_member_its_own_rows(head):
     params, (obs, action) = make_params(head=head), inputs_of(3, (MEMBERS, ROWS))
-    found = predict(params, obs, action)
+    actual = predict(params, obs, action)
     for i in range(MEMBERS):
-        wanted = predict(member(params, i), obs[i], action[i])
-        assert_close(jax.tree.map(lambda x, i=i: x[i], found), wanted)
+        expected = predict(member(params, i), obs[i], action[i])
+        assert_close(jax.tree.map(lambda x, i=i: x[i], actual), expected)
 
 
 @pytest.mark.usefixtures("x64")
@@ -118,15 +118,15 @@ def test_predict_gives_each_member_its_own_rows(head):
 def test_predict_of_a_single_model_equals_a_member_under_vmap(head):
     params, inputs = make_params(head=head), inputs_of(4)
     axes = params.replace(network=0, normalizer=None)
-    found = jax.jit(jax.vmap(dynamics.predict, in_axes=(axes, None, None)))
-    assert_close(found(params, *inputs), predict(params, *inputs))
+    actual = jax.jit(jax.vmap(dynamics.predict, in_axes=(axes, None, None)))
+    assert_close(actual(params, *inputs), predict(params, *inputs))
 
 
 @pytest.mark.usefixtures("x64")
 def test_predict_of_a_single_model_takes_one_row():
     params, (obs, action) = member(make_params(head="gaussian"), 0), inputs_of(5)
-    found = predict(params, obs[1], action[1])
-    assert_close(found, jax.tree.map(lambda x: x[1], predict(params, obs, action)))
+    actual = predict(params, obs[1], action[1])
+    assert_close(actual, jax.tree.map(lambda x: x[1], predict(params, obs, action)))
 
 
 @pytest.mark.usefixtures("x64")
@@ -135,9 +135,9 @@ def test_predict_of_a_new_model_is_in_the_units_of_the_data():
     params = make_params(head="deterministic")
     still = params.replace(network=jax.tree.map(np.zeros_like, params.network))
     obs, action = inputs_of(6)
-    found, mean = predict(still, obs, action), params.normalizer.target_mean
-    np.testing.assert_allclose(found.next_obs[0], obs + mean[:OBS], rtol=EXACT)
-    np.testing.assert_allclose(found.reward, np.full((MEMBERS, ROWS), mean[OBS]))
+    actual, mean = predict(still, obs, action), params.normalizer.target_mean
+    np.testing.assert_allclose(actual.next_obs[0], obs + mean[:OBS], rtol=EXACT)
+    np.testing.assert_allclose(actual.reward, np.full((MEMBERS, ROWS), mean[OBS]))
 
 
 @pytest.mark.usefixtures("x64")
@@ -150,8 +150,8 @@ def test_predict_passes_no_gradient_to_the_normalizer(head):
     def gradient(params):
         return sum(map(jnp.sum, jax.tree.leaves(dynamics.predict(params, *inputs))))
 
-    for found in jax.tree.leaves(gradient(params).normalizer):
-        np.testing.assert_array_equal(found, 0.0)
+    for actual in jax.tree.leaves(gradient(params).normalizer):
+        np.testing.assert_array_equal(actual, 0.0)
 
 
 @pytest.mark.usefixtures("x64")
@@ -164,10 +164,10 @@ def test_log_var_bounds_have_a_gradient_only_if_learned(bounds, moves):
     def gradient(params):
         return jnp.sum(dynamics.predict(params, *inputs).log_var)
 
-    found = gradient(params).network["params"]
+    actual = gradient(params).network["params"]
     for name in ("min_log_var", "max_log_var"):
-        assert np.all((found[name] != 0.0) == moves)
-    assert np.all(found["mlp"]["Dense_1"]["kernel"][..., OBS + 1 :] != 0.0)
+        assert np.all((actual[name] != 0.0) == moves)
+    assert np.all(actual["mlp"]["Dense_1"]["kernel"][..., OBS + 1 :] != 0.0)
 
 
 @pytest.mark.usefixtures("x64")
@@ -176,10 +176,10 @@ def test_predict_keeps_log_var_below_its_true_upper_bound():
     unit = params.normalizer.replace(target_std=np.ones(OBS + 1))
     params = params.replace(normalizer=unit)
     obs, action = inputs_of(9)
-    found = predict(params, 1e6 * obs, action).log_var
+    actual = predict(params, 1e6 * obs, action).log_var
     bound = -10.0 + np.log1p(np.exp(10.5))  # 0.50003, not 0.5
-    assert found.min() >= -10.0
-    np.testing.assert_allclose(found.max(), bound, rtol=EXACT)
+    assert actual.min() >= -10.0
+    np.testing.assert_allclose(actual.max(), bound, rtol=EXACT)
 
 
 def test_init_dynamics_gives_each_member_different_parameters():
@@ -271,18 +271,21 @@ def test_sample_depends_on_the_key():
 def test_sample_of_a_gaussian_has_its_mean_and_standard_deviation():
     model, rows = constant_model("gaussian"), 40_000
     next_obs, reward = draw(jax.random.key(5), model, [1], rows=rows)
-    found = np.column_stack([next_obs, reward])
-    wanted = predict(member(model, 1), np.zeros(OBS), np.zeros(ACTION))
-    mean, std = np.append(wanted.next_obs, wanted.reward), np.exp(wanted.log_var / 2)
+    actual = np.column_stack([next_obs, reward])
+    expected = predict(member(model, 1), np.zeros(OBS), np.zeros(ACTION))
+    mean, std = (
+        np.append(expected.next_obs, expected.reward),
+        np.exp(expected.log_var / 2),
+    )
     # Five standard errors, of a mean and of a standard deviation.
-    np.testing.assert_array_less(abs(found.mean(0) - mean), 5 * std / rows**0.5)
-    np.testing.assert_allclose(found.std(0), std, rtol=5 / (2 * rows) ** 0.5)
+    np.testing.assert_array_less(abs(actual.mean(0) - mean), 5 * std / rows**0.5)
+    np.testing.assert_allclose(actual.std(0), std, rtol=5 / (2 * rows) ** 0.5)
 
 
 @pytest.mark.usefixtures("key_reuse")
 def test_sample_of_a_gaussian_draws_its_noise_independently():
-    found = draw(jax.random.key(6), constant_model("gaussian"), [1], rows=40_000)
-    noise = np.column_stack(found)
+    actual = draw(jax.random.key(6), constant_model("gaussian"), [1], rows=40_000)
+    noise = np.column_stack(actual)
     # Five standard errors of a correlation; across dimensions and from row to row.
     across = np.corrcoef(noise.T) - np.eye(OBS + 1)
     along = np.corrcoef(noise[1:].T, noise[:-1].T)[: OBS + 1, OBS + 1 :]
@@ -290,7 +293,7 @@ def test_sample_of_a_gaussian_draws_its_noise_independently():
 
 
 @pytest.mark.parametrize(
-    ("scores", "wanted"),
+    ("scores", "expected"),
     [
         ([3.0, 1.0, 2.0], [1, 2]),
         ([np.nan, 1.0, 2.0], [1, 2]),
@@ -299,7 +302,7 @@ def test_sample_of_a_gaussian_draws_its_noise_independently():
         ([-3.0, -1.0, -2.0], [0, 2]),
     ],
 )
-def test_elites_of_are_the_lowest_finite_scores_first(scores, wanted):
-    found = dynamics.elites_of(jnp.array(scores), 2)
-    np.testing.assert_array_equal(found, wanted)
-    assert found.dtype == jnp.int32
+def test_elites_of_are_the_lowest_finite_scores_first(scores, expected):
+    actual = dynamics.elites_of(jnp.array(scores), 2)
+    np.testing.assert_array_equal(actual, expected)
+    assert actual.dtype == jnp.int32

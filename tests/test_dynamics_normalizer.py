@@ -55,17 +55,17 @@ def test_moments_ignore_rows_that_do_not_count(garbage):
     values = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
     where = np.random.default_rng(3).uniform(size=40) < 0.6
     where[0] = False  # the first row must be no origin
-    wanted, _ = moments(values, where)
+    expected, _ = moments(values, where)
     for x, y in zip(
         moments(np.where(where[:, None], values, garbage), where)[0],
-        wanted,
+        expected,
         strict=True,
     ):
         np.testing.assert_array_equal(x, y)
     mean, std = oracles.moments(values, where)
     # Means near zero have the rounding of the values that they are of, near one.
-    np.testing.assert_allclose(wanted[0], mean, atol=FLOAT32)
-    np.testing.assert_allclose(wanted[1], std, rtol=FLOAT32)
+    np.testing.assert_allclose(expected[0], mean, atol=FLOAT32)
+    np.testing.assert_allclose(expected[1], std, rtol=FLOAT32)
 
 
 def make_data(seed=4):
@@ -95,43 +95,43 @@ def targets_of(data):
 
 def test_targets_are_the_state_difference_and_the_reward_last():
     data = make_data()
-    found = dynamics.targets(jax.tree.map(jnp.asarray, data))
-    np.testing.assert_allclose(found, targets_of(data), rtol=FLOAT32, atol=1e-6)
+    actual = dynamics.targets(jax.tree.map(jnp.asarray, data))
+    np.testing.assert_allclose(actual, targets_of(data), rtol=FLOAT32, atol=1e-6)
 
 
 def test_fit_normalizer_takes_the_moments_of_inputs_that_count():
     data, where = make_data(), np.arange(200) % 3 > 0
-    found = fit(make_params(), data, where).normalizer
+    actual = fit(make_params(), data, where).normalizer
     mean, std = oracles.moments(np.hstack([data.obs, data.action]), where)
-    np.testing.assert_allclose(found.input_mean, mean, atol=FLOAT32)
-    np.testing.assert_allclose(found.input_std, std, rtol=FLOAT32)
+    np.testing.assert_allclose(actual.input_mean, mean, atol=FLOAT32)
+    np.testing.assert_allclose(actual.input_std, std, rtol=FLOAT32)
 
 
 def test_fit_normalizer_leaves_targets_alone_by_default():
-    found = fit(make_params(), make_data()).normalizer
-    np.testing.assert_array_equal(found.target_mean, np.zeros(4))
-    np.testing.assert_array_equal(found.target_std, np.ones(4))
+    actual = fit(make_params(), make_data()).normalizer
+    np.testing.assert_array_equal(actual.target_mean, np.zeros(4))
+    np.testing.assert_array_equal(actual.target_std, np.ones(4))
 
 
 def test_normalize_targets_takes_the_moments_of_targets_that_count():
     data, where = make_data(), np.arange(200) % 3 > 0
-    found = fit(make_params(normalize_targets=True), data, where).normalizer
+    actual = fit(make_params(normalize_targets=True), data, where).normalizer
     mean, std = oracles.moments(targets_of(data), where)
     std[2] = 1.0  # this dimension never changes
     # The differences are of float32 numbers, each near one.
-    np.testing.assert_allclose(found.target_mean, mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.target_std, std, rtol=1e-5)
+    np.testing.assert_allclose(actual.target_mean, mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual.target_std, std, rtol=1e-5)
 
 
 def test_normalize_targets_leaves_predictions_in_the_units_of_the_data():
     data, params = make_data(), make_params(normalize_targets=True)
     still = params.replace(network=jax.tree.map(jnp.zeros_like, params.network))
     fitted = fit(still, data)
-    found = jax.jit(dynamics.predict)(fitted, data.obs[:5], data.action[:5])
+    actual = jax.jit(dynamics.predict)(fitted, data.obs[:5], data.action[:5])
     mean = targets_of(data).mean(axis=0)
-    wanted = data.obs[:5] + mean[:3]
-    np.testing.assert_allclose(found.next_obs[0], wanted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.reward, np.full((2, 5), mean[3]), rtol=1e-5)
+    expected = data.obs[:5] + mean[:3]
+    np.testing.assert_allclose(actual.next_obs[0], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual.reward, np.full((2, 5), mean[3]), rtol=1e-5)
 
 
 def test_normalize_targets_shifts_log_var_by_that_of_the_scale():
@@ -142,14 +142,14 @@ def test_normalize_targets_shifts_log_var_by_that_of_the_scale():
     inputs = data.obs[:5], data.action[:5]
     plain = predict(fitted.replace(normalizer=unit), *inputs).log_var
     shift = 2.0 * np.log(fitted.normalizer.target_std)
-    found = predict(fitted, *inputs).log_var - plain
+    actual = predict(fitted, *inputs).log_var - plain
     # float32 log-variances near ten keep six digits behind the point.
-    np.testing.assert_allclose(found, np.broadcast_to(shift, (2, 5, 4)), atol=1e-5)
+    np.testing.assert_allclose(actual, np.broadcast_to(shift, (2, 5, 4)), atol=1e-5)
 
 
 def test_a_constant_input_dimension_is_not_inflated_by_its_first_change():
     data = make_data()
     data = data.replace(obs=np.full_like(data.obs, 0.25))
-    found = fit(make_params(), data).normalizer
-    changed = (0.26 - found.input_mean[0]) / found.input_std[0]
+    actual = fit(make_params(), data).normalizer
+    changed = (0.26 - actual.input_mean[0]) / actual.input_std[0]
     assert abs(changed) <= 1.0

@@ -70,13 +70,13 @@ def returns(act, env, *, seed=0, num_episodes=EPISODES):
 @pytest.mark.parametrize("end", [-np.inf, 0.5])
 def test_returns_equal_a_loop_over_the_steps(end):
     starts, _ = returns(push, Decay(episode_length=1))
-    found, lengths = returns(push, Decay(end))
-    for start, total, length in zip(starts, found, lengths, strict=True):
-        obs, wanted, steps = float(start), 0.0, 0
+    actual, lengths = returns(push, Decay(end))
+    for start, total, length in zip(starts, actual, lengths, strict=True):
+        obs, expected, steps = float(start), 0.0, 0
         while steps < LENGTH and (steps == 0 or obs >= end):
-            wanted, steps = wanted + obs, steps + 1
+            expected, steps = expected + obs, steps + 1
             obs = 0.5 * obs + 0.1 * np.tanh(obs)
-        np.testing.assert_allclose(total, wanted, rtol=1e-5)  # sums in float32
+        np.testing.assert_allclose(total, expected, rtol=1e-5)  # sums in float32
         assert length == steps
     # Otherwise one of the two ends would not have been tried.
     assert (len(np.unique(lengths)) > 1) == (end == 0.5)
@@ -109,7 +109,7 @@ def test_returns_give_the_policy_a_new_key_at_each_step():
 
 
 @pytest.mark.parametrize(
-    ("env", "wanted"),
+    ("env", "expected"),
     [
         (counter(), LENGTH),  # the limit cuts
         (counter(ends_after=4), 4),
@@ -120,16 +120,16 @@ def test_returns_give_the_policy_a_new_key_at_each_step():
         (counter(nan_at=1, nan_in="reward"), 0),
     ],
 )
-def test_returns_count_the_steps_until_an_end(env, wanted):
-    found, lengths = returns(noise, env, num_episodes=2)
+def test_returns_count_the_steps_until_an_end(env, expected):
+    actual, lengths = returns(noise, env, num_episodes=2)
     # One for each step: what comes after the end, or isn't finite, adds nothing.
-    np.testing.assert_array_equal(found, np.full(2, wanted))
-    np.testing.assert_array_equal(lengths, np.full(2, wanted))
+    np.testing.assert_array_equal(actual, np.full(2, expected))
+    np.testing.assert_array_equal(lengths, np.full(2, expected))
 
 
 def test_returns_of_64_bit_rewards_have_64_bits(x64):
-    found, _ = returns(push, Decay(), num_episodes=2)
-    assert found.dtype == jnp.float64
+    actual, _ = returns(push, Decay(), num_episodes=2)
+    assert actual.dtype == jnp.float64
 
 
 def test_returns_accept_a_policy_that_is_a_pytree():

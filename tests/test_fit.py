@@ -160,9 +160,9 @@ def test_fit_learns_nothing_from_held_out_rows():
     held, _ = fit_cases.split(data)
     absurd = fit_cases.with_targets(data, held, 1e6)
     clean, clean_metrics = fit_cases.run(data=data, config=THREE_EPOCHS)
-    found, metrics = fit_cases.run(data=absurd, config=THREE_EPOCHS)
+    actual, metrics = fit_cases.run(data=absurd, config=THREE_EPOCHS)
     # The optimiser has seen every gradient of the fit, also those after the best score.
-    fit_cases.assert_identical(found.opt_state, clean.opt_state)
+    fit_cases.assert_identical(actual.opt_state, clean.opt_state)
     fit_cases.assert_identical(
         metrics["model/train_loss"], clean_metrics["model/train_loss"]
     )
@@ -175,9 +175,9 @@ def test_fit_draws_the_rows_of_a_member_once():
     never_seen = sorted(set(range(SIZE)) - set(held) - set(rows[0]))
     absurd = fit_cases.with_targets(data, never_seen, 1e6)
     clean, _ = fit_cases.run(data=data, config=THREE_EPOCHS)
-    found, metrics = fit_cases.run(data=absurd, config=THREE_EPOCHS)
+    actual, metrics = fit_cases.run(data=absurd, config=THREE_EPOCHS)
     fit_cases.assert_identical(
-        *(fit_cases.member(s.opt_state, 0) for s in (found, clean))
+        *(fit_cases.member(s.opt_state, 0) for s in (actual, clean))
     )
     assert np.all(metrics["model/train_loss"][1:] > 1e6)
 
@@ -185,25 +185,25 @@ def test_fit_draws_the_rows_of_a_member_once():
 @pytest.mark.parametrize("name", ["mse", "vagram", "mse_normalized"])
 def test_fit_never_reads_unwritten_rows(name):
     config = CONFIG.replace(learning_rate=0.01)
-    found = fit_cases.run(data=fit_cases.make_data(), config=config, loss=name)
+    actual = fit_cases.run(data=fit_cases.make_data(), config=config, loss=name)
     zeros = fit_cases.make_data(unwritten=0.0)
     fit_cases.assert_identical(
-        found, fit_cases.run(data=zeros, config=config, loss=name)
+        actual, fit_cases.run(data=zeros, config=config, loss=name)
     )
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual))
 
 
 @pytest.mark.parametrize("name", ["vagram", "vagram_unbounded"])
 def test_fit_with_prepared_weights_equals_weights_computed_at_each_step(name):
     config = CONFIG.replace(learning_rate=0.01)
     afresh = losses.get(name)._replace(prepare=None, reads_config=())
-    found, metrics = fit_cases.run(config=config, loss=name)
-    wanted, wanted_metrics = fit_cases.run(config=config, loss=afresh)
+    actual, metrics = fit_cases.run(config=config, loss=name)
+    expected, wanted_metrics = fit_cases.run(config=config, loss=afresh)
     assert metrics["model/epochs"] == wanted_metrics["model/epochs"]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=CLOSE),
-        (found.params.network, metrics["model/holdout_loss"]),
-        (wanted.params.network, wanted_metrics["model/holdout_loss"]),
+        (actual.params.network, metrics["model/holdout_loss"]),
+        (expected.params.network, wanted_metrics["model/holdout_loss"]),
     )
 
 
@@ -219,8 +219,8 @@ def test_fit_reports_the_error_in_deviations_of_the_change(size):
     held, _ = fit_cases.split(data)
     change = (data.data.next_obs - data.data.obs)[held]
     # A model that predicts no change errs by the change itself.
-    wanted = np.sqrt(np.mean(change**2, axis=0) / np.var(change, axis=0))
-    np.testing.assert_allclose(metrics["model/error_dim"], wanted, rtol=CLOSE)
+    expected = np.sqrt(np.mean(change**2, axis=0) / np.var(change, axis=0))
+    np.testing.assert_allclose(metrics["model/error_dim"], expected, rtol=CLOSE)
 
 
 @pytest.mark.parametrize(("loss", "kept"), [("vagram", True), ("mse", False)])
@@ -242,8 +242,8 @@ def test_fit_reports_the_attention_of_held_out_rows():
     _, metrics = fit_cases.run(data=data, config=THREE_EPOCHS)
     held, _ = fit_cases.split(data)
     change = np.var((data.data.next_obs - data.data.obs)[held], axis=0)
-    wanted = change / change.sum()
-    np.testing.assert_allclose(metrics["model/attention_dim"], wanted, rtol=CLOSE)
+    expected = change / change.sum()
+    np.testing.assert_allclose(metrics["model/attention_dim"], expected, rtol=CLOSE)
 
 
 def test_fit_uses_each_key_once(key_reuse):
@@ -284,8 +284,8 @@ def test_fit_penalizes_the_distance_of_learned_bounds(bounds, pull):
     without = jax.jit(jax.grad(problem.loss))(network, batch)["params"]
     for name, sign in (("max_log_var", 1.0), ("min_log_var", -1.0)):
         # float32 beside gradients of about one.
-        found = with_pull[name] - without[name]
-        np.testing.assert_allclose(found, sign * pull, atol=1e-6)
+        actual = with_pull[name] - without[name]
+        np.testing.assert_allclose(actual, sign * pull, atol=1e-6)
         if bounds == "fixed":
             np.testing.assert_array_equal(with_pull[name], 0.0)
     np.testing.assert_array_equal(
@@ -301,8 +301,8 @@ def test_fit_decays_kernels_only():
     update = jax.jit(lambda x: optimizer.update(x, optimizer.init(network), network)[0])
     updates = update(still)
     kernel = network["params"]["mlp"]["Dense_0"]["kernel"]
-    found = updates["params"]["mlp"]["Dense_0"].pop("kernel")
-    np.testing.assert_allclose(found, -0.5 * 0.1 * kernel, rtol=1e-6)  # float32
+    actual = updates["params"]["mlp"]["Dense_0"].pop("kernel")
+    np.testing.assert_allclose(actual, -0.5 * 0.1 * kernel, rtol=1e-6)  # float32
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0.0), updates)
 
 

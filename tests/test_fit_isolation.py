@@ -64,9 +64,9 @@ def poisoned(states, index):
     return states.replace(params=states.params.replace(network=network))
 
 
-def assert_close(found, wanted):
+def assert_close(actual, expected):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **BATCHED), found, wanted
+        lambda a, b: np.testing.assert_allclose(a, b, **BATCHED), actual, expected
     )
 
 
@@ -88,26 +88,28 @@ def test_fit_of_a_seed_equals_that_seed_alone(together, alone):
 def test_fit_takes_no_step_for_a_seed_that_has_stopped(together, alone):
     steps = optax.tree_utils.tree_get(together[0].opt_state, "count")
     num_train = [48, 48, 18]
-    wanted = together[1]["model/epochs"] * -(-np.array(num_train) // CONFIG.batch_size)
-    np.testing.assert_array_equal(steps, wanted)
+    expected = together[1]["model/epochs"] * -(
+        -np.array(num_train) // CONFIG.batch_size
+    )
+    np.testing.assert_array_equal(steps, expected)
     for seed, (state, _) in enumerate(alone):
         assert_close(at(together[0].opt_state, seed), state.opt_state)
 
 
 def test_fit_keeps_nan_in_the_parameters_of_its_seed(together):
     states, data = inputs()
-    found = run_seeds(poisoned(stack(states), 1), stack(data))
-    assert np.isnan(found[1]["model/holdout_loss"][1]).all()
+    actual = run_seeds(poisoned(stack(states), 1), stack(data))
+    assert np.isnan(actual[1]["model/holdout_loss"][1]).all()
     for seed in (0, 2):
-        fit_cases.assert_identical(at(found, seed), at(together, seed))
+        fit_cases.assert_identical(at(actual, seed), at(together, seed))
 
 
 def test_fit_keeps_nan_in_the_data_of_its_seed(together):
     states, data = inputs()
     data[1] = fit_cases.with_targets(data[1], slice(None), np.nan)
-    found = run_seeds(stack(states), stack(data))
+    actual = run_seeds(stack(states), stack(data))
     for seed in (0, 2):
-        fit_cases.assert_identical(at(found, seed), at(together, seed))
+        fit_cases.assert_identical(at(actual, seed), at(together, seed))
 
 
 def test_fit_stops_after_patience_epochs_if_everything_is_nan():
@@ -121,7 +123,7 @@ def test_fit_keeps_nan_in_its_member(bad):
     state = fit_cases.make_state()
     config = CONFIG.replace(learning_rate=0.01)
     clean, clean_metrics = fit_cases.run(state, config=config)
-    found, metrics = fit_cases.run(poisoned(state, bad), config=config)
+    actual, metrics = fit_cases.run(poisoned(state, bad), config=config)
     # The members share the decision to stop: both must have gone the whole way.
     assert metrics["model/epochs"] == clean_metrics["model/epochs"] == 6
     for index in set(range(MEMBERS)) - {bad}:
@@ -132,7 +134,7 @@ def test_fit_keeps_nan_in_its_member(bad):
                     "opt_state": new.opt_state,
                     "scores": metric["model/holdout_loss"],
                 }[name]
-                for new, metric in ((found, metrics), (clean, clean_metrics))
+                for new, metric in ((actual, metrics), (clean, clean_metrics))
             )
             fit_cases.assert_identical(
                 fit_cases.member(a, index), fit_cases.member(b, index)
@@ -142,13 +144,15 @@ def test_fit_keeps_nan_in_its_member(bad):
 @pytest.mark.parametrize("bad", range(MEMBERS))
 def test_fit_never_makes_a_member_with_nan_an_elite(bad):
     config = CONFIG.replace(learning_rate=0.01)
-    found, metrics = fit_cases.run(poisoned(fit_cases.make_state(), bad), config=config)
+    actual, metrics = fit_cases.run(
+        poisoned(fit_cases.make_state(), bad), config=config
+    )
     scores = np.asarray(metrics["model/holdout_loss"])
     assert np.isnan(scores[bad])
-    np.testing.assert_array_equal(found.elites, np.argsort(scores)[:2])  # NaN is last
+    np.testing.assert_array_equal(actual.elites, np.argsort(scores)[:2])  # NaN is last
 
 
 def test_fit_returns_a_finite_optimizer_state_after_nan():
     config = CONFIG.replace(learning_rate=0.01)
-    found, _ = fit_cases.run(poisoned(fit_cases.make_state(), 1), config=config)
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(found.opt_state))
+    actual, _ = fit_cases.run(poisoned(fit_cases.make_state(), 1), config=config)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual.opt_state))

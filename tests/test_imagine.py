@@ -192,8 +192,8 @@ def test_imagine_uses_each_key_once(key_reuse):
 
 
 @pytest.mark.parametrize(
-    ("horizon", "wanted"),
+    ("horizon", "expected"),
     [(schedules.constant(3), 3), (schedules.Schedule(1, 15, 20, 100), 15)],
 )
-def test_max_horizon_is_the_longest_of_the_schedule(horizon, wanted):
-    assert imagine.max_horizon(imagine.ImagineConfig(horizon=horizon)) == wanted
+def test_max_horizon_is_the_longest_of_the_schedule(horizon, expected):
+    assert imagine.max_horizon(imagine.ImagineConfig(horizon=horizon)) == expected

@@ -248,13 +248,13 @@ def test_files_keep_their_budget_and_have_a_name_that_says_what_is_in_them():
 
 def test_no_docstring_uses_a_formula():
     formulas = ("Comes in:", "Goes out:", "Comes in ", "Goes out ")
-    found = [
+    actual = [
         f"{file}: {formula}"
         for file, text in FILES.items()
         for formula in formulas
         if formula in text
     ]
-    assert found == []
+    assert actual == []
 
 
 def unsafe(tree):
@@ -278,7 +278,7 @@ def unsafe(tree):
 
 def test_no_file_changes_the_process_at_import_or_unpickles():
     errors = {file: unsafe(tree) for file, tree in TREES.items()}
-    assert {file: found for file, found in errors.items() if found} == {}
+    assert {file: actual for file, actual in errors.items() if actual} == {}
     # JAX executes what it loads from its cache, so only `devices` may set one.
     users = [file for file, text in FILES.items() if "compilation_cache" in text]
     assert users == ["vagram_jax/run/devices.py"]
@@ -328,7 +328,7 @@ def test_imports_are_lazy():
         check=True,
         cwd=ROOT,
     )
-    steps = {name: set(found) for name, found in json.loads(done.stdout).items()}
+    steps = {name: set(actual) for name, actual in json.loads(done.stdout).items()}
     heavy = {"jax", "jaxlib", "flax", "optax", "matplotlib", "mujoco", "absl"}
     assert not steps["package"] & (heavy | {"numpy"})
     assert not steps["files"] & heavy

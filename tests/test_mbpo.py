@@ -55,8 +55,8 @@ def test_epoch_with_real_batches_only_trains_the_agent_of_plain_sac_bit_for_bit(
 def test_epoch_with_imagined_batches_trains_a_different_agent():
     # Otherwise the test above would hold for any share of real rows.
     mixed, real = cases.run(epochs=1), cases.run(config=ALL_REAL, epochs=1)
-    found, other = (cases.bits(s.agent.critics) for s in (mixed, real))
-    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(other), strict=True)
+    actual, other = (cases.bits(s.agent.critics) for s in (mixed, real))
+    pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(other), strict=True)
     assert not any(np.array_equal(*pair) for pair in pairs)
 
 
@@ -210,8 +210,8 @@ def test_fit_model_takes_the_weights_of_the_current_step(monkeypatch, step, coef
         monkeypatch, state, weights=CONFIG.weights.replace(mse_coef=step_down)
     )
     plain = losses.get("vagram").prepare(data.data, value_fn)
-    found = loss.prepare(data.data, value_fn)
-    np.testing.assert_allclose(found, plain + coef, rtol=1e-6)
+    actual = loss.prepare(data.data, value_fn)
+    np.testing.assert_allclose(actual, plain + coef, rtol=1e-6)
 
 
 def test_fit_model_passes_the_values_of_the_current_agent(monkeypatch):
@@ -266,18 +266,18 @@ def test_add_imagined_takes_its_horizon_from_the_schedule():
     add = jax.jit(functools.partial(mbpo.add_imagined, env=cases.WALK))
     for step, horizon in [(0, 1), (10, 1), (15, 2), (20, 3), (99, 3)]:
         later = state.replace(env_steps=jnp.int32(step))
-        found, metrics = add(jax.random.key(0), later, config=algorithm)
+        actual, metrics = add(jax.random.key(0), later, config=algorithm)
         assert int(metrics["model/horizon"]) == horizon
-        assert int(found.imagined.size) == 10 * horizon
+        assert int(actual.imagined.size) == 10 * horizon
         assert float(metrics["model/valid"]) == pytest.approx(horizon / 3)
 
 
 def test_add_imagined_starts_from_real_states():
     state, _ = _add_imagined(jax.random.key(0), cases.start(), 1)
     real = {tuple(obs) for obs in cases.stored(state).obs.tolist()}
-    found = {tuple(obs) for obs in state.imagined.data.obs.tolist()}
-    assert found <= real
-    assert len(found) > 1
+    actual = {tuple(obs) for obs in state.imagined.data.obs.tolist()}
+    assert actual <= real
+    assert len(actual) > 1
 
 
 def test_add_imagined_ends_rollouts_where_the_environment_does():
@@ -333,8 +333,8 @@ def test_mixed_batches_follow_the_schedule(step, count):
 
 def test_mixed_batches_keep_the_numbers_of_a_row_together():
     batch = mixed(0.5)
-    wanted = jax.vmap(rows_of)(batch.reward)
-    cases.assert_identical(batch, wanted)
+    expected = jax.vmap(rows_of)(batch.reward)
+    cases.assert_identical(batch, expected)
 
 
 def test_mixed_batches_draw_new_rows_for_each_update():
@@ -374,10 +374,10 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
     metrics = {"sac/q_max": jnp.float32(q_max), "sac/temperature": jnp.float32(1e6)}
     agent = CONFIG.sac.replace(discount=discount, initial_temperature=temperature)
     algorithm = CONFIG.replace(sac=agent, divergence_slack=slack)
-    found = mbpo.freeze_if_diverged(state(0), state(1), metrics, config=algorithm)
-    assert float(found.agent["w"]) == float(found.alive)
-    assert int(found.diverged_at) == (-1 if found.alive else 1)
-    return bool(found.alive)
+    actual = mbpo.freeze_if_diverged(state(0), state(1), metrics, config=algorithm)
+    assert float(actual.agent["w"]) == float(actual.alive)
+    assert int(actual.diverged_at) == (-1 if actual.alive else 1)
+    return bool(actual.alive)
 
 
 @pytest.mark.parametrize(

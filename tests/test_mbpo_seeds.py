@@ -62,84 +62,86 @@ def one_epoch_on():
 @every_fault
 def test_epoch_leaves_the_neighbours_of_a_diverging_seed_bit_identical(poison_seed):
     clean, _ = cases.epoch_seeds(one_epoch_on())
-    found, _ = cases.epoch_seeds(poison_seed(one_epoch_on()))
-    cases.assert_identical(cases.row(found, OTHERS), cases.row(clean, OTHERS))
+    actual, _ = cases.epoch_seeds(poison_seed(one_epoch_on()))
+    cases.assert_identical(cases.row(actual, OTHERS), cases.row(clean, OTHERS))
 
 
 @every_fault
 def test_epoch_flags_the_seed_that_diverges_and_no_other(poison_seed):
-    found, _ = cases.epoch_seeds(poison_seed(one_epoch_on()))
-    wanted = np.arange(cases.NUM_SEEDS) != BAD
-    np.testing.assert_array_equal(found.alive, wanted)
+    actual, _ = cases.epoch_seeds(poison_seed(one_epoch_on()))
+    expected = np.arange(cases.NUM_SEEDS) != BAD
+    np.testing.assert_array_equal(actual.alive, expected)
     np.testing.assert_array_equal(
-        found.diverged_at, np.where(wanted, -1, TWO_EPOCHS_ON)
+        actual.diverged_at, np.where(expected, -1, TWO_EPOCHS_ON)
     )
 
 
 @every_fault
 def test_epoch_freezes_a_diverging_seed_in_the_state_before_it(poison_seed):
     before = poison_seed(one_epoch_on())
-    found, _ = cases.epoch_seeds(before)
+    actual, _ = cases.epoch_seeds(before)
     # Everything but the two flags is as before: buffers, counters, environment, keys.
-    wanted = before.replace(alive=found.alive, diverged_at=found.diverged_at)
-    cases.assert_identical(cases.row(found, BAD), cases.row(wanted, BAD))
+    expected = before.replace(alive=actual.alive, diverged_at=actual.diverged_at)
+    cases.assert_identical(cases.row(actual, BAD), cases.row(expected, BAD))
 
 
 @every_fault
 def test_epoch_keeps_a_diverged_seed_frozen(poison_seed):
     dead, _ = cases.epoch_seeds(poison_seed(one_epoch_on()))
-    found, _ = cases.epoch_seeds(dead)
-    cases.assert_identical(cases.row(found, BAD), cases.row(dead, BAD))
+    actual, _ = cases.epoch_seeds(dead)
+    cases.assert_identical(cases.row(actual, BAD), cases.row(dead, BAD))
 
 
 def test_epoch_keeps_a_frozen_seed_frozen_even_if_it_is_healthy():
     states = one_epoch_on()
     states = states.replace(alive=states.alive.at[BAD].set(False))
-    found, _ = cases.epoch_seeds(states)
-    cases.assert_identical(cases.row(found, BAD), cases.row(states, BAD))
+    actual, _ = cases.epoch_seeds(states)
+    cases.assert_identical(cases.row(actual, BAD), cases.row(states, BAD))
 
 
 def test_epoch_drops_a_non_finite_observation_and_continues():
     before = bad_observation(one_epoch_on())
-    found, _ = cases.epoch_seeds(before)
-    assert np.all(found.alive)
+    actual, _ = cases.epoch_seeds(before)
+    assert np.all(actual.alive)
     dropped = np.zeros(cases.NUM_SEEDS)
     dropped[BAD] = 1
-    np.testing.assert_array_equal(found.dropped, dropped)
-    rows = found.replay.size - before.replay.size
+    np.testing.assert_array_equal(actual.dropped, dropped)
+    rows = actual.replay.size - before.replay.size
     np.testing.assert_array_equal(rows, cases.STEPS - dropped)
 
 
 def test_epoch_keeps_a_broken_observation_from_the_neighbours():
     clean, _ = cases.epoch_seeds(one_epoch_on())
-    found, _ = cases.epoch_seeds(bad_observation(one_epoch_on()))
-    cases.assert_identical(cases.row(found, OTHERS), cases.row(clean, OTHERS))
+    actual, _ = cases.epoch_seeds(bad_observation(one_epoch_on()))
+    cases.assert_identical(cases.row(actual, OTHERS), cases.row(clean, OTHERS))
 
 
 def test_epoch_of_permuted_seeds_gives_permuted_states_bit_for_bit():
     order = (5, 2, 7, 0, 3, 6, 1, 4)
-    wanted, _ = cases.epoch_seeds(cases.start_seeds(), epochs=2)
-    found, _ = cases.epoch_seeds(cases.start_seeds(order), epochs=2)
-    cases.assert_identical(found, cases.row(wanted, list(order)))
+    expected, _ = cases.epoch_seeds(cases.start_seeds(), epochs=2)
+    actual, _ = cases.epoch_seeds(cases.start_seeds(order), epochs=2)
+    cases.assert_identical(actual, cases.row(expected, list(order)))
 
 
 def test_epoch_of_a_seed_does_not_depend_on_the_other_seeds():
-    wanted, _ = cases.epoch_seeds(cases.start_seeds(), epochs=2)
+    expected, _ = cases.epoch_seeds(cases.start_seeds(), epochs=2)
     beside = cases.start_seeds((0, 1, 2, 3, 100, 101, 102, 103))
-    found, _ = cases.epoch_seeds(beside, epochs=2)
-    cases.assert_identical(cases.row(found, [0, 1, 2, 3]), cases.row(wanted, range(4)))
+    actual, _ = cases.epoch_seeds(beside, epochs=2)
+    cases.assert_identical(
+        cases.row(actual, [0, 1, 2, 3]), cases.row(expected, range(4))
+    )
 
 
 def test_epoch_of_several_seeds_is_close_to_that_of_one():
     states = cases.start_seeds()
     several, _ = cases.epoch_seeds(states)
     alone, _ = cases.epoch(jax.tree.map(lambda x: x[BAD], states))
-    found = cases.row(several, BAD)
+    actual = cases.row(several, BAD)
     # Sums are taken in another order when seeds are a batch axis, and an epoch makes
     # some tens of Adam steps, each as long as the learning rate whatever the gradient.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
-        (found.agent, found.dynamics.params, found.replay.data),
+        (actual.agent, actual.dynamics.params, actual.replay.data),
         cases.bits((alone.agent, alone.dynamics.params, alone.replay.data)),
     )
 
@@ -177,12 +179,12 @@ def test_epoch_with_other_config_numbers_is_the_same_program():
             mse_coef=schedules.Schedule(0.1, 0.0, 20.0, 20.0)
         ),
     )
-    found, _ = cases.epoch_seeds(states, other)
+    actual, _ = cases.epoch_seeds(states, other)
     assert cases.Walk.traces == traces
     # The new numbers are used, not those that were compiled.
-    wanted, _ = cases.epoch_seeds(states)
+    expected, _ = cases.epoch_seeds(states)
     for part in (lambda s: s.agent.critics, lambda s: s.dynamics.params.network):
-        pairs = zip(*map(jax.tree.leaves, (part(found), part(wanted))), strict=True)
+        pairs = zip(*map(jax.tree.leaves, (part(actual), part(expected))), strict=True)
         assert not any(np.array_equal(*pair) for pair in pairs)
 
 
@@ -221,8 +223,8 @@ def test_epoch_gives_each_seed_the_numbers_of_its_own_config():
         sac=cases.CONFIG.sac.replace(discount=0.9),
     )
     configs = [other if seed in (1, 6) else cases.CONFIG for seed in range(8)]
-    found, _ = cases.epoch_lanes(states, cases.stacked(configs))
+    actual, _ = cases.epoch_lanes(states, cases.stacked(configs))
     for config in (cases.CONFIG, other):
-        wanted, _ = cases.epoch_seeds(states, config)
+        expected, _ = cases.epoch_seeds(states, config)
         own = [i for i, its_config in enumerate(configs) if its_config is config]
-        cases.assert_identical(cases.row(found, own), cases.row(wanted, own))
+        cases.assert_identical(cases.row(actual, own), cases.row(expected, own))

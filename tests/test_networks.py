@@ -43,8 +43,8 @@ def test_mlp_equals_the_oracle(activation):
     module = networks.MLP(hidden=(4, 3), out_dim=2, activation=activation)
     inputs = np.random.default_rng(1).normal(size=(5, 3))
     params = make(module, inputs)
-    wanted = [oracles.mlp(layers_of(params), row, activation) for row in inputs]
-    np.testing.assert_allclose(apply(module, params, inputs), wanted, rtol=EXACT)
+    expected = [oracles.mlp(layers_of(params), row, activation) for row in inputs]
+    np.testing.assert_allclose(apply(module, params, inputs), expected, rtol=EXACT)
 
 
 def test_mlp_without_hidden_layers_is_linear():
@@ -52,17 +52,17 @@ def test_mlp_without_hidden_layers_is_linear():
     inputs = np.random.default_rng(2).normal(size=3)
     params = make(module, inputs)
     kernel, bias = layers_of(params)[0]
-    found = apply(module, params, inputs)
-    np.testing.assert_allclose(found, inputs @ kernel + bias, rtol=EXACT)
+    actual = apply(module, params, inputs)
+    np.testing.assert_allclose(actual, inputs @ kernel + bias, rtol=EXACT)
 
 
 def test_mlp_takes_any_leading_axes():
     module = networks.MLP(hidden=(4,), out_dim=2)
     inputs = np.random.default_rng(3).normal(size=(2, 5, 3))
     params = make(module, inputs)
-    found = apply(module, params, inputs)
-    wanted = [apply(module, params, rows) for rows in inputs]
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    actual = apply(module, params, inputs)
+    expected = [apply(module, params, rows) for rows in inputs]
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_mlp_refuses_an_activation_that_it_does_not_know():
@@ -81,9 +81,9 @@ def features_of(inputs):
 
 
 def test_unit_features_have_norm_one():
-    found = features_of(np.random.default_rng(4).normal(size=(6, 3)))
+    actual = features_of(np.random.default_rng(4).normal(size=(6, 3)))
     # 1e-8 under the root, half of it after, beside squares of about one.
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1.0, rtol=1e-7)
+    np.testing.assert_allclose(np.linalg.norm(actual, axis=-1), 1.0, rtol=1e-7)
 
 
 def test_unit_features_have_finite_gradients_at_zero_features():
@@ -129,31 +129,31 @@ def test_critic_sees_observation_then_action_and_drops_the_last_axis():
     obs, action = rng.normal(size=(5, 3)), rng.normal(size=(5, 2))
     params = make(module, obs, action)
     layers = layers_of({"params": params["params"]["mlp"]})
-    wanted = [oracles.mlp(layers, row, "relu")[0] for row in np.hstack([obs, action])]
-    np.testing.assert_allclose(apply(module, params, obs, action), wanted, rtol=EXACT)
+    expected = [oracles.mlp(layers, row, "relu")[0] for row in np.hstack([obs, action])]
+    np.testing.assert_allclose(apply(module, params, obs, action), expected, rtol=EXACT)
 
 
 def test_soft_clamp_equals_its_closed_form():
     value = np.linspace(-15.0, 5.0, 41)
     low, high = -10.0, 0.5
     inner = high - softplus(high - value)
-    wanted = low + softplus(inner - low)
+    expected = low + softplus(inner - low)
     np.testing.assert_allclose(
-        networks.soft_clamp(value, low, high), wanted, rtol=EXACT
+        networks.soft_clamp(value, low, high), expected, rtol=EXACT
     )
 
 
 def test_soft_clamp_has_a_limit_slightly_above_the_upper_bound():
-    found = networks.soft_clamp(jnp.array([-1e4, 1e4]), -10.0, 0.5)
-    wanted = [-10.0, -10.0 + np.log1p(np.exp(10.5))]  # 0.5000275
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
-    np.testing.assert_allclose(found[1], 0.5000275, atol=1e-7)  # as many digits
+    actual = networks.soft_clamp(jnp.array([-1e4, 1e4]), -10.0, 0.5)
+    expected = [-10.0, -10.0 + np.log1p(np.exp(10.5))]  # 0.5000275
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
+    np.testing.assert_allclose(actual[1], 0.5000275, atol=1e-7)  # as many digits
 
 
 def test_soft_clamp_rises_everywhere_between_the_bounds():
     slope = jax.vmap(jax.grad(networks.soft_clamp), in_axes=(0, None, None))
-    found = slope(jnp.linspace(-20.0, 10.0, 31), -10.0, 0.5)
-    assert np.all((found > 0.0) & (found <= 1.0))
+    actual = slope(jnp.linspace(-20.0, 10.0, 31), -10.0, 0.5)
+    assert np.all((actual > 0.0) & (actual <= 1.0))
 
 
 def test_dynamics_without_gaussian_gives_no_log_variance():
@@ -181,8 +181,8 @@ def test_dynamics_clamps_the_second_half_of_the_output():
     raw = oracles.mlp(layers_of({"params": params["params"]["mlp"]}), inputs, "relu")
     mean, log_var = apply(module, params, inputs)
     np.testing.assert_allclose(mean, raw[:3], rtol=EXACT)
-    wanted = networks.soft_clamp(raw[3:], -10.0, 0.5)
-    np.testing.assert_allclose(log_var, wanted, rtol=EXACT)
+    expected = networks.soft_clamp(raw[3:], -10.0, 0.5)
+    np.testing.assert_allclose(log_var, expected, rtol=EXACT)
 
 
 def test_silu_is_x_times_its_sigmoid_with_both_derivatives():

@@ -55,10 +55,10 @@ def ids_of(data):
     return ids
 
 
-def assert_equal(found, wanted):
+def assert_equal(actual, expected):
     for name in FIELDS:
         np.testing.assert_array_equal(
-            getattr(found, name), getattr(wanted, name), err_msg=name
+            getattr(actual, name), getattr(expected, name), err_msg=name
         )
 
 
@@ -74,16 +74,16 @@ batches = st.lists(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(batches)
 def test_add_keeps_what_a_deque_keeps(masks):
-    state, wanted, next_id = empty(7), collections.deque(maxlen=7), 1
+    state, expected, next_id = empty(7), collections.deque(maxlen=7), 1
     for mask in masks:
         ids = np.arange(next_id, next_id + len(mask))
         state = add(state, rows_of(ids), np.array(mask))
-        wanted.extend(ids[mask])
+        expected.extend(ids[mask])
         next_id += len(mask)
-    assert int(state.size) == len(wanted)
-    oldest = int(state.insert_at) - len(wanted)
-    order = np.arange(oldest, oldest + len(wanted)) % 7
-    np.testing.assert_array_equal(ids_of(at(state.data, order)), wanted)
+    assert int(state.size) == len(expected)
+    oldest = int(state.insert_at) - len(expected)
+    order = np.arange(oldest, oldest + len(expected)) % 7
+    np.testing.assert_array_equal(ids_of(at(state.data, order)), expected)
 
 
 def test_add_overwrites_the_oldest_rows_across_the_end():
@@ -101,8 +101,8 @@ def test_add_of_a_batch_as_large_as_the_buffer_replaces_all():
 
 def test_add_of_no_valid_row_changes_nothing():
     state = filled([1, 2, 3], capacity=5)
-    found = add(state, rows_of([8, 9]), np.zeros(2, bool))
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+    actual = add(state, rows_of([8, 9]), np.zeros(2, bool))
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
@@ -123,8 +123,8 @@ def test_add_refuses_a_batch_larger_than_the_buffer(wrap):
 
 def test_add_keeps_the_types_and_shapes_of_the_state():
     state = empty(5)
-    found = add(state, rows_of([1, 2]), np.ones(2, bool))
-    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(state), strict=True):
+    actual = add(state, rows_of([1, 2]), np.ones(2, bool))
+    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(state), strict=True):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
 
 
@@ -133,11 +133,11 @@ def test_add_vmapped_over_seeds_equals_a_loop():
     states = [filled(np.arange(size), capacity=5) for size in (1, 3, 4)]
     ids = np.arange(10, 19).reshape(3, 3)
     stacked = stack(states)
-    found = jax.jit(jax.vmap(replay.add))(stacked, rows_of(ids), masks)
+    actual = jax.jit(jax.vmap(replay.add))(stacked, rows_of(ids), masks)
     for index, state in enumerate(states):
-        wanted = add(state, rows_of(ids[index]), masks[index])
-        leaves = jax.tree.leaves(at(found, index))
-        for x, y in zip(leaves, jax.tree.leaves(wanted), strict=True):
+        expected = add(state, rows_of(ids[index]), masks[index])
+        leaves = jax.tree.leaves(at(actual, index))
+        for x, y in zip(leaves, jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(x, y)
 
 
@@ -151,16 +151,16 @@ def test_sample_never_gives_a_row_that_was_not_written(size):
         state.data,
         rows_of(np.full(7, 99)),
     )
-    found = draw(jax.random.key(0), state.replace(data=data), (2000,))
-    assert set(ids_of(found)) == set(range(1, size + 1))
+    actual = draw(jax.random.key(0), state.replace(data=data), (2000,))
+    assert set(ids_of(actual)) == set(range(1, size + 1))
 
 
 @pytest.mark.usefixtures("key_reuse")
 @pytest.mark.parametrize("size", [4, 7])
 def test_sample_is_uniform_over_the_rows_written(size):
     state = filled(np.arange(size), capacity=7)
-    found = ids_of(draw(jax.random.key(1), state, (100_000,)))
-    counts = np.bincount(found, minlength=size)
+    actual = ids_of(draw(jax.random.key(1), state, (100_000,)))
+    counts = np.bincount(actual, minlength=size)
     # The key is fixed: this can't fail now and then, only for a biased sampler.
     assert stats.chisquare(counts).pvalue > 1e-3
 
@@ -168,14 +168,14 @@ def test_sample_is_uniform_over_the_rows_written(size):
 @pytest.mark.usefixtures("key_reuse")
 def test_sample_returns_whole_rows_in_the_given_shape():
     state = filled(np.arange(7), capacity=7)
-    found = draw(jax.random.key(2), state, (3, 4))
-    assert found.next_obs.shape == (3, 4, 2)
-    assert ids_of(found).shape == (3, 4)
+    actual = draw(jax.random.key(2), state, (3, 4))
+    assert actual.next_obs.shape == (3, 4, 2)
+    assert ids_of(actual).shape == (3, 4)
 
 
 def test_sample_of_an_empty_buffer_gives_its_first_row():
-    found = draw(jax.random.key(3), empty(4), (5,))
-    np.testing.assert_array_equal(found.obs, np.zeros((5, 2)))
+    actual = draw(jax.random.key(3), empty(4), (5,))
+    np.testing.assert_array_equal(actual.obs, np.zeros((5, 2)))
 
 
 @pytest.mark.usefixtures("key_reuse")
@@ -183,8 +183,8 @@ def test_sample_vmapped_over_seeds_stays_in_each_seeds_rows():
     states = [filled(100 * i + np.arange(i + 1), capacity=7) for i in range(3)]
     stacked = stack(states)
     keys = jax.random.split(jax.random.key(4), 3)
-    found = jax.vmap(draw, in_axes=(0, 0, None))(keys, stacked, (500,))
-    for index, ids in enumerate(ids_of(found)):
+    actual = jax.vmap(draw, in_axes=(0, 0, None))(keys, stacked, (500,))
+    for index, ids in enumerate(ids_of(actual)):
         assert set(ids) == set(100 * index + np.arange(index + 1))
 
 

@@ -90,8 +90,8 @@ def slope_at(state, obs, config):
 def test_bellman_target_equals_the_oracle(x64):
     state, (rows, batch) = make_state(0), make_batch(0)
     assert 0 < rows["terminated"].sum() < ROWS
-    found = target_of(normal(jax.random.key(1)), state, batch, config=CONFIG)
-    wanted = oracles_sac.bellman_target(
+    actual = target_of(normal(jax.random.key(1)), state, batch, config=CONFIG)
+    expected = oracles_sac.bellman_target(
         layers_of(state.actor),
         critics_of(state.target_critics),
         np.exp(-0.7),
@@ -99,44 +99,44 @@ def test_bellman_target_equals_the_oracle(x64):
         normal(jax.random.key(1)),
         CONFIG.discount,
     )
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_bellman_target_of_a_termination_is_the_reward_whatever_follows(x64, value):
     next_obs = np.full((ROWS, OBS_DIM), value)
     rows, batch = make_batch(1, next_obs=next_obs, terminated=np.ones(ROWS, bool))
-    found = target_of(normal(jax.random.key(2)), make_state(1), batch, config=CONFIG)
-    np.testing.assert_array_equal(found, rows["reward"])
+    actual = target_of(normal(jax.random.key(2)), make_state(1), batch, config=CONFIG)
+    np.testing.assert_array_equal(actual, rows["reward"])
 
 
 def test_bellman_target_ignores_truncation(x64):
     _, cut = make_batch(2, truncated=np.ones(ROWS, bool))
     _, whole = make_batch(2, truncated=np.zeros(ROWS, bool))
     state, noise = make_state(2), normal(jax.random.key(3))
-    found = target_of(noise, state, cut, config=CONFIG)
-    np.testing.assert_array_equal(found, target_of(noise, state, whole, config=CONFIG))
+    actual = target_of(noise, state, cut, config=CONFIG)
+    np.testing.assert_array_equal(actual, target_of(noise, state, whole, config=CONFIG))
 
 
 def test_bellman_target_without_discount_is_the_reward(x64):
     rows, batch = make_batch(3, terminated=np.zeros(ROWS, bool))
     config = CONFIG.replace(discount=0.0)
-    found = target_of(normal(jax.random.key(4)), make_state(3), batch, config=config)
-    np.testing.assert_array_equal(found, rows["reward"])
+    actual = target_of(normal(jax.random.key(4)), make_state(3), batch, config=config)
+    np.testing.assert_array_equal(actual, rows["reward"])
 
 
 def test_bellman_target_at_temperature_zero_is_the_smaller_value(x64):
     state = make_state(4).replace(log_temperature=jnp.asarray(-np.inf))
     rows, batch = make_batch(4, terminated=np.zeros(ROWS, bool))
     key = jax.random.key(5)
-    found = target_of(normal(key), state, batch, config=CONFIG)
+    actual = target_of(normal(key), state, batch, config=CONFIG)
     actor, targets = layers_of(state.actor), critics_of(state.target_critics)
     for row, noise in enumerate(normal(key)):
         next_obs = rows["next_obs"][row]
         action, _ = oracles_sac.sample(actor, next_obs, noise)
         smaller = min(oracles_sac.q_value(t, next_obs, action) for t in targets)
-        wanted = rows["reward"][row] + CONFIG.discount * smaller
-        np.testing.assert_allclose(found[row], wanted, rtol=EXACT)
+        expected = rows["reward"][row] + CONFIG.discount * smaller
+        np.testing.assert_allclose(actual[row], expected, rtol=EXACT)
 
 
 def test_update_reports_the_losses_of_the_oracle(x64):
@@ -156,7 +156,7 @@ def test_update_reports_the_losses_of_the_oracle(x64):
         for critic in critics_of(state.critics)
         for pair in zip(rows["obs"], rows["action"], strict=True)
     ]
-    wanted = {
+    expected = {
         "sac/critic_loss": oracles_sac.critic_loss(
             critics_of(state.critics), rows, target
         ),
@@ -166,8 +166,8 @@ def test_update_reports_the_losses_of_the_oracle(x64):
         "sac/q_mean": np.mean(q),
         "sac/q_max": np.max(np.abs(q)),
     }
-    assert metrics.keys() == wanted.keys()
-    for name, value in wanted.items():
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=EXACT, err_msg=name)
 
 
@@ -222,13 +222,13 @@ def test_update_raises_the_temperature_while_entropy_is_too_low(
 def test_update_moves_the_targets_by_the_target_rate(x64):
     state, (_, batch) = make_state(9), make_batch(9)
     new, _ = update(jax.random.key(10), state, batch, config=CONFIG)
-    wanted = jax.tree.map(
+    expected = jax.tree.map(
         lambda old, critic: 0.7 * old + 0.3 * critic, state.target_critics, new.critics
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=EXACT, atol=EXACT),
         new.target_critics,
-        wanted,
+        expected,
     )
 
 
@@ -267,39 +267,39 @@ def test_update_keeps_nan_in_its_seed():
     poisoned = states.replace(
         actor=jax.tree.map(lambda x: x.at[1].set(jnp.nan), states.actor)
     )
-    clean, found = run(states), run(poisoned)
-    assert np.isnan(found[0].log_temperature[1])
+    clean, actual = run(states), run(poisoned)
+    assert np.isnan(actual[0].log_temperature[1])
     jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(a[::2], b[::2]), found, clean
+        lambda a, b: np.testing.assert_array_equal(a[::2], b[::2]), actual, clean
     )
 
 
 def test_act_equals_the_oracle(x64):
     state, (rows, _) = make_state(12), make_batch(12)
     key = jax.random.key(13)
-    found = jax.jit(sac.act)(key, state.actor, rows["obs"], config=CONFIG)
+    actual = jax.jit(sac.act)(key, state.actor, rows["obs"], config=CONFIG)
     actor = layers_of(state.actor)
-    wanted = [
+    expected = [
         oracles_sac.sample(actor, obs, noise)[0]
         for obs, noise in zip(rows["obs"], normal(key), strict=True)
     ]
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_act_stays_within_the_bounds():
     state = new_agent()
     obs = jax.random.normal(jax.random.key(1), (1000, OBS_DIM))
-    found = jax.jit(sac.act)(jax.random.key(2), state.actor, obs, config=CONFIG)
-    assert found.shape == (1000, ACTION_DIM)
-    assert np.all(np.abs(found) < 1.0)
+    actual = jax.jit(sac.act)(jax.random.key(2), state.actor, obs, config=CONFIG)
+    assert actual.shape == (1000, ACTION_DIM)
+    assert np.all(np.abs(actual) < 1.0)
 
 
 def test_act_mean_is_the_tanh_of_the_mean(x64):
     state, (rows, _) = make_state(13), make_batch(13)
-    found = jax.jit(sac.act_mean)(state.actor, rows["obs"], config=CONFIG)
+    actual = jax.jit(sac.act_mean)(state.actor, rows["obs"], config=CONFIG)
     actor = layers_of(state.actor)
-    wanted = [np.tanh(oracles_sac.policy(actor, obs)[0]) for obs in rows["obs"]]
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    expected = [np.tanh(oracles_sac.policy(actor, obs)[0]) for obs in rows["obs"]]
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_policy_of_another_agent_is_the_same_program():
@@ -313,29 +313,29 @@ def test_policy_of_another_agent_is_the_same_program():
     key, obs = jax.random.key(0), jnp.ones(OBS_DIM)
     for seed in (0, 1):
         state = make_state(seed, dtype=np.float32)
-        found = run(sac.policy(state, config=CONFIG), key, obs)
-        wanted = sac.act(key, state.actor, obs, config=CONFIG)
+        actual = run(sac.policy(state, config=CONFIG), key, obs)
+        expected = sac.act(key, state.actor, obs, config=CONFIG)
         # float32, inside of a program and outside.
-        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
     assert len(traces) == 1
 
 
 def test_value_fn_gives_critics_then_targets_at_the_mean_action(x64):
     state, (rows, _) = make_state(14), make_batch(14)
     obs = rows["obs"][0]
-    found = values_at(state, obs, CONFIG)
+    actual = values_at(state, obs, CONFIG)
     four = critics_of(state.critics) + critics_of(state.target_critics)
-    wanted = oracles_sac.values(layers_of(state.actor), four, obs)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    expected = oracles_sac.values(layers_of(state.actor), four, obs)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 def test_value_fn_of_the_target_critics_leaves_the_others_out(x64):
     state, (rows, _) = make_state(14), make_batch(14)
     obs = rows["obs"][0]
-    found = values_at(state, obs, CONFIG.replace(value_critics="target"))
+    actual = values_at(state, obs, CONFIG.replace(value_critics="target"))
     two = critics_of(state.target_critics)
-    wanted = oracles_sac.values(layers_of(state.actor), two, obs)
-    np.testing.assert_allclose(found, wanted, rtol=EXACT)
+    expected = oracles_sac.values(layers_of(state.actor), two, obs)
+    np.testing.assert_allclose(actual, expected, rtol=EXACT)
 
 
 @pytest.mark.parametrize("through_policy", [True, False])
@@ -345,11 +345,11 @@ def test_value_fn_differentiates_through_the_policy_if_asked(x64, through_policy
     obs, actor = rows["obs"][0], layers_of(state.actor)
     four = critics_of(state.critics) + critics_of(state.target_critics)
     held = None if through_policy else np.tanh(oracles_sac.policy(actor, obs)[0])
-    wanted = oracles.value_gradients(
+    expected = oracles.value_gradients(
         lambda s: oracles_sac.values(actor, four, s, held), obs[None]
     )[0]
     # Central differences in float64: rounding and truncation are each near 1e-10.
-    np.testing.assert_allclose(slope_at(state, obs, config), wanted, atol=1e-8)
+    np.testing.assert_allclose(slope_at(state, obs, config), expected, atol=1e-8)
 
 
 def test_value_fn_lets_no_gradient_into_the_agent():
@@ -362,8 +362,8 @@ def test_value_fn_lets_no_gradient_into_the_agent():
         return jnp.sum(value_fn(obs))
 
     names = ("actor", "critics", "target_critics")
-    found = slope({name: getattr(state, name) for name in names})
-    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0.0), found)
+    actual = slope({name: getattr(state, name) for name in names})
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0.0), actual)
 
 
 def test_value_fn_of_another_agent_is_the_same_program():
@@ -374,31 +374,33 @@ def test_value_fn_of_another_agent_is_the_same_program():
         traces.append(None)
         return value_fn(obs)
 
-    found = [
+    actual = [
         run(sac.value_fn(make_state(i, dtype=np.float32), config=CONFIG), jnp.ones(3))
         for i in (0, 1)
     ]
     assert len(traces) == 1
-    assert not np.any(found[0] == found[1])
+    assert not np.any(actual[0] == actual[1])
 
 
 def test_value_fn_is_data_for_vmap():
     agents = [make_state(i, dtype=np.float32) for i in range(3)]
     states = jax.tree.map(lambda *x: jnp.stack(x), *agents)
     obs = jnp.ones((3, OBS_DIM))
-    found = jax.vmap(lambda value_fn, s: value_fn(s))(
+    actual = jax.vmap(lambda value_fn, s: value_fn(s))(
         jax.vmap(lambda state: sac.value_fn(state, config=CONFIG))(states), obs
     )
-    wanted = [values_at(agent, s, CONFIG) for agent, s in zip(agents, obs, strict=True)]
+    expected = [
+        values_at(agent, s, CONFIG) for agent, s in zip(agents, obs, strict=True)
+    ]
     # float32, with products of matrices batched and not.
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_unit_features_bound_the_values_by_the_last_layer():
     config = CONFIG.replace(unit_features=True)
     state = make_state(17, config, dtype=np.float32)
-    found = values_at(state, jnp.full(OBS_DIM, 1e4), config)
-    for value, layers in zip(found[:2], critics_of(state.critics), strict=True):
+    actual = values_at(state, jnp.full(OBS_DIM, 1e4), config)
+    for value, layers in zip(actual[:2], critics_of(state.critics), strict=True):
         kernel, bias = layers[-1]
         # Cauchy-Schwarz with features of norm one, and a rounding of float32.
         assert abs(value - bias[0]) <= np.linalg.norm(kernel) * (1 + 1e-5)

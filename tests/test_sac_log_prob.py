@@ -12,13 +12,13 @@ from vagram_jax import sac
 def test_tanh_gaussian_log_prob_keeps_its_digits_at_saturation():
     raw = np.linspace(-20.0, 20.0, 161, dtype=np.float32)[:, None]
     mean, log_std = raw + np.float32(0.3), np.full_like(raw, -0.5)
-    found = jax.jit(sac.tanh_gaussian_log_prob)(raw, mean, log_std)
-    wanted = [
+    actual = jax.jit(sac.tanh_gaussian_log_prob)(raw, mean, log_std)
+    expected = [
         oracles_sac.tanh_gaussian_log_prob(*map(np.float64, row))
         for row in zip(raw, mean, log_std, strict=True)
     ]
     # A few roundings of float32, 6e-8, of numbers up to 40.
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_tanh_gaussian_log_prob_has_a_finite_gradient_at_saturation():

@@ -101,41 +101,41 @@ NEAR = 0.05
 
 
 def test_update_learns_a_constant_reward(trained):
-    found = q_values(trained["constant"], [(0.0, -0.9), (0.0, 0.0), (0.0, 0.9)])
-    np.testing.assert_allclose(found, np.ones((2, 3)), atol=NEAR)
+    actual = q_values(trained["constant"], [(0.0, -0.9), (0.0, 0.0), (0.0, 0.9)])
+    np.testing.assert_allclose(actual, np.ones((2, 3)), atol=NEAR)
 
 
 def test_update_learns_what_depends_on_the_state(trained):
-    found = q_values(trained["by state"], [(-1.0, 0.3), (1.0, 0.3)])
-    np.testing.assert_allclose(found, [[-1.0, 1.0]] * 2, atol=NEAR)
+    actual = q_values(trained["by state"], [(-1.0, 0.3), (1.0, 0.3)])
+    np.testing.assert_allclose(actual, [[-1.0, 1.0]] * 2, atol=NEAR)
 
 
 def test_update_passes_a_later_reward_back_with_the_discount(trained):
-    found = q_values(trained["delayed"], [(0.0, 0.3), (1.0, 0.3)])
-    np.testing.assert_allclose(found, [[0.9, 1.0]] * 2, atol=NEAR)
+    actual = q_values(trained["delayed"], [(0.0, 0.3), (1.0, 0.3)])
+    np.testing.assert_allclose(actual, [[0.9, 1.0]] * 2, atol=NEAR)
 
 
 def test_update_learns_what_depends_on_the_action(trained):
-    found = q_values(trained["by action"], [(0.0, -0.5), (0.0, 0.5)])
-    np.testing.assert_allclose(found, [[0.0, 1.0]] * 2, atol=NEAR)
+    actual = q_values(trained["by action"], [(0.0, -0.5), (0.0, 0.5)])
+    np.testing.assert_allclose(actual, [[0.0, 1.0]] * 2, atol=NEAR)
 
 
 def test_update_finds_the_best_action(trained):
     actor = trained["by action"].actor
-    found = sac.act_mean(actor, jnp.zeros((1, 1)), config=CONFIG)
+    actual = sac.act_mean(actor, jnp.zeros((1, 1)), config=CONFIG)
     # A reward that is near its maximum leaves the action free by the root of NEAR.
-    np.testing.assert_allclose(found, [[0.5]], atol=0.2)
+    np.testing.assert_allclose(actual, [[0.5]], atol=0.2)
 
 
 def test_update_finds_the_best_action_of_each_state(trained):
     actor = trained["by both"].actor
-    found = sac.act_mean(actor, jnp.array([[-0.5], [0.5]]), config=CONFIG)
-    np.testing.assert_allclose(found, [[-0.5], [0.5]], atol=0.2)
+    actual = sac.act_mean(actor, jnp.array([[-0.5], [0.5]]), config=CONFIG)
+    np.testing.assert_allclose(actual, [[-0.5], [0.5]], atol=0.2)
 
 
 def test_value_fn_is_the_value_of_the_best_action(trained):
-    found = values(trained["by both"], [-0.5, 0.5])
-    np.testing.assert_allclose(found, np.ones((2, 4)), atol=NEAR)
+    actual = values(trained["by both"], [-0.5, 0.5])
+    np.testing.assert_allclose(actual, np.ones((2, 4)), atol=NEAR)
 
 
 @functools.cache
@@ -166,8 +166,8 @@ def test_update_looks_beyond_a_time_limit():
 
 
 def test_update_looks_no_further_than_a_termination():
-    found = values(salary(5), [0.0, 0.2, 0.4, 0.6, 0.8])
+    actual = values(salary(5), [0.0, 0.2, 0.4, 0.6, 0.8])
     left = np.array([5, 4, 3, 2, 1])
-    wanted = (1.0 - 0.9**left) / (1.0 - 0.9)
+    expected = (1.0 - 0.9**left) / (1.0 - 0.9)
     # How near a network of 16 units comes, beside values up to 4.1.
-    np.testing.assert_allclose(found, np.repeat(wanted[:, None], 4, 1), atol=0.12)
+    np.testing.assert_allclose(actual, np.repeat(expected[:, None], 4, 1), atol=0.12)

@@ -26,19 +26,21 @@ def test_value_of_a_constant_is_that_number_at_every_step(schedule):
 def test_value_is_linear_between_its_steps(schedule):
     for step in (0, 50, 100, 150, 200, 999):
         ends = [schedule.first_step, schedule.last_step]
-        wanted = np.interp(step, ends, [schedule.start, schedule.end])
-        np.testing.assert_allclose(schedules.value(schedule, step), wanted, rtol=1e-6)
+        expected = np.interp(step, ends, [schedule.start, schedule.end])
+        np.testing.assert_allclose(schedules.value(schedule, step), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("step", "wanted"), [(0, 1.0), (9, 1.0), (10, 0.0), (11, 0.0)])
-def test_value_jumps_where_both_steps_are_equal(step, wanted):
-    assert schedules.value(STEP, step) == wanted
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 1.0), (9, 1.0), (10, 0.0), (11, 0.0)]
+)
+def test_value_jumps_where_both_steps_are_equal(step, expected):
+    assert schedules.value(STEP, step) == expected
 
 
 def test_value_of_all_schedules_is_one_program():
     run = jax.jit(chex.assert_max_traces(schedules.value, n=1))
-    found = [run(s, jnp.int32(10)) for s in (RISING, STEP, schedules.constant(2.0))]
-    np.testing.assert_array_equal(found, [1.0, 0.0, 2.0])
+    actual = [run(s, jnp.int32(10)) for s in (RISING, STEP, schedules.constant(2.0))]
+    np.testing.assert_array_equal(actual, [1.0, 0.0, 2.0])
 
 
 @pytest.mark.parametrize(

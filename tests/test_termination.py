@@ -122,11 +122,11 @@ def fitted(seed=0):
 def test_fit_learns_a_rule_to_two_percent_on_fresh_rows(seed):
     state, metrics = fitted(seed)
     fresh = steps_of(100 + seed)
-    found, wanted = np.asarray(answers(state, fresh)), falls(fresh)
+    actual, expected = np.asarray(answers(state, fresh)), falls(fresh)
     # To say "never" is wrong in 11 %, and of the rare kind few may be missed.
-    assert np.mean(wanted) > 0.1
-    assert np.mean(found != wanted) < 0.02
-    assert np.mean(~found[wanted]) < 0.15
+    assert np.mean(expected) > 0.1
+    assert np.mean(actual != expected) < 0.02
+    assert np.mean(~actual[expected]) < 0.15
     # Untrained, it would be log(2).
     assert metrics["model/termination_loss"] < 0.15
 
@@ -161,10 +161,10 @@ def test_log_odds_are_those_of_the_counts_at_each_place(terminated, others):
         algorithm = CONFIG.replace(learning_rate=rate)
         state, _ = fit(jax.random.key(0), state, data, config=algorithm)
     places = np.eye(3, dtype=np.float32)
-    found = log_odds(state, places, np.zeros((3, 1)), places, config=CONFIG)
+    actual = log_odds(state, places, np.zeros((3, 1)), places, config=CONFIG)
     share = np.divide(terminated, np.add(terminated, others))
     # A thousand minibatches of 128 rows leave a noise of about 0.02.
-    np.testing.assert_allclose(found, special.logit(share), atol=0.1)
+    np.testing.assert_allclose(actual, special.logit(share), atol=0.1)
 
 
 def flattened(network):
@@ -199,7 +199,7 @@ def test_cross_entropy_and_its_gradient_equal_the_oracles(x64):
     )
     leaves, structure = jax.tree.flatten(network)
     assert float(value) == pytest.approx(oracle(leaves, structure, state, batch), 1e-9)
-    for i, (leaf, found) in enumerate(
+    for i, (leaf, actual) in enumerate(
         zip(leaves, jax.tree.leaves(gradient), strict=True)
     ):
         for index in np.ndindex(leaf.shape):
@@ -209,7 +209,7 @@ def test_cross_entropy_and_its_gradient_equal_the_oracles(x64):
                 moved[i][index] += sign * 1e-6
                 ends.append(oracle(moved, structure, state, batch))
             # A central difference of numbers of about one: 1e-10.
-            assert found[index] == pytest.approx((ends[1] - ends[0]) / 2e-6, abs=1e-8)
+            assert actual[index] == pytest.approx((ends[1] - ends[0]) / 2e-6, abs=1e-8)
 
 
 def test_fit_normalises_by_the_rows_that_were_written():
@@ -229,22 +229,22 @@ def test_nothing_has_terminated_without_an_example():
     steps = steps_of(0)
     assert not answers(state, steps).any()
     data = buffer_of(steps, np.zeros(CAPACITY, bool))
-    found, metrics = fit(jax.random.key(0), state, data, config=CONFIG)
-    assert not answers(found, steps).any()
-    np.testing.assert_array_equal(found.counts, [0, SIZE])
+    actual, metrics = fit(jax.random.key(0), state, data, config=CONFIG)
+    assert not answers(actual, steps).any()
+    np.testing.assert_array_equal(actual.counts, [0, SIZE])
     # And nothing was trained.
-    cases.assert_identical(found.network, state.network)
-    cases.assert_identical(found.opt_state, state.opt_state)
+    cases.assert_identical(actual.network, state.network)
+    cases.assert_identical(actual.opt_state, state.opt_state)
     assert np.isnan(metrics["model/termination_loss"])
     # With a single example, it may speak.
-    assert answers(found.replace(counts=jnp.int32([1, SIZE])), steps).all()
+    assert answers(actual.replace(counts=jnp.int32([1, SIZE])), steps).all()
 
 
 def test_everything_has_terminated_while_all_rows_have():
     state = answering(np.zeros(IN_DIM), -1e9)
     data = buffer_of(steps_of(0), np.ones(CAPACITY, bool))
-    found, _ = fit(jax.random.key(0), state, data, config=CONFIG)
-    assert answers(found, steps_of(0)).all()
+    actual, _ = fit(jax.random.key(0), state, data, config=CONFIG)
+    assert answers(actual, steps_of(0)).all()
 
 
 def test_nan_anywhere_in_a_step_has_terminated():
@@ -275,10 +275,10 @@ def test_fit_tells_how_it_answered_for_the_rows_since_the_last_fit():
     data = buffer_of([obs, obs[:, :1], obs], flags, size=CAPACITY)
     data = data.replace(insert_at=jnp.int32(6))
     state = below(0.0, seen_to=jnp.int32(CAPACITY - 4))
-    found, metrics = fit(jax.random.key(0), state, data, config=CONFIG)
+    actual, metrics = fit(jax.random.key(0), state, data, config=CONFIG)
     assert float(metrics["model/termination_missed"]) == pytest.approx(4 / 6)
     assert float(metrics["model/termination_false_alarms"]) == pytest.approx(1 / 4)
-    assert int(found.seen_to) == 6
+    assert int(actual.seen_to) == 6
 
 
 def test_fit_tells_before_the_first_example_that_all_are_missed():
@@ -309,14 +309,14 @@ def run_seeds(change=lambda states: states):
 
 
 def test_fit_of_a_seed_equals_that_seed_alone():
-    found, data = run_seeds()
+    actual, data = run_seeds()
     for seed in SEEDS:
         alone = fit(jax.random.key(seed), init(seed), data[seed], config=CONFIG)
-        np.testing.assert_array_equal(found[0].counts[seed], alone[0].counts)
+        np.testing.assert_array_equal(actual[0].counts[seed], alone[0].counts)
         # Products in another order, in float32, over a thousand steps.
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-2, atol=1e-2),
-            cases.row(found, seed),
+            cases.row(actual, seed),
             alone,
         )
 
@@ -329,10 +329,10 @@ def test_fit_keeps_nan_in_its_seed():
             network=cases.with_row(states.network, 2, lambda x: x * jnp.nan)
         )
 
-    (found, _), _ = run_seeds(poison)
-    assert all(np.isnan(x[2]).all() for x in jax.tree.leaves(found.network))
+    (actual, _), _ = run_seeds(poison)
+    assert all(np.isnan(x[2]).all() for x in jax.tree.leaves(actual.network))
     for seed in (0, 1):
-        cases.assert_identical(cases.row(found, seed), cases.row(clean, seed))
+        cases.assert_identical(cases.row(actual, seed), cases.row(clean, seed))
 
 
 def test_fit_draws_by_its_key():
@@ -406,8 +406,8 @@ def test_epoch_learns_which_steps_end_an_episode():
     rows = cases.stored(state)
     np.testing.assert_array_equal(rows.terminated, rows.next_obs[:, 0] > ENDS_ABOVE)
     ends = termination.termination_fn(state.termination, config=LEARNED.termination)
-    found = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
-    np.testing.assert_array_equal(found, rows.terminated)
+    actual = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
+    np.testing.assert_array_equal(actual, rows.terminated)
     assert (
         metrics["model/termination_missed"]
         == metrics["model/termination_false_alarms"]
@@ -458,8 +458,8 @@ def test_add_imagined_flags_terminations_as_the_classifier_does():
     state, metrics = epochs_on(3)
     rows = jax.tree.map(lambda x: x[: int(state.imagined.size)], state.imagined.data)
     ends = termination.termination_fn(state.termination, config=LEARNED.termination)
-    wanted = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
-    np.testing.assert_array_equal(rows.terminated, wanted)
+    expected = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
+    np.testing.assert_array_equal(rows.terminated, expected)
     assert 0.0 < metrics["model/terminated"] < 1.0
 
 
@@ -468,8 +468,8 @@ def test_epoch_counts_a_non_finite_classifier_as_divergence():
     classifier = state.termination
     network = jax.tree.map(lambda x: x * jnp.nan, classifier.network)
     state = state.replace(termination=classifier.replace(network=network))
-    found, _ = _epoch(cases.fresh(state))
-    assert not bool(found.alive)
+    actual, _ = _epoch(cases.fresh(state))
+    assert not bool(actual.alive)
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,12 @@ class Walk(gymnasium.Env):
     action_space = spaces.Box(np.float32([0.0]), np.float32([4.0]))
     observation_space = spaces.Box(-np.inf, np.inf, (3,))
     alive: ClassVar = weakref.WeakSet()
-    made = steps = inside = most_inside = 0
+    built = steps = inside = most_inside = 0
 
     def __init__(self, limit=1e9, truncated_at=0, pause=0.0):
         self._limit, self._truncated_at, self._pause = limit, truncated_at, pause
         Walk.alive.add(self)
-        Walk.made += 1
+        Walk.built += 1
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

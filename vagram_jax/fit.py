@@ -238,8 +238,8 @@ def _split(key, data: ReplayState, prepared, num_members: int, config: FitConfig
     else:
         share = max(1, int(capacity * config.holdout))
         max_score = min(config.max_holdout, share)
-        wanted = (size * config.holdout).astype(jnp.int32)
-        num_score = num_held = jnp.clip(wanted, 1, max_score)
+        num_held = (size * config.holdout).astype(jnp.int32)
+        num_score = num_held = jnp.clip(num_held, 1, max_score)
     num_train = size - num_held
     train = order[(num_held + jnp.arange(capacity)) % capacity]
     if config.bootstrap:

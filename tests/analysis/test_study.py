@@ -115,10 +115,10 @@ def test_compare_takes_the_strongest_baseline(theirs, outcome):
             result(HIGH + 99, loss="not a baseline"),
         ]
     )
-    found = study.compare("ours")
-    assert (found.baseline, found.outcome) == ("b", outcome)
+    actual = study.compare("ours")
+    assert (actual.baseline, actual.outcome) == ("b", outcome)
     wins = np.mean([(x > y) + (x == y) / 2 for x in HIGH for y in theirs])
-    assert found.probability.value == pytest.approx(wins)
+    assert actual.probability.value == pytest.approx(wins)
     assert study.compare("ours", ("a",)).baseline == "a"
 
 
@@ -129,17 +129,17 @@ def test_lower_errors_are_better():
         result(LOW + 5, loss="b"),
     ]
     study = study_of(results, higher_is_better=False, metric="error")
-    found = study.compare("ours")
-    assert (found.baseline, found.outcome) == ("b", BETTER)
-    assert found.probability.value == 1.0
+    actual = study.compare("ours")
+    assert (actual.baseline, actual.outcome) == ("b", BETTER)
+    assert actual.probability.value == 1.0
     assert study.finals()[0] == {"loss": "ours", "seed": 0, "error": 1.0, "diverged": 0}
 
 
 def test_too_few_seeds_have_no_interval_and_never_differ():
     study = study_of([result([9.0, 9.0], loss="ours"), result([1.0, 1.0], loss="a")])
-    found = study.compare("ours")
-    assert found.outcome == UNDECIDED
-    assert found.method_interval.value == 9.0
+    actual = study.compare("ours")
+    assert actual.outcome == UNDECIDED
+    assert actual.method_interval.value == 9.0
     assert study.table()[0]["low"] is study.table()[1]["p_ours"] is None
 
 

@@ -196,8 +196,8 @@ def test_unwrapped_returns_the_innermost_environment_and_state():
     inner = distractors.Distractors(episodes.EpisodeWrapper(env, 3), 2, "noise")
     outer = distractors.Distractors(episodes.EpisodeWrapper(inner, 2), 3, "noise")
     state = jax.jit(lambda key: outer.step(outer.reset(key), jnp.ones(1)))(keys(1)[0])
-    found, found_state = base.unwrapped(outer, state)
-    assert found is env
+    actual, found_state = base.unwrapped(outer, state)
+    assert actual is env
     assert found_state.info["count"] == 6  # counted by the counter itself
     assert found_state.obs.shape == (3,)
     assert base.unwrapped(env, found_state) == (env, found_state)

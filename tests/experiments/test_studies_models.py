@@ -111,13 +111,13 @@ def errors():
     """Errors of eight seeds: VAML's are far higher where its value function moved."""
     level = {"vagram": 0.1, "vaml": 2.0, "mse_normalized": 0.5}
     spread = np.linspace(0.99, 1.01, 8)
-    found = {}
+    actual = {}
     for condition in changing_values._CONDITIONS:
         for loss in changing_values._LOSSES:
-            found[condition, "moving", loss] = level.get(loss, 3.0) * spread
-            found[condition, "frozen", loss] = found[condition, "moving", loss]
-        found[condition, "frozen", "vaml"] = 0.05 * spread
-    return found
+            actual[condition, "moving", loss] = level.get(loss, 3.0) * spread
+            actual[condition, "frozen", loss] = actual[condition, "moving", loss]
+        actual[condition, "frozen", "vaml"] = 0.05 * spread
+    return actual
 
 
 def study_of(errors):
@@ -177,8 +177,8 @@ def test_surfaces_are_the_losses_in_closed_form(surface):
     np.testing.assert_allclose(surface.value, value, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(surface.gradient_weights, np.square(slope), rtol=1e-5)
     for name, loss in expected.items():
-        found = surface.losses[name]
-        np.testing.assert_allclose(found, loss, rtol=1e-3, atol=1e-2, err_msg=name)
+        actual = surface.losses[name]
+        np.testing.assert_allclose(actual, loss, rtol=1e-3, atol=1e-2, err_msg=name)
 
 
 def test_table_counts_the_regions_in_which_a_loss_is_low(surface):
@@ -192,9 +192,9 @@ def test_table_counts_the_regions_in_which_a_loss_is_low(surface):
 
 def test_reference_lies_on_the_way_up(surface):
     data = random_transitions(jax.random.key(1), 200)
-    found = loss_surface.reference(data, bowl)
-    assert found.obs.shape == (1, 2)
-    assert 0.3 < abs(float(found.next_obs[0, 0])) < 1.5
+    actual = loss_surface.reference(data, bowl)
+    assert actual.obs.shape == (1, 2)
+    assert 0.3 < abs(float(actual.next_obs[0, 0])) < 1.5
     sentences = loss_surface.conclude(surface)
     assert len(sentences) == 1 + len(surface.losses)
     assert "counts an error of 1 rad as much as 0.5 rad/s" in sentences[0]

@@ -134,10 +134,10 @@ class Study:
         runs = [run for run in runs if run.metrics]
         if has_runs and not runs:
             raise ResultsError(f"{folder}: no run has an evaluation yet")
-        found = _from_runs(folder, runs) if runs else _from_finals(folder, design)
-        if not all(design.contrast in result.labels for result in found):
+        all_results = _from_runs(folder, runs) if runs else _from_finals(folder, design)
+        if not all(design.contrast in result.labels for result in all_results):
             raise ResultsError(f"{folder}: a run lacks the label {design.contrast!r}")
-        return cls(folder, design, _ordered(found, design), record, runs)
+        return cls(folder, design, _ordered(all_results, design), record, runs)
 
     @functools.cached_property
     def settings(self) -> dict[Setting, dict[str, Result]]:
@@ -435,10 +435,10 @@ def _from_finals(folder: Path, design: Design) -> list[Result]:
     ]
 
 
-def _ordered(found: Sequence[Result], design: Design) -> list[Result]:
+def _ordered(all_results: Sequence[Result], design: Design) -> list[Result]:
     """The results by setting; in each, methods first, then baselines, then others."""
     ranks = {name: i for i, name in enumerate((*design.methods, *design.baselines))}
-    columns = [column for column in _columns(found) if column != design.contrast]
+    columns = [column for column in _columns(all_results) if column != design.contrast]
 
     def order(result: Result):
         labels = [result.labels.get(column) for column in columns]
@@ -446,12 +446,12 @@ def _ordered(found: Sequence[Result], design: Design) -> list[Result]:
         name = str(result.labels.get(design.contrast))
         return setting, ranks.get(name, len(ranks)), name
 
-    return sorted(found, key=order)
+    return sorted(all_results, key=order)
 
 
-def _columns(found: Sequence[Result]) -> list[str]:
+def _columns(all_results: Sequence[Result]) -> list[str]:
     """The labels of the run with the most of them, then any others."""
-    most_first = sorted(found, key=lambda result: -len(result.labels))
+    most_first = sorted(all_results, key=lambda result: -len(result.labels))
     return list(dict.fromkeys(c for result in most_first for c in result.labels))
 
 

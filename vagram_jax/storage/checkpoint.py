@@ -133,7 +133,7 @@ def load(
 
 
 def newest(
-    wanted: Iterable[tuple[Path, Sequence[int]]],
+    runs: Iterable[tuple[Path, Sequence[int]]],
     *,
     at_most: int | None = None,
     strict: bool = False,
@@ -142,7 +142,7 @@ def newest(
     """Returns the last step at which all seeds of all runs have undamaged pieces.
 
     Args:
-      wanted: folders of runs, each with its seeds.
+      runs: folders of runs, each with its seeds.
       at_most: ignore later steps.
       strict: refuse a damaged piece instead of using an earlier step.
       report: receives one line per damaged piece.
@@ -153,13 +153,17 @@ def newest(
     Raises:
       CheckpointError: a damaged piece while `strict`, or one in another format.
     """
-    wanted = [(_pieces(run), seeds) for run, seeds in wanted]
-    steps = set.intersection(*(set(pieces) for pieces, _ in wanted))
+    pieces_of_runs = [(_pieces(run), seeds) for run, seeds in runs]
+    steps = set.intersection(*(set(pieces) for pieces, _ in pieces_of_runs))
     for step in sorted(steps, reverse=True):
-        complete = all(set(seeds) <= set(pieces[step]) for pieces, seeds in wanted)
+        complete = all(
+            set(seeds) <= set(pieces[step]) for pieces, seeds in pieces_of_runs
+        )
         if not complete or (at_most is not None and step > at_most):
             continue
-        folders = {pieces[step][seed] for pieces, seeds in wanted for seed in seeds}
+        folders = {
+            pieces[step][seed] for pieces, seeds in pieces_of_runs for seed in seeds
+        }
         damages = [text for folder in sorted(folders) if (text := _damage(folder))]
         if not damages:
             return step

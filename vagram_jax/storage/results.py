@@ -257,12 +257,12 @@ def read_runs(folder: str | os.PathLike) -> list[Run]:
     """
     folder = Path(folder)
     with files.one_line(folder):
-        found = sorted(p for p in folder.iterdir() if (p / records.NAME).is_file())
-    if not found:
+        runs = sorted(p for p in folder.iterdir() if (p / records.NAME).is_file())
+    if not runs:
         raise ResultsError(
             f"{folder}: no run in it; a run is a folder with {records.NAME}"
         )
-    return [read_run(path) for path in found]
+    return [read_run(path) for path in runs]
 
 
 def picture_path(folder: str | os.PathLike, seed: int, kind: str) -> Path:

@@ -111,11 +111,11 @@ def test_several_states_continue_from_one():
             obs = plain.step(scale(action, plain.action_space))[0]
             np.testing.assert_array_equal(states.obs[lane], np.float32(obs))
     # Two states have the same history, and each can continue from it.
-    step_each, made = jax.jit(jax.vmap(env.step)), toys.Walk.made
+    step_each, built = jax.jit(jax.vmap(env.step)), toys.Walk.built
     after = step_each(states, 2 * actions)
     for _ in range(9):
         step_each(states, 2 * actions)
-    assert toys.Walk.made - made <= 3
+    assert toys.Walk.built - built <= 3
     np.testing.assert_array_equal(after.obs[0], after.obs[2])
     assert after.obs[0, 0] != after.obs[1, 0]
 
@@ -124,10 +124,10 @@ def test_lanes_beyond_the_capacity_repeat_steps_only_at_first(monkeypatch):
     monkeypatch.setattr(adapter, "_FIRST_CAPACITY", 2)
     env = envs.make("gymnasium:ToyLong-v0")
     run = functools.partial(play, length=1000, num_steps=12)
-    made, before = toys.Walk.made, toys.Walk.steps
+    built, before = toys.Walk.built, toys.Walk.steps
     middle, (few, _, _) = run(env, jax.random.key(1), cases.start(env, 8))
     assert 0 < toys.Walk.steps - before - 8 * 12 < 8 * 3
-    assert toys.Walk.made - made <= 8 + 2
+    assert toys.Walk.built - built <= 8 + 2
     before = toys.Walk.steps
     _, (more, _, _) = run(env, jax.random.key(2), middle)
     assert toys.Walk.steps - before <= 8 * 12 + 24
@@ -142,11 +142,11 @@ def test_lanes_beyond_the_capacity_repeat_steps_only_at_first(monkeypatch):
 def test_many_episodes_need_few_environments(length):
     env = walk()  # Its episodes end by themselves, or are truncated by the length.
     gc.collect()
-    alive, made = len(toys.Walk.alive), toys.Walk.made
+    alive, built = len(toys.Walk.alive), toys.Walk.built
     start = cases.start(env, 3)
     _, (data, _, _) = play(env, jax.random.key(1), start, length, num_steps=150)
     assert (data.terminated | data.truncated).sum() > 50
-    assert toys.Walk.made - made <= 17
+    assert toys.Walk.built - built <= 17
     assert len(toys.Walk.alive) - alive <= 17
 
 

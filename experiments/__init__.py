@@ -1,5 +1,4 @@
-"""The commands of the studies: each parses, calls the package and writes.
+"""What belongs to the repository only: the studies, their findings and the benchmark.
 
-`flags` alone knows absl and ml_collections; `configs` has one file per task, which
-states only what differs from the defaults in the package.
+`vagram study`, `vagram study --write_findings` and `vagram benchmark` run them.
 """

@@ -153,13 +153,13 @@ def newest(
     Raises:
       CheckpointError: a damaged piece while `strict`, or one in another format.
     """
-    wanted = [(_pieces(run), seeds) for run, seeds in wanted]
-    steps = set.intersection(*(set(pieces) for pieces, _ in wanted))
+    found = [(_pieces(run), seeds) for run, seeds in wanted]
+    steps = set.intersection(*(set(pieces) for pieces, _ in found))
     for step in sorted(steps, reverse=True):
-        complete = all(set(seeds) <= set(pieces[step]) for pieces, seeds in wanted)
+        complete = all(set(seeds) <= set(pieces[step]) for pieces, seeds in found)
         if not complete or (at_most is not None and step > at_most):
             continue
-        folders = {pieces[step][seed] for pieces, seeds in wanted for seed in seeds}
+        folders = {pieces[step][seed] for pieces, seeds in found for seed in seeds}
         damages = [text for folder in sorted(folders) if (text := _damage(folder))]
         if not damages:
             return step
@@ -377,7 +377,8 @@ def _write_arrays(path: Path, arrays: Arrays) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "biufc":  # NumPy would store text or a pickle
             raise CheckpointError(f"{path}: {name}: {array.dtype} can't be saved")
-    np.savez(path, **arrays)
+    # NumPy's option `allow_pickle` could have the name of an array, but none has.
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:

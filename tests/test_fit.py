@@ -277,11 +277,11 @@ def test_fit_of_constant_targets_lowers_the_log_variance_to_its_bound():
 @pytest.mark.parametrize(("bounds", "pull"), [("learned", 0.01), ("fixed", 0.0)])
 def test_fit_penalizes_the_distance_of_learned_bounds(bounds, pull):
     state = fit_cases.make_state(model=gaussian(bounds))
-    problem = fit._problem(state.params, None, None, losses.get("mle"))
+    loss, objective = fit._objectives(state.params, None, losses.get("mle"))
     network = fit_cases.member(state.params.network, 0)
     batch = jax.tree.map(lambda x: x[:8], fit_cases.make_data().data), None
-    with_pull = jax.jit(jax.grad(problem.objective))(network, batch)["params"]
-    without = jax.jit(jax.grad(problem.loss))(network, batch)["params"]
+    with_pull = jax.jit(jax.grad(objective))(network, batch)["params"]
+    without = jax.jit(jax.grad(loss))(network, batch)["params"]
     for name, sign in (("max_log_var", 1.0), ("min_log_var", -1.0)):
         # float32 beside gradients of about one.
         actual = with_pull[name] - without[name]

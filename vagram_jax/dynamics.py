@@ -6,13 +6,15 @@ differences and the ensemble are internal to this module; the losses don't see t
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from vagram_jax import networks
 from vagram_jax.config import ConfigError, static
-from vagram_jax.types import Prediction, Transition
+from vagram_jax.types import Params, Prediction, Transition
 
 
 @struct.dataclass(kw_only=True)
@@ -67,7 +69,7 @@ class DynamicsParams:
       config: size and kind of the ensemble.
     """
 
-    network: dict
+    network: Params
     normalizer: Normalizer
     config: DynamicsConfig = struct.field(pytree_node=False)
 
@@ -163,7 +165,7 @@ def sample(
     return step[:, :-1], step[:, -1]
 
 
-def bounds_penalty(network: dict, *, config: DynamicsConfig) -> jax.Array:
+def bounds_penalty(network: Params, *, config: DynamicsConfig) -> jax.Array:
     """Returns the penalty on learned log-variance bounds (Janner et al. 2019).
 
     It is 0.01 times the summed distance of the bounds, and zero if none are learned.
@@ -269,14 +271,16 @@ def _predict_one(params: DynamicsParams, obs, action) -> Prediction:
     inputs = jnp.concatenate([obs, action], axis=-1)
     inputs = (inputs - normalizer.input_mean) / normalizer.input_std
     module = _module(params.config, normalizer.target_mean.shape[-1])
-    mean, log_var = module.apply(_network(params), inputs)
+    # Flax's type has a second case, the variables of modules that change theirs.
+    outputs = module.apply(_network(params), inputs)
+    mean, log_var = cast(tuple[jax.Array, jax.Array | None], outputs)
     step = mean * normalizer.target_std + normalizer.target_mean
     if log_var is not None:
         log_var = log_var + 2.0 * jnp.log(normalizer.target_std)
     return Prediction(obs + step[..., :-1], step[..., -1], log_var)
 
 
-def _network(params: DynamicsParams) -> dict:
+def _network(params: DynamicsParams) -> Params:
     """Returns the network's parameters, with fixed bounds cut off from gradients."""
     if params.config.head != "gaussian" or params.config.log_var_bounds == "learned":
         return params.network

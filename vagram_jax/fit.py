@@ -19,7 +19,9 @@ from vagram_jax.config import leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
 from vagram_jax.losses import ModelLoss
 from vagram_jax.replay import ReplayState
-from vagram_jax.types import Metrics, Transition, ValueFn
+from vagram_jax.types import Metrics, Params, Transition, ValueFn
+
+_Objective = Callable[[Params, tuple], jax.Array]
 
 # Hold-out rows that the diagnostics use: attention needs second derivatives.
 _DIAGNOSTIC_ROWS = 256
@@ -86,16 +88,16 @@ class _Problem(NamedTuple):
     """The data, and what is minimized: functions of one member's network and batch."""
 
     data: _Data
-    loss: Callable[[dict, tuple], jax.Array]  # the hold-out score
-    objective: Callable[[dict, tuple], jax.Array]  # the loss and its regularizer
+    loss: _Objective  # the hold-out score
+    objective: _Objective  # the loss and its regularizer
 
 
 class _Progress(NamedTuple):
     """The state that one epoch hands to the next."""
 
-    network: dict  # [E, ...]
+    network: Params  # [E, ...]
     opt_state: optax.OptState
-    best_network: dict  # [E, ...]
+    best_network: Params  # [E, ...]
     best_score: jax.Array  # [E]
     train_loss: jax.Array  # [E], mean over the last epoch
     epoch: jax.Array  # []
@@ -153,7 +155,7 @@ def fit(
     if loss.prepare is not None:
         prepared = loss.prepare(data.data, value_fn, where=valid)
     rows = _split(key_split, data, prepared, params.config.num_members, config)
-    problem = _problem(params, rows, value_fn, loss)
+    problem = _Problem(rows, *_objectives(params, value_fn, loss))
     last = jax.lax.while_loop(
         lambda carry: _continues(carry, config),
         lambda carry: _epoch(key_epochs, carry, problem, config),
@@ -202,19 +204,19 @@ def train_step(
     Returns:
       The ensemble with unchanged elites, and the members' losses `[E]`.
     """
-    problem = _problem(state.params, None, value_fn, loss)
+    _, objective = _objectives(state.params, value_fn, loss)
     network, opt_state, losses = _descend(
-        problem.objective,
-        state.params.network,
-        state.opt_state,
-        (batch, prepared),
-        config,
+        objective, state.params.network, state.opt_state, (batch, prepared), config
     )
     params = state.params.replace(network=network)
     return state.replace(params=params, opt_state=opt_state), losses
 
 
-def _problem(params: DynamicsParams, data: _Data, value_fn, loss) -> _Problem:
+def _objectives(
+    params: DynamicsParams, value_fn: ValueFn, loss: ModelLoss
+) -> tuple[_Objective, _Objective]:
+    """Returns the hold-out score of a member, and what its training minimizes."""
+
     def member_loss(network, batch_and_prepared):
         member = params.replace(network=network)
         batch, prepared = batch_and_prepared
@@ -224,7 +226,7 @@ def _problem(params: DynamicsParams, data: _Data, value_fn, loss) -> _Problem:
         penalty = dynamics.bounds_penalty(network, config=params.config)
         return member_loss(network, batch_and_prepared) + penalty
 
-    return _Problem(data, member_loss, objective)
+    return member_loss, objective
 
 
 def _split(key, data: ReplayState, prepared, num_members: int, config: FitConfig):
@@ -335,7 +337,7 @@ def _descend(objective, network, opt_state, batch_and_prepared, config: FitConfi
     return optax.apply_updates(network, updates), opt_state, losses
 
 
-def _scores(problem: _Problem, network: dict) -> jax.Array:
+def _scores(problem: _Problem, network: Params) -> jax.Array:
     """Returns the mean hold-out loss of each member, `[E]`."""
     data, rows = problem.data, problem.data.score_rows
     batch = jax.tree.map(lambda x: x[rows, None], (data.transitions, data.prepared))

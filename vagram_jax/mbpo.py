@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -469,7 +470,8 @@ def _termination_fn(
     if config.imagine.termination == "none":
         return lambda obs, action, next_obs: jnp.bool_(False)
     if config.imagine.termination == "learned":
-        return termination.termination_fn(state.termination, config=config.termination)
+        classifier = cast(TerminationState, state.termination)  # from `init`
+        return termination.termination_fn(classifier, config=config.termination)
     return env.termination
 
 

@@ -7,6 +7,7 @@ weights from its gradient.
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import struct
 
 from vagram_jax import networks
 from vagram_jax.config import leaf, static
-from vagram_jax.types import ActFn, Metrics, Transition, ValueFn
+from vagram_jax.types import ActFn, Metrics, Params, Transition, ValueFn
 
 _NUM_CRITICS = 2
 
@@ -73,9 +74,9 @@ class SACState:
       temperature_opt: optimizer state of the temperature.
     """
 
-    actor: dict
-    critics: dict  # [2, ...]
-    target_critics: dict  # [2, ...]
+    actor: Params
+    critics: Params  # [2, ...]
+    target_critics: Params  # [2, ...]
     log_temperature: jax.Array  # []
     actor_opt: optax.OptState
     critic_opt: optax.OptState
@@ -107,7 +108,9 @@ def init(
     )
 
 
-def act(key: jax.Array, actor: dict, obs: jax.Array, *, config: SACConfig) -> jax.Array:
+def act(
+    key: jax.Array, actor: Params, obs: jax.Array, *, config: SACConfig
+) -> jax.Array:
     """Samples an action of the policy.
 
     Args:
@@ -124,7 +127,7 @@ def act(key: jax.Array, actor: dict, obs: jax.Array, *, config: SACConfig) -> ja
     return _sample(noise, mean, log_std)[0]
 
 
-def act_mean(actor: dict, obs: jax.Array, *, config: SACConfig) -> jax.Array:
+def act_mean(actor: Params, obs: jax.Array, *, config: SACConfig) -> jax.Array:
     """Returns the policy's mean action, the tanh of the Gaussian's mean.
 
     Args:
@@ -323,7 +326,9 @@ def _values(actor, critics, state, *, config: SACConfig) -> jax.Array:
     return _apply_critics(critics, state, action, config)
 
 
-def _descend(learning_rate, gradient, opt_state, params):
+def _descend(
+    learning_rate, gradient, opt_state, params: Params
+) -> tuple[Params, optax.OptState]:
     updates, opt_state = optax.adam(learning_rate).update(gradient, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
@@ -337,13 +342,16 @@ def _sample(noise, mean, log_std) -> tuple[jax.Array, jax.Array]:
 def _apply_policy(actor, obs, config: SACConfig) -> tuple[jax.Array, jax.Array]:
     # The last bias has two entries per action dimension.
     action_dim = actor["params"]["mlp"][f"Dense_{len(config.hidden)}"]["bias"].size // 2
-    return _policy(config, action_dim).apply(actor, obs)
+    # Flax's type has a second case, the variables of modules that change theirs.
+    outputs = _policy(config, action_dim).apply(actor, obs)
+    return cast(tuple[jax.Array, jax.Array], outputs)
 
 
 def _apply_critics(critics, obs, action, config: SACConfig) -> jax.Array:
     """Returns the values of K critics, `[K, ...]`."""
     apply = _critic(config).apply
-    return jax.vmap(apply, in_axes=(0, None, None))(critics, obs, action)
+    values = jax.vmap(apply, in_axes=(0, None, None))(critics, obs, action)
+    return cast(jax.Array, values)  # as in `_apply_policy`
 
 
 def _policy(config: SACConfig, action_dim: int) -> networks.Policy:

@@ -8,6 +8,7 @@ likelihood ratio, to which `log_odds` adds the prior of a termination.
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from flax import struct
 from vagram_jax import dynamics, networks, replay
 from vagram_jax.config import leaf, static
 from vagram_jax.replay import ReplayState
-from vagram_jax.types import Metrics, TerminationFn, Transition
+from vagram_jax.types import Metrics, Params, TerminationFn, Transition
 
 # Maximum number of new rows on which the error rates are measured.
 _MAX_NEW_ROWS = 2048
@@ -53,7 +54,7 @@ class TerminationState:
       seen_to: int32 scalar, the buffer's `insert_at` at the last fit.
     """
 
-    network: dict
+    network: Params
     opt_state: optax.OptState
     mean: jax.Array  # [2 obs_dim + action_dim]
     std: jax.Array  # [2 obs_dim + action_dim]
@@ -151,7 +152,7 @@ def train_step(
 
 
 def cross_entropy(
-    network: dict,
+    network: Params,
     state: TerminationState,
     batch: Transition,
     *,
@@ -230,7 +231,9 @@ def _module(config: TerminationConfig) -> networks.MLP:
 def _log_ratio(network, state, obs, action, next_obs, *, config) -> jax.Array:
     inputs = jnp.concatenate([obs, action, next_obs], axis=-1)
     inputs = (inputs - state.mean) / state.std
-    return jnp.squeeze(_module(config).apply(network, inputs), axis=-1)
+    # Flax's type has a second case, the variables of modules that change theirs.
+    ratio = cast(jax.Array, _module(config).apply(network, inputs))
+    return jnp.squeeze(ratio, axis=-1)
 
 
 def _moments(data: Transition, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

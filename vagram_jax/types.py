@@ -10,7 +10,7 @@ Docstrings and shape comments name axes by these letters:
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import struct
@@ -21,6 +21,9 @@ Metrics = dict[str, jax.Array]
 Names that begin with `model/` become columns of `model.csv`, all others columns of
 `metrics.csv`.
 """
+
+Params = Any
+"""Parameters of a network: nested dicts of arrays, which Flax doesn't type further."""
 
 
 @struct.dataclass(kw_only=True)
@@ -74,16 +77,18 @@ class ValueFn(Protocol):
 
     def __call__(self, state: jax.Array) -> jax.Array:
         """`[obs_dim]` to a scalar or to `[K]`, in units of return."""
+        ...
 
 
 class PredictFn(Protocol):
     """A dynamics model; it handles normalization and ensembles itself."""
 
-    def __call__(self, params, obs: jax.Array, action: jax.Array) -> Prediction:
+    def __call__(self, params, obs: jax.Array, action: jax.Array, /) -> Prediction:
         """`[B, obs_dim], [B, action_dim]` to a `Prediction` or an equivalent tuple.
 
         The result may have a leading member axis, `[E, B, ...]`.
         """
+        ...
 
 
 class LossFn(Protocol):
@@ -93,6 +98,7 @@ class LossFn(Protocol):
         self, params, batch: Transition, value_fn: ValueFn, *, predict: PredictFn
     ) -> jax.Array:
         """Returns a scalar that is differentiable in `params`."""
+        ...
 
 
 class ActFn(Protocol):
@@ -100,6 +106,7 @@ class ActFn(Protocol):
 
     def __call__(self, key: jax.Array, obs: jax.Array) -> jax.Array:
         """`[..., obs_dim]` to `[..., action_dim]`, each in [-1, 1]."""
+        ...
 
 
 class TerminationFn(Protocol):
@@ -112,3 +119,4 @@ class TerminationFn(Protocol):
 
         A step that contains NaN has terminated.
         """
+        ...

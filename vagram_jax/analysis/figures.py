@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vagram_jax.analysis.stats import Values
 from vagram_jax.storage import files
 
 if TYPE_CHECKING:
@@ -131,8 +132,15 @@ def set_labels(
         pad=20 if note else None,
     )
     if note:
-        above = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        axes.annotate(escape(note), (0, 1), (0, 6), fontsize=10, color=GRAY, **above)
+        axes.annotate(
+            escape(note),
+            (0, 1),
+            (0, 6),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=10,
+            color=GRAY,
+        )
     axes.set_xlabel(escape(x_label), fontsize=11)
     axes.set_ylabel(escape(y_label), fontsize=11)
     axes.tick_params(labelsize=10)
@@ -159,7 +167,7 @@ def escape(text: str) -> str:
 
 def draw_band(
     axes: Axes,
-    x: Sequence[float],
+    x: Values,
     intervals: Any,
     label: str,
     style: dict[str, Any],

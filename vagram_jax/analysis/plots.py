@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vagram_jax.analysis import figures, stats, summary
+from vagram_jax.analysis.stats import Values
 from vagram_jax.storage.results import Run
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def learning_curves(
 
 
 def sweep(
-    points: Mapping[str, Mapping[float, Sequence[float]]],
+    points: Mapping[str, Mapping[float, Values]],
     path: str | os.PathLike | None = None,
     *,
     x_label: str,
@@ -108,7 +109,7 @@ def sweep(
 
 
 def panels(
-    points: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]],
+    points: Mapping[str, Mapping[str, Mapping[float, Values]]],
     path: str | os.PathLike | None = None,
     *,
     x_label: str,
@@ -144,7 +145,7 @@ def panels(
 
 
 def intervals(
-    values: Mapping[str, Sequence[float]],
+    values: Mapping[str, Values],
     path: str | os.PathLike | None = None,
     *,
     x_label: str = "final return",
@@ -235,10 +236,10 @@ def forest(
 
 
 def performance_profiles(
-    values: Mapping[str, Mapping[str, Sequence[float]]],
+    values: Mapping[str, Mapping[str, Values]],
     path: str | os.PathLike | None = None,
     *,
-    thresholds: Sequence[float],
+    thresholds: Values,
     x_label: str = "final return",
     title: str = "",
     resamples: int = 2000,
@@ -351,7 +352,7 @@ def num_dims(run: Run) -> int:
     )
 
 
-def _draw_sweep(axes, points: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+def _draw_sweep(axes, points: Mapping[str, Mapping[float, Values]]) -> None:
     styles = figures.styles(points)
     for name, by_x in points.items():
         xs = sorted(by_x)

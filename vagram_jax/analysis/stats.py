@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Values = Sequence[float] | np.ndarray
+"""Numbers along one axis; they are converted to float64."""
+
 MIN_SEEDS = 3
 """An interval needs at least this many seeds."""
 
@@ -84,7 +87,7 @@ def iqm(values: np.ndarray) -> np.ndarray:
 
 
 def interval(
-    values_per_task: Mapping[str, np.ndarray],
+    values_per_task: Mapping[str, Values],
     *,
     statistic: Callable[[np.ndarray], np.ndarray] = iqm,
     confidence: float = 0.95,
@@ -167,8 +170,8 @@ def compare(one: Interval, other: Interval) -> str:
 
 
 def probability_of_improvement(
-    x: Mapping[str, np.ndarray],
-    y: Mapping[str, np.ndarray],
+    x: Mapping[str, Values],
+    y: Mapping[str, Values],
     *,
     confidence: float = 0.95,
     resamples: int = 10_000,
@@ -220,9 +223,9 @@ def probability_of_improvement(
 
 
 def performance_profile(
-    values_per_task: Mapping[str, np.ndarray],
+    values_per_task: Mapping[str, Values],
     *,
-    thresholds: Sequence[float],
+    thresholds: Values,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,

@@ -215,7 +215,7 @@ class Study:
     def comparisons(self, method: str) -> list[Comparison]:
         """Compares a method with the strongest baseline in every setting with both."""
         return [
-            self.compare(method, **dict(setting))
+            self.compare(method, None, **dict(setting))
             for setting, by_name in self.settings.items()
             if method in by_name and set(self.design.baselines) & set(by_name)
         ]
@@ -381,8 +381,11 @@ def _read_design(path: Path, record: Any) -> Design:
             f"{path}: design={given!r}; a mapping with the keys {', '.join(accepted)} "
             "is accepted"
         )
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return Design(**lists)
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+    }
+    return Design(**values)
 
 
 def _from_runs(folder: Path, runs: Sequence[results.Run]) -> list[Result]:

@@ -45,19 +45,20 @@ def main() -> int:
     Raises:
       ConfigError: `--run` is missing, or a number is out of range.
     """
-    if not RUN.value:
+    run = RUN.value
+    if not run:
         raise config.ConfigError("--run=; the folder of a run, results/STUDY/RUN")
     for flag, low, high in _RANGES:
         if not low <= flag.value <= high:
             raise config.ConfigError(f"--{flag.name}={flag.value}; {low} to {high}")
-    kind = _kind()
+    kind = _kind(run)
     if not jax.config.jax_platforms:
         # JAX would reserve most of a GPU's memory for a few small steps.
         jax.config.update("jax_platforms", "cpu")
-    policy = policies.load_policy(RUN.value, SEED.value, report=_warn)
+    policy = policies.load_policy(run, SEED.value, report=_warn)
     size = (WIDTH.value, HEIGHT.value)
     film.check(policy.env, kind=kind, size=size)
-    print(_description(policy))
+    print(_description(run, policy))
     episodes = []
     key = jax.random.key(EPISODE_SEED.value)
     for episode in film.play(key, policy, num_episodes=EPISODES.value):
@@ -65,17 +66,17 @@ def main() -> int:
         steps = len(episode.poses) - 1
         print(f"return {episode.total:.6g} in {steps} steps", flush=True)
     picture = film.picture(policy.env, episodes, kind=kind, size=size, fps=FPS.value)
-    default = results.picture_path(RUN.value, policy.seed, picture.kind)
+    default = results.picture_path(run, policy.seed, picture.kind)
     path = Path(OUTPUT.value or default)
     files.write_bytes(path, picture.data)
     print(f"{path}: {picture.note}")
     return 0
 
 
-def _kind() -> str | None:
+def _kind(run: str) -> str | None:
     """The format of `--output`, after checking that the file can be written."""
     if OUTPUT.value is None:
-        files.check_writable(RUN.value)
+        files.check_writable(run)
         return None
     path = Path(OUTPUT.value)
     kind = path.suffix.removeprefix(".").lower()
@@ -88,12 +89,12 @@ def _kind() -> str | None:
     return kind
 
 
-def _description(policy: policies.Policy) -> str:
+def _description(run: str, policy: policies.Policy) -> str:
     """The run, the seed and the training steps of the policy."""
-    run = Path(RUN.value).resolve()
+    folder = Path(run).resolve()
     end = f", diverged at {policy.diverged_at}" if policy.diverged_at else ""
     steps = f"trained for {policy.env_steps} steps{end}"
-    return f"{run.parent.name}/{run.name}, seed {policy.seed}, {steps}"
+    return f"{folder.parent.name}/{folder.name}, seed {policy.seed}, {steps}"
 
 
 def _warn(line: str) -> None:

@@ -53,7 +53,7 @@ def _row(folder: Path, run: results.Run, floors: Mapping[str, float]) -> list[st
     state, seeds, final = _state(folder), str(run.config["num_seeds"]), "-"
     if run.metrics:
         finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
-        final = summary.format_number(stats.iqm(finals.values))
+        final = summary.format_number(float(stats.iqm(finals.values)))
         if finals.diverged:
             seeds += f", {len(finals.diverged)} diverged"
     total, timing = run.config["total_steps"], run.timing
@@ -75,7 +75,7 @@ def _state(folder: Path) -> str:
     if results.is_finished(folder):
         return "finished"
     owner = lock.owner(folder)
-    if lock.is_held(folder):
+    if owner is not None and lock.is_held(folder):
         return f"running (pid {owner.pid} on {owner.host}, {owner.age_s:.0f} s ago)"
     failure = folder / "failure.json"
     if failure.exists():

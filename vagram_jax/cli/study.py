@@ -89,6 +89,7 @@ def _load_file(path: Path) -> ModuleType:
         raise flags.UsageError(f"study {path}: no such file")
     repository.add_to_path(Path.cwd())
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # true for every .py
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

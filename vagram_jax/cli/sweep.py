@@ -160,8 +160,8 @@ def _submit() -> int:
             f"--launcher={LAUNCHER.value}: submitit is missing; pip install "
             "vagram_jax[slurm]"
         ) from None
-    options = dict(option.partition("=")[::2] for option in LAUNCHER_OPTIONS.value)
-    options = {key: grid.cell(text) for key, text in options.items()}
+    pairs = [option.partition("=") for option in LAUNCHER_OPTIONS.value]
+    options = {key: grid.cell(text) for key, _, text in pairs}
     logs = Path(train.RESULTS.value) / "logs"
     executor = submitit.AutoExecutor(folder=logs, cluster=LAUNCHER.value)
     executor.update_parameters(name=train.study_name("sweep"), **options)

@@ -13,7 +13,7 @@ import os
 import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -81,9 +81,11 @@ class Env(Protocol):
 
     def reset(self, key: jax.Array) -> State:
         """Returns the first state of an episode, drawn with a typed key."""
+        ...
 
     def step(self, state: State, action: jax.Array) -> State:
         """Returns the state after an action `[action_dim]` in [-1, 1]."""
+        ...
 
 
 def wrapper_state(
@@ -159,7 +161,7 @@ def name_of(env: Any) -> str:
     return env.__name__ if isinstance(env, type) else type(env).__name__
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the class of an exception and the first line of its message."""
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
@@ -182,10 +184,10 @@ def as_env_error(action: str) -> Iterator[None]:
         raise EnvError(f"{action} raised {text}") from error
 
 
-def is_count(value: Any) -> bool:
+def is_count(value: Any) -> TypeGuard[int]:
     """Returns whether a value is a whole number of at least 1 (and not True)."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return is_whole and value > 0
+    return is_whole and int(value) > 0
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:

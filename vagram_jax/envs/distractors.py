@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
     parameters: Callable[[jax.Array, int], Parameters]
     start: Callable[[jax.Array, int, Any], jax.Array]
-    advance: Callable[[Parameters, jax.Array, jax.Array | None], jax.Array]
+    advance: Callable[[Parameters, jax.Array, Any], jax.Array]
     draws: bool = False
 
 

@@ -81,7 +81,7 @@ def predict_checked(
             "the same without the last axis, or both a member axis in front"
         )
     if gaussian:
-        _check_log_var(where, prediction)
+        log_var(where, prediction)
     return prediction
 
 
@@ -158,7 +158,19 @@ def check_no_options(where: str, prepared: jax.Array | None, **options) -> None:
             )
 
 
-def _check_log_var(where: str, prediction: Prediction) -> None:
+def log_var(where: str, prediction: Prediction) -> jax.Array:
+    """Returns the log-variance of a prediction.
+
+    Args:
+      where: the caller, for the message.
+      prediction: the prediction of a Gaussian model.
+
+    Returns:
+      `[..., obs_dim + 1]`.
+
+    Raises:
+      ValueError: it is missing, or has another shape.
+    """
     if prediction.log_var is None:
         raise ValueError(
             f"{where}: predict returned no log-variance; it must be the third element; "
@@ -172,3 +184,4 @@ def _check_log_var(where: str, prediction: Prediction) -> None:
             f"{[*leading, obs_dim + 1]}, one for each dimension and, last, one for the "
             "reward"
         )
+    return prediction.log_var

@@ -23,6 +23,9 @@ def negative_log_likelihood(prediction: Prediction, batch: Transition) -> jax.Ar
 
     Returns:
       `[..., B, obs_dim + 1]`, the reward's last.
+
+    Raises:
+      ValueError: the prediction has no log-variance, or one of another shape.
     """
     error = jnp.concatenate(
         [
@@ -31,7 +34,7 @@ def negative_log_likelihood(prediction: Prediction, batch: Transition) -> jax.Ar
         ],
         axis=-1,
     )
-    log_var = prediction.log_var
+    log_var = checks.log_var("negative_log_likelihood", prediction)
     return 0.5 * (
         jnp.square(error) * jnp.exp(-log_var) + log_var + jnp.log(2.0 * jnp.pi)
     )
@@ -41,7 +44,7 @@ def negative_log_likelihood(prediction: Prediction, batch: Transition) -> jax.Ar
 def mle_loss(
     params,
     batch: Transition,
-    value_fn: ValueFn = None,
+    value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
 ) -> jax.Array:

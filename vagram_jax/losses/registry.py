@@ -163,7 +163,7 @@ def bind(
         raise ConfigError(f"losses.bind: loss {loss.name!r} needs discount=, a number")
     settings = {"gradients": gradients, "weights": weights, "discount": discount}
     read = {name: settings[name] for name in loss.reads_config}
-    if not read:
+    if loss.prepare is None or not read:
         return loss
     prepare = functools.partial(loss.prepare, **read)
     return loss._replace(prepare=prepare, reads_config=())

@@ -259,7 +259,7 @@ def calibrated_vaml_loss(
     key = _key_of(batch) if key is None else key
     shape, dtype = prediction.next_obs.shape, prediction.next_obs.dtype
     noise = jax.random.normal(key, (num_samples, *shape), dtype)
-    std = jnp.exp(0.5 * prediction.log_var[..., :-1])
+    std = jnp.exp(0.5 * checks.log_var(where, prediction)[..., :-1])
     error = _value_errors(value_fn, prediction.next_obs + std * noise, batch)
     spread = jnp.var(error, axis=0, ddof=1) / num_samples  # [..., B, K]
     value_error = jnp.mean(jnp.square(jnp.mean(error, axis=0)) - spread, axis=-1)
@@ -270,12 +270,13 @@ def calibrated_vaml_loss(
 
 def _bootstrapped(batch: Transition, value_fn, discount) -> jax.Array:
     """The targets of `muzero_loss` without prepared ones, `[..., B, K or 1]`."""
-    if discount is None and batch.next_value is None:
-        raise ValueError(
-            "muzero_loss: batch.next_value is missing; it must hold the bootstrapped "
-            "value of each next_obs, [B]; or pass discount= for consecutive rows"
-        )
     if discount is None:
+        if batch.next_value is None:
+            raise ValueError(
+                "muzero_loss: batch.next_value is missing; it must hold the "
+                "bootstrapped value of each next_obs, [B]; or pass discount= for "
+                "consecutive rows"
+            )
         return batch.next_value[..., None]
     if batch.next_value is not None:
         raise ValueError(

@@ -156,7 +156,7 @@ def vagram_loss(
 def mse_loss(
     params,
     batch: Transition,
-    value_fn: ValueFn = None,
+    value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
 ) -> jax.Array:
@@ -183,7 +183,10 @@ def mse_loss(
 
 
 def variance_weights(
-    batch: Transition, value_fn: ValueFn = None, *, where: jax.Array | None = None
+    batch: Transition,
+    value_fn: ValueFn | None = None,
+    *,
+    where: jax.Array | None = None,
 ) -> jax.Array:
     """Returns one over the variance of each target, which standardizes the targets.
 
@@ -208,7 +211,7 @@ def variance_weights(
 def mse_normalized_loss(
     params,
     batch: Transition,
-    value_fn: ValueFn = None,
+    value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
     prepared: jax.Array | None = None,
@@ -359,7 +362,7 @@ def constant_weights_loss(
 def sample_weighted_loss(
     params,
     batch: Transition,
-    value_fn: ValueFn = None,
+    value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
     prepared: jax.Array | None = None,

@@ -24,7 +24,7 @@ import types
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -232,7 +232,7 @@ def _drawings(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=[pixels / _DPI for pixels in size], dpi=_DPI)
+    figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), aspect="equal", frame_on=False)
     axes.set(xticks=[], yticks=[])
@@ -292,9 +292,10 @@ def _mp4(frames: Iterator[np.ndarray], size: tuple[int, int], rate: float) -> by
         writer = imageio_ffmpeg.write_frames(
             path,
             size,
-            fps=rate,
+            # The library declares no types; Pyright takes them from its defaults.
+            fps=rate,  # pyright: ignore[reportArgumentType]
             codec="libx264",
-            quality=None,  # ffmpeg's default
+            quality=None,  # pyright: ignore[reportArgumentType] - ffmpeg's default
             macro_block_size=2,
             ffmpeg_log_level="error",
             output_params=["-movflags", "+faststart"],
@@ -337,7 +338,7 @@ def _page(subject: _Subject, poses: Sequence[Any], dt: float, reason: str) -> Pi
         ) from error
     with _quiet():
         if subject.renderer == "mujoco":
-            system = mjcf.load_model(_for_brax(subject.env.model))
+            system = cast(Any, mjcf.load_model(_for_brax(subject.env.model)))
             poses = [_body_poses(subject.env.model, qpos) for qpos in poses]
         else:
             system = subject.env.sys
@@ -346,7 +347,8 @@ def _page(subject: _Subject, poses: Sequence[Any], dt: float, reason: str) -> Pi
             for pos, rot in poses
         ]
         system = system.tree_replace({"opt.timestep": dt})
-        text = viewer.render(system, states, height="100vh", colab=False)
+        # The viewer reads nothing but `x` of a state.
+        text = viewer.render(system, cast(Any, states), height="100vh", colab=False)
     note = "when opened, the page loads its viewer from unpkg.com and jsdelivr.net"
     return Picture("html", text.encode(), reason + note)
 

@@ -71,19 +71,17 @@ def _started(backend: str, size: tuple[int, int], log: Any) -> Iterator[Any]:
     # -P: no file beside this one may replace a module of Python's.
     command = [sys.executable, "-P", __file__, *map(str, size)]
     variables = {"MUJOCO_GL": backend} if backend else {}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
         env=os.environ | variables,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _send(process: Any, model: Any, qpos: np.ndarray) -> None:

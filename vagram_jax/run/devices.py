@@ -54,18 +54,15 @@ class Layout:
 
     Attributes:
       mode: one of `MODES`. With "serial" a lane has the same bits in any company.
-      mesh: the devices, with one axis named `AXIS`; None means all devices.
+      mesh: the devices, with one axis named `AXIS`; by default all devices.
     """
 
     mode: str = "vmap"
-    mesh: Mesh | None = None
+    mesh: Mesh = dataclasses.field(default_factory=lambda: _all_devices())
 
     def __post_init__(self):
         if self.mode not in MODES:
             raise ValueError(f"seed_mode={self.mode!r}; accepted: {', '.join(MODES)}")
-        if self.mesh is None:
-            # `jax.make_mesh` may reorder the devices.
-            object.__setattr__(self, "mesh", Mesh(np.array(_devices()), (AXIS,)))
 
     @property
     def sharding(self) -> NamedSharding:
@@ -265,7 +262,8 @@ def own_lanes(layout: Layout, num_lanes: int) -> range:
       Consecutive lane numbers.
     """
     slices = layout.sharding.addressable_devices_indices_map((num_lanes,))
-    numbers = sorted(i for (rows,) in slices.values() for i in range(num_lanes)[rows])
+    rows = [index[0] for index in slices.values() if index]
+    numbers = sorted(i for each in rows for i in range(num_lanes)[each])
     return range(numbers[0], numbers[-1] + 1)
 
 
@@ -390,10 +388,11 @@ def describe() -> str:
     return f"{text} in {processes} processes" if processes > 1 else text
 
 
-def _devices() -> list[jax.Device]:
+def _all_devices() -> Mesh:
     """All devices of all processes, ordered by process."""
     try:
-        return jax.devices()
+        # `jax.make_mesh` may reorder the devices.
+        return Mesh(np.array(jax.devices()), (AXIS,))
     except (RuntimeError, AssertionError) as error:  # JAX's CUDA error has no message
         reason = (str(error).strip() or "no such device").splitlines()[0]
         raise DeviceError(

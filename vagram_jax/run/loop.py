@@ -64,7 +64,7 @@ class Lanes(NamedTuple):
         lanes.
     """
 
-    seeds: jax.Array
+    seeds: jax.Array | np.ndarray
     configs: MBPOConfig
 
 

@@ -28,6 +28,7 @@ from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.storage import checkpoint, records
 from vagram_jax.storage.checkpoint import CheckpointError
 from vagram_jax.storage.files import ResultsError
+from vagram_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Policy:
     seed: int
     env_steps: int
     diverged_at: int | None
-    actor: dict
+    actor: Params
     config: SACConfig
     matmul_precision: str
 

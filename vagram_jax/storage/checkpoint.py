@@ -381,7 +381,8 @@ def _write_arrays(path: Path, arrays: Arrays) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "biufc":  # NumPy would store text or a pickle
             raise CheckpointError(f"{path}: {name}: {array.dtype} can't be saved")
-    np.savez(path, **arrays)
+    # NumPy's option `allow_pickle` could have the name of an array, but none has.
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:

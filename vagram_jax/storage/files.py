@@ -207,8 +207,8 @@ def sync(path: str | os.PathLike) -> None:
       ResultsError: the file can't be synced.
     """
     # A rename is durable only when its folder is; some systems can't open a folder.
-    allowed = OSError if os.path.isdir(path) else ()
-    with one_line(path), contextlib.suppress(allowed):
+    allowed = (OSError,) if os.path.isdir(path) else ()
+    with one_line(path), contextlib.suppress(*allowed):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -35,10 +35,11 @@ from vagram_jax.run import grid
 from vagram_jax.run.loop import CONFIGS
 
 
-def defaults(*config_types: type) -> ml_collections.ConfigDict:
+def defaults(*config_types: type) -> Any:
     """Returns the defaults of several configs, for a config file to change.
 
-    `load` checks the values, not the `ConfigDict`.
+    Returned is a `ConfigDict`, whose keys no type checker knows. `load` checks the
+    values, not the `ConfigDict`.
 
     Args:
       *config_types: config dataclasses without a common field name; by default those of
@@ -85,8 +86,10 @@ def override(
     """
     values, mapping = dict(values), {}
     for each in configs:
-        if isinstance(each, MBPOConfig) and isinstance(values.get("loss"), str):
-            each = grid.with_loss(each, values.pop("loss"))
+        loss = values.get("loss")
+        if isinstance(each, MBPOConfig) and isinstance(loss, str):
+            each = grid.with_loss(each, loss)
+            del values["loss"]
         mapping |= config.to_dict(each)
     return _split_with(mapping, tuple(map(type, configs)), values)
 

@@ -45,12 +45,11 @@ def make(name: str, *, observation: str = "", physics: str = "auto") -> Gymnasiu
     try:
         return GymnasiumEnv(construct, f"gymnasium:{name}")
     except base.EnvError as error:
-        if not isinstance(error.__cause__, gymnasium.error.UnregisteredEnv):
+        cause = error.__cause__
+        if cause is None or not isinstance(cause, gymnasium.error.UnregisteredEnv):
             raise
         near = imports.similar(name.split(":")[-1], gymnasium.registry)
-        raise base.EnvError(
-            f"{where}: {base.one_line(error.__cause__)}; {near}"
-        ) from error
+        raise base.EnvError(f"{where}: {base.one_line(cause)}; {near}") from error
 
 
 @struct.dataclass(kw_only=True)
@@ -202,9 +201,9 @@ class _Host:
         seeds = np.asarray(seeds)
         rows = np.empty((seeds.size, *self._obs_shape))
         with self._lock, base.as_env_error(f"{self._where}: reset"):
-            for row, seed in zip(rows, seeds.ravel(), strict=True):
+            for lane, seed in enumerate(seeds.ravel()):
                 env = self._take_idle()
-                row[:] = self._observation(env.reset(seed=int(seed))[0])
+                rows[lane] = self._observation(env.reset(seed=int(seed))[0])
                 self._idle.append(env)
         return rows.reshape(*seeds.shape, -1).astype(dtype)
 

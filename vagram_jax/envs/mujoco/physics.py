@@ -67,9 +67,11 @@ class Physics(Protocol):
 
     def reset(self, qpos_noise: jax.Array, qvel_noise: jax.Array) -> PhysicsState:
         """Returns the model's initial state plus noise `[nq]` and `[nv]`."""
+        ...
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         """Returns the state after a control step, `ctrl` `[nu]` in actuator units."""
+        ...
 
 
 def resolve(name: str) -> str:

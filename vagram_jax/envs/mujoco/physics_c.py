@@ -240,9 +240,9 @@ def _threads() -> int:
 
 def _flatten_axes(*arrays: Any) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """Returns the leading axes that vmap added, and the arrays with them flattened."""
-    arrays = [np.asarray(array) for array in arrays]
-    leading = arrays[0].shape[:-1]
-    return leading, [array.reshape(math.prod(leading), -1) for array in arrays]
+    parts = [np.asarray(array) for array in arrays]
+    leading = parts[0].shape[:-1]
+    return leading, [part.reshape(math.prod(leading), -1) for part in parts]
 
 
 def _restore_axes(visible: np.ndarray, rows: np.ndarray, leading: tuple[int, ...]):

@@ -13,7 +13,7 @@ Source: Gymnasium `envs/mujoco/*_v5.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -431,8 +431,14 @@ def _partial_state(
     qpos: jax.Array, qvel: jax.Array, **derived: jax.Array
 ) -> PhysicsState:
     """Returns a physics state without the fields that no observation contains."""
+    missing = cast(Any, None)  # `healthy` doesn't read these fields.
     return PhysicsState(
-        qpos=qpos, qvel=qvel, derived=derived, velocity=None, diverged=None, hidden=None
+        qpos=qpos,
+        qvel=qvel,
+        derived=derived,
+        velocity=missing,
+        diverged=missing,
+        hidden=missing,
     )
 
 

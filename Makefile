@@ -11,7 +11,7 @@ VENV ?= .venv
 ARGS ?=
 PINS := setup.cfg pyproject.toml requirements.txt
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 FAST := tests/analysis tests/test_api.py tests/test_config.py tests/test_dynamics.py \
   tests/test_layout.py tests/test_networks.py tests/test_replay.py \
   tests/losses/test_values.py tests/envs/test_classic.py tests/storage/test_results.py

@@ -40,6 +40,13 @@ def pytest_configure(config):
         jax.config.update(_MIN_SECONDS.lower(), 0.1)
 
 
+def pytest_collection_modifyitems(items):
+    """Puts the folders with the longest files first, so that no worker ends with one."""
+    root = Path(__file__).parent
+    longest = ("run", "cli", "envs")
+    items.sort(key=lambda item: item.path.relative_to(root).parts[0] not in longest)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _free_programs():
     """Frees compiled programs after each module: a worker would need many gigabytes."""

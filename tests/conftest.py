@@ -41,7 +41,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the folders with the longest files first, so that no worker ends with one."""
+    """Runs the folders with the longest files first: no worker ends with one."""
     root = Path(__file__).parent
     longest = ("run", "cli", "envs")
     items.sort(key=lambda item: item.path.relative_to(root).parts[0] not in longest)

@@ -1,8 +1,10 @@
 """Settings and fixtures that all tests share.
 
-Compiled programs are kept in pytest's cache folder. The workers of pytest-xdist, the
-processes that tests start and the next run of the tests find them there: a second run
-takes about a third of the time. `pytest --cache-clear` removes them.
+Programs compile with few optimizations, which takes two thirds of the time;
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0` compiles them as users do. Compiled programs are kept
+in pytest's cache folder. The workers of pytest-xdist, the processes that tests start and
+the next run of the tests find them there: a second run takes about a third of the time.
+`pytest --cache-clear` removes them.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import pytest
 
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_FEW_OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -31,7 +34,10 @@ def _cpu():
 
 
 def pytest_configure(config):
-    """Sets the cache in the first process; the others inherit its environment."""
+    """Sets up JAX in the first process; the others inherit its environment."""
+    if _FEW_OPTIMIZATIONS not in os.environ:
+        os.environ[_FEW_OPTIMIZATIONS] = "1"
+        jax.config.update(_FEW_OPTIMIZATIONS.lower(), True)
     cache = getattr(config, "cache", None)
     if cache is not None and _FOLDER not in os.environ:
         os.environ[_FOLDER] = str(cache.mkdir(f"compiled-{_cpu()}"))

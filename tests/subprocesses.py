@@ -1,7 +1,4 @@
-"""Starts Python processes, which share the tests' cache of compiled programs.
-
-They compile with few optimizations, which takes half the time.
-"""
+"""Starts Python processes, which share the tests' cache of compiled programs."""
 
 import os
 import subprocess
@@ -22,7 +19,6 @@ def start(*args, path=(), num_devices=1, **settings):
         "PYTHONPATH": os.pathsep.join(folders),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     } | settings
     environment = os.environ | settings
     return subprocess.Popen(

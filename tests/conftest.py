@@ -2,9 +2,9 @@
 
 Programs compile with few optimizations, which takes two thirds of the time;
 `JAX_DISABLE_MOST_OPTIMIZATIONS=0` compiles them as users do. Compiled programs are kept
-in pytest's cache folder. The workers of pytest-xdist, the processes that tests start and
-the next run of the tests find them there: a second run takes about a third of the time.
-`pytest --cache-clear` removes them.
+in pytest's cache folder, where the workers of pytest-xdist, the processes that tests
+start and the next run of the tests find them: a second run takes about a third of the
+time. `pytest --cache-clear` removes them.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,9 @@ _MIN_CACHED_SECONDS = 0.3
 
 # With all passes, XLA's CPU compiler needs three times as long for random draws.
 _FAST_COMPILATION = {"xla_backend_optimization_level": "1"}
+
+# The default of `Layout.mesh`, which `Layout.__post_init__` replaces by a mesh.
+_ALL_DEVICES = cast(Mesh, None)
 
 # The folder with the programs that this process compiled; removed at exit.
 _cache_folder: tempfile.TemporaryDirectory | None = None
@@ -54,15 +57,17 @@ class Layout:
 
     Attributes:
       mode: one of `MODES`. With "serial" a lane has the same bits in any company.
-      mesh: the devices, with one axis named `AXIS`; by default all devices.
+      mesh: the devices, with one axis named `AXIS`; None means all devices.
     """
 
     mode: str = "vmap"
-    mesh: Mesh = dataclasses.field(default_factory=lambda: _all_devices())
+    mesh: Mesh = _ALL_DEVICES
 
     def __post_init__(self):
         if self.mode not in MODES:
             raise ValueError(f"seed_mode={self.mode!r}; accepted: {', '.join(MODES)}")
+        if self.mesh is None:
+            object.__setattr__(self, "mesh", _all_devices())
 
     @property
     def sharding(self) -> NamedSharding:

@@ -183,7 +183,7 @@ def test_labels_select_exactly_one_setting(folder):
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path):
-    with pytest.raises(ResultsError, match=r"neither runs nor a finals\.csv"):
+    with pytest.raises(ResultsError, match=r"no run in it, and no finals\.csv"):
         Study.load(tmp_path)
     files.write_rows(tmp_path / "finals.csv", [{"loss": "mle", "seed": 1}])
     with pytest.raises(ResultsError, match="lacks diverged, final_return"):

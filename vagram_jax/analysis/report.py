@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import jinja2
 
 from vagram_jax.analysis import figures, plots, stats, summary
+from vagram_jax.analysis.study import Study
 from vagram_jax.storage import files, records, results
 from vagram_jax.storage.files import ResultsError
 from vagram_jax.storage.results import Run
@@ -28,48 +28,36 @@ _MAX_FIGURE_BYTES = 20_000_000  # browsers fail to open much larger pages
 _HEADINGS = {"learning_curves.png": "Learning curves", "attention.png": "Attention"}
 
 
-def write_report(folder: str | os.PathLike, *, resamples: int = 10_000) -> Path:
+def write_report(study: Study) -> Path:
     """Writes `report.html`, its figures and `summary.json` into a study's folder.
 
     Runs without an evaluation are only listed. Any other PNG in the folder, such as the
     plot of a sweep, is shown too.
 
-    Args:
-      folder: of the study.
-      resamples: number of bootstrap resamples for each interval.
-
     Returns:
       The path of `report.html`.
 
     Raises:
-      ResultsError: the study can't be read or written, or no run was evaluated.
+      ResultsError: a file can't be written, or the runs can't be compared.
     """
-    folder = Path(folder).resolve()
-    runs = results.read_runs(folder)
-    evaluated = [run for run in runs if run.metrics]
-    if not evaluated:
-        raise ResultsError(f"{folder}: no run has an evaluation yet")
+    folder, runs = study.folder.resolve(), study.runs
     try:
-        finals = summary.finals_per_run(evaluated)
-        summaries = summary.summarize(evaluated, resamples=resamples)
-        plots.learning_curves(evaluated, folder / "learning_curves.png")
-        if any(map(plots.num_dims, evaluated)):
-            plots.attention(evaluated, folder / "attention.png")
+        plots.learning_curves(study.evaluated, folder / "learning_curves.png")
+        if any(map(plots.num_dims, study.evaluated)):
+            plots.attention(study.evaluated, folder / "attention.png")
     except ValueError as error:
         raise ResultsError(f"{folder}: {error}") from None
-    sentences = verdict(summaries)
-    files.write_json(
-        folder / "summary.json",
-        {"verdict": sentences, "resamples": resamples, "runs": summaries},
-    )
+    sentences = verdict(study.summaries)
+    content = {"verdict": sentences, "runs": study.summaries}
+    files.write_json(folder / "summary.json", content)
     page = _template().render(
         title=folder.name,
         verdict=sentences,
-        result_rows=_result_rows(summaries),
+        result_rows=_result_rows(study.summaries),
         notes=_notes(runs),
         figures=_figures(folder),
         films=_films(folder, runs),
-        seed_rows=_seed_rows(evaluated, finals),
+        seed_rows=_seed_rows(study.evaluated),
         run_names=[run.name for run in runs],
         provenance_rows=_provenance_rows(runs),
         **_settings(runs),
@@ -223,10 +211,8 @@ def _films(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _seed_rows(
-    runs: Sequence[Run], finals: Mapping[str, summary.Finals]
-) -> list[list[Any]]:
-    rows = []
+def _seed_rows(runs: Sequence[Run]) -> list[list[Any]]:
+    finals, rows = summary.finals_per_run(runs), []
     for run in runs:
         final = finals[run.name]
         for seed, value in zip(final.seeds, final.values, strict=True):

@@ -74,12 +74,14 @@ class Result:
       values: `[num_seeds]` final returns; a diverged seed has the lowest return of the
         study.
       diverged: `[num_seeds]`, whether the seed diverged.
+      name: name of the run, empty if the run itself was not kept.
     """
 
     labels: Mapping[str, Label]
     seeds: np.ndarray
     values: np.ndarray
     diverged: np.ndarray
+    name: str = ""
 
     @functools.cached_property
     def interval(self) -> Interval:
@@ -98,7 +100,8 @@ class Study:
       design: how the runs are compared.
       results: the final returns of each run.
       record: the content of `study.json`.
-      runs: the runs themselves, empty if only `finals.csv` was kept.
+      runs: the runs themselves, also those without an evaluation; empty if only
+        `finals.csv` was kept.
     """
 
     folder: Path
@@ -129,15 +132,31 @@ class Study:
         with files.one_line(folder):
             has_runs = any(folder.glob("*/config.json"))
         if not has_runs and not (folder / "finals.csv").exists():
-            raise ResultsError(f"{folder}: holds neither runs nor a finals.csv")
+            raise ResultsError(
+                f"{folder}: no run in it, and no finals.csv; a run is a folder with "
+                "config.json"
+            )
         runs = results.read_runs(folder) if has_runs else []
-        runs = [run for run in runs if run.metrics]
-        if has_runs and not runs:
+        evaluated = [run for run in runs if run.metrics]
+        if has_runs and not evaluated:
             raise ResultsError(f"{folder}: no run has an evaluation yet")
-        all_results = _from_runs(folder, runs) if runs else _from_finals(folder, design)
+        if evaluated:
+            all_results = _from_runs(folder, evaluated)
+        else:
+            all_results = _from_finals(folder, design)
         if not all(design.contrast in result.labels for result in all_results):
             raise ResultsError(f"{folder}: a run lacks the label {design.contrast!r}")
         return cls(folder, design, _ordered(all_results, design), record, runs)
+
+    @functools.cached_property
+    def evaluated(self) -> list[results.Run]:
+        """The runs that have an evaluation."""
+        return [run for run in self.runs if run.metrics]
+
+    @functools.cached_property
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """The `summary.summarize` of the runs, by name."""
+        return summary.summarize(self.evaluated)
 
     @functools.cached_property
     def settings(self) -> dict[Setting, dict[str, Result]]:
@@ -281,12 +300,15 @@ class Study:
         Returns:
           Rows with the labels, `seed`, the metric of the design, and `diverged`.
         """
-        columns = _columns(self.results)
+        return [row for result in self.results for row in self.seed_rows(result)]
+
+    def seed_rows(self, result: Result) -> list[dict[str, Any]]:
+        """The rows of `finals`, of one run."""
+        labels = {x: result.labels.get(x) for x in _columns(self.results)}
         return [
-            {column: result.labels.get(column) for column in columns}
+            labels
             | {"seed": int(seed), self.design.metric: float(value)}
             | {"diverged": int(diverged)}
-            for result in self.results
             for seed, value, diverged in zip(
                 result.seeds, result.values, result.diverged, strict=True
             )
@@ -390,21 +412,18 @@ def _read_design(path: Path, record: Any) -> Design:
 
 def _from_runs(folder: Path, runs: Sequence[results.Run]) -> list[Result]:
     try:
-        floors = summary.floor_per_env(runs)
-        finals = [
-            summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
-            for run in runs
-        ]
+        finals = summary.finals_per_run(runs)
     except ValueError as error:
         raise ResultsError(f"{folder}: {error}") from None
     return [
         Result(
             _labels(run),
-            final.seeds,
-            final.values,
-            np.isin(final.seeds, list(final.diverged)),
+            finals[run.name].seeds,
+            finals[run.name].values,
+            np.isin(finals[run.name].seeds, list(finals[run.name].diverged)),
+            run.name,
         )
-        for run, final in zip(runs, finals, strict=True)
+        for run in runs
     ]
 
 

@@ -8,6 +8,7 @@ It needs no accelerator and doesn't load JAX.
 from __future__ import annotations
 
 from vagram_jax.analysis import report
+from vagram_jax.analysis.study import Study
 from vagram_jax.cli import flags
 
 
@@ -16,5 +17,5 @@ def main(folders: list[str]) -> int:
     if not folders:
         raise flags.UsageError("report: name at least one folder of a study")
     for folder in folders:
-        print(f"report: {report.write_report(folder)}")
+        print(f"report: {report.write_report(Study.load(folder))}")
     return 0

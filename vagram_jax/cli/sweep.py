@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vagram_jax import config
-from vagram_jax.analysis import report, summary
+from vagram_jax.analysis import report
+from vagram_jax.analysis.study import Study
 from vagram_jax.cli import configs, flags, train
 from vagram_jax.run import devices, grid, session
 from vagram_jax.run.grid import RunSpec
@@ -120,27 +121,19 @@ def points(text: str | None) -> list[dict[str, str]]:
     ]
 
 
-def _write_table(study: Path, specs: Sequence[RunSpec]) -> None:
+def _write_table(folder: Path, specs: Sequence[RunSpec]) -> None:
     """Writes a row per seed of each finished run of any shard, and the report."""
-    table = []
-    for spec in specs:
-        if not results.is_finished(study / spec.name):
-            continue
-        run = results.read_run(study / spec.name)
-        floors = summary.floor_per_env([run])
-        finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
-        for seed, value in zip(finals.seeds, finals.values, strict=True):
-            table.append(
-                {"run": spec.name}
-                | {key: grid.cell(text) for key, text in spec.labels.items()}
-                | {"seed": int(seed), "final_return": float(value)}
-                | {"diverged": int(seed in finals.diverged)}
-            )
-    num_finished = len({row["run"] for row in table})
-    print(f"{num_finished} of {len(specs)} runs finished")
-    if table:
-        files.write_rows(study / "sweep.csv", table)
-        print(f"table: {study / 'sweep.csv'}\nreport: {report.write_report(study)}")
+    names = [spec.name for spec in specs if results.is_finished(folder / spec.name)]
+    print(f"{len(names)} of {len(specs)} runs finished")
+    if not names:
+        return
+    study = Study.load(folder)
+    by_name = {result.name: result for result in study.results}
+    table = [
+        {"run": name} | row for name in names for row in study.seed_rows(by_name[name])
+    ]
+    files.write_rows(folder / "sweep.csv", table)
+    print(f"table: {folder / 'sweep.csv'}\nreport: {report.write_report(study)}")
 
 
 def _shard() -> tuple[int, int]:

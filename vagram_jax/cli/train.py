@@ -12,9 +12,9 @@ from pathlib import Path
 
 from vagram_jax import config
 from vagram_jax.analysis import report, summary
+from vagram_jax.analysis.study import Study
 from vagram_jax.cli import flags
 from vagram_jax.run import devices, grid, session
-from vagram_jax.storage import results
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
 STUDY = flags.DEFINE_string("study", None, "Name of the study; default: the task's.")
@@ -115,9 +115,9 @@ def show(study: Path, names: Sequence[str]) -> int:
     """
     if not devices.is_first():
         return 0
-    page = report.write_report(study)
-    runs = {run.name: run for run in results.read_runs(study)}
-    summaries = summary.summarize([runs[name] for name in names])
+    loaded = Study.load(study)
+    page = report.write_report(loaded)
+    summaries = {name: loaded.summaries[name] for name in names}
     print(f"\n{summary.table(summaries)}")
     print("\n".join(report.verdict(summaries)))
     print(f"report: {page}")

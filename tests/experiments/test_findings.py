@@ -111,7 +111,7 @@ def test_results_hold_the_studies_and_nothing_large():
     assert {path.name for path in (RESULTS / "studies").iterdir()} == set(
         studies.descriptions()
     )
-    # Studies that were trained here stand beside the published folders.
+    # Git ignores all other folders: they hold what a user trained in this checkout.
     published = ("README.md", "benchmark", "gpu", "pendulum", "studies")
     roots = [RESULTS / name for name in published]
     paths = [x for root in roots for x in (root, *root.rglob("*")) if x.is_file()]

@@ -11,6 +11,7 @@ from vagram_jax.types import Transition
 
 # Sums of some hundred float32, each rounded to 6e-8.
 FLOAT32 = 1e-6
+BOTH = {"normalize_state": True, "normalize_reward": True}
 
 
 def moments(values, where=None):
@@ -113,9 +114,9 @@ def test_fit_normalizer_leaves_targets_alone_by_default():
     np.testing.assert_array_equal(actual.target_std, np.ones(4))
 
 
-def test_normalize_targets_takes_the_moments_of_targets_that_count():
+def test_normalized_targets_takes_the_moments_of_targets_that_count():
     data, where = make_data(), np.arange(200) % 3 > 0
-    actual = fit(make_params(normalize_targets=True), data, where).normalizer
+    actual = fit(make_params(**BOTH), data, where).normalizer
     mean, std = oracles.moments(targets_of(data), where)
     std[2] = 1.0  # this dimension never changes
     # The differences are of float32 numbers, each near one.
@@ -123,8 +124,8 @@ def test_normalize_targets_takes_the_moments_of_targets_that_count():
     np.testing.assert_allclose(actual.target_std, std, rtol=1e-5)
 
 
-def test_normalize_targets_leaves_predictions_in_the_units_of_the_data():
-    data, params = make_data(), make_params(normalize_targets=True)
+def test_normalized_targets_leaves_predictions_in_the_units_of_the_data():
+    data, params = make_data(), make_params(**BOTH)
     still = params.replace(network=jax.tree.map(jnp.zeros_like, params.network))
     fitted = fit(still, data)
     actual = jax.jit(dynamics.predict)(fitted, data.obs[:5], data.action[:5])
@@ -134,8 +135,8 @@ def test_normalize_targets_leaves_predictions_in_the_units_of_the_data():
     np.testing.assert_allclose(actual.reward, np.full((2, 5), mean[3]), rtol=1e-5)
 
 
-def test_normalize_targets_shifts_log_var_by_that_of_the_scale():
-    data, params = make_data(), make_params(normalize_targets=True)
+def test_normalized_targets_shifts_log_var_by_that_of_the_scale():
+    data, params = make_data(), make_params(**BOTH)
     fitted, predict = fit(params, data), jax.jit(dynamics.predict)
     # The same network with no scale on its targets.
     unit = fitted.normalizer.replace(target_mean=jnp.zeros(4), target_std=jnp.ones(4))

@@ -36,6 +36,7 @@ def make_state(seed, config=CONFIG, dtype=np.float64):
         actor=random(state.actor),
         critics=random(state.critics),
         target_critics=random(state.target_critics),
+        obs_std=np.ones(OBS_DIM, dtype),
         log_temperature=np.asarray(-0.7, dtype),
     )
 
@@ -277,7 +278,7 @@ def test_update_keeps_nan_in_its_seed():
 def test_act_equals_the_oracle(x64):
     state, (rows, _) = make_state(12), make_batch(12)
     key = jax.random.key(13)
-    actual = jax.jit(sac.act)(key, state.actor, rows["obs"], config=CONFIG)
+    actual = jax.jit(sac.act)(key, state, rows["obs"], config=CONFIG)
     actor = layers_of(state.actor)
     expected = [
         oracles_sac.sample(actor, obs, noise)[0]
@@ -289,14 +290,14 @@ def test_act_equals_the_oracle(x64):
 def test_act_stays_within_the_bounds():
     state = new_agent()
     obs = jax.random.normal(jax.random.key(1), (1000, OBS_DIM))
-    actual = jax.jit(sac.act)(jax.random.key(2), state.actor, obs, config=CONFIG)
+    actual = jax.jit(sac.act)(jax.random.key(2), state, obs, config=CONFIG)
     assert actual.shape == (1000, ACTION_DIM)
     assert np.all(np.abs(actual) < 1.0)
 
 
 def test_act_mean_is_the_tanh_of_the_mean(x64):
     state, (rows, _) = make_state(13), make_batch(13)
-    actual = jax.jit(sac.act_mean)(state.actor, rows["obs"], config=CONFIG)
+    actual = jax.jit(sac.act_mean)(state, rows["obs"], config=CONFIG)
     actor = layers_of(state.actor)
     expected = [np.tanh(oracles_sac.policy(actor, obs)[0]) for obs in rows["obs"]]
     np.testing.assert_allclose(actual, expected, rtol=EXACT)
@@ -314,7 +315,7 @@ def test_policy_of_another_agent_is_the_same_program():
     for seed in (0, 1):
         state = make_state(seed, dtype=np.float32)
         actual = run(sac.policy(state, config=CONFIG), key, obs)
-        expected = sac.act(key, state.actor, obs, config=CONFIG)
+        expected = sac.act(key, state, obs, config=CONFIG)
         # float32, inside of a program and outside.
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
     assert len(traces) == 1
@@ -397,7 +398,7 @@ def test_value_fn_is_data_for_vmap():
 
 
 def test_unit_features_bound_the_values_by_the_last_layer():
-    config = CONFIG.replace(unit_features=True)
+    config = CONFIG.replace(critic_unit_features=True)
     state = make_state(17, config, dtype=np.float32)
     actual = values_at(state, jnp.full(OBS_DIM, 1e4), config)
     for value, layers in zip(actual[:2], critics_of(state.critics), strict=True):

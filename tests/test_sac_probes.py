@@ -121,15 +121,15 @@ def test_update_learns_what_depends_on_the_action(trained):
 
 
 def test_update_finds_the_best_action(trained):
-    actor = trained["by action"].actor
-    actual = sac.act_mean(actor, jnp.zeros((1, 1)), config=CONFIG)
+    agent = trained["by action"]
+    actual = sac.act_mean(agent, jnp.zeros((1, 1)), config=CONFIG)
     # A reward that is near its maximum leaves the action free by the root of NEAR.
     np.testing.assert_allclose(actual, [[0.5]], atol=0.2)
 
 
 def test_update_finds_the_best_action_of_each_state(trained):
-    actor = trained["by both"].actor
-    actual = sac.act_mean(actor, jnp.array([[-0.5], [0.5]]), config=CONFIG)
+    agent = trained["by both"]
+    actual = sac.act_mean(agent, jnp.array([[-0.5], [0.5]]), config=CONFIG)
     np.testing.assert_allclose(actual, [[-0.5], [0.5]], atol=0.2)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from vagram_jax import dynamics
 from vagram_jax.dynamics import DynamicsParams
 from vagram_jax.losses import ModelLoss
-from vagram_jax.types import Prediction, Transition, ValueFn
+from vagram_jax.types import Metrics, Prediction, TerminationFn, Transition, ValueFn
 
 
 def error_per_dim(
@@ -29,6 +29,52 @@ def error_per_dim(
     square = jnp.mean(square, axis=(0, 1), where=where)
     change = jnp.var(batch.next_obs - batch.obs, axis=0, where=where)
     return jnp.sqrt(square / jnp.where(change > 0.0, change, 1.0))
+
+
+def errors_on_new(
+    params: DynamicsParams,
+    batch: Transition,
+    where: jax.Array,
+    value_fn: ValueFn,
+    termination: TerminationFn,
+) -> Metrics:
+    """Returns the errors of what imagination predicts, on data that no fit has seen.
+
+    Args:
+      params: an ensemble; errors are over all members.
+      batch: `[B, ...]` real transitions since the last fit.
+      where: `[B]` bool, the rows that count.
+      value_fn: one state `[obs_dim]` to a scalar or to `[K]`.
+      termination: returns whether one step ends an episode.
+
+    Returns:
+      `model/new_error_dim`, `[obs_dim]`, as from `error_per_dim`; `model/new_reward`
+      and `model/new_value`, root mean squared errors of the reward and of the value of
+      the successor, in their standard deviations over the rows; `model/new_missed`, the
+      share of terminations that the model misses (NaN if there are none), and
+      `model/new_false_alarms`, the share of other steps that end in imagination.
+    """
+    prediction = dynamics.predict(params, batch.obs, batch.action)  # [E, B, ...]
+    values = jax.vmap(value_fn)(batch.next_obs)
+    imagined = jax.vmap(jax.vmap(value_fn))(prediction.next_obs)
+    ends = jax.vmap(jax.vmap(termination), in_axes=(None, None, 0))(
+        batch.obs, batch.action, prediction.next_obs
+    )
+    return {
+        "model/new_error_dim": error_per_dim(params, batch, where[:, None]),
+        "model/new_reward": _relative_error(prediction.reward, batch.reward, where),
+        "model/new_value": _relative_error(imagined, values, where),
+        "model/new_missed": jnp.mean(~ends, where=where & batch.terminated),
+        "model/new_false_alarms": jnp.mean(ends, where=where & ~batch.terminated),
+    }
+
+
+def _relative_error(predicted, real, where) -> jax.Array:
+    """Returns the root mean squared error of `[E, B, ...]`, in deviations of `real`."""
+    where = where.reshape(-1, *[1] * (real.ndim - 1))
+    square = jnp.mean(jnp.square(predicted - real), where=where)
+    variance = jnp.var(real, where=where)
+    return jnp.sqrt(square / jnp.where(variance > 0.0, variance, 1.0))
 
 
 def attention(

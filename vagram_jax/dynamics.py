@@ -28,7 +28,12 @@ class DynamicsConfig:
       head: "deterministic", "gaussian", or "auto" for the one that the loss needs.
       log_var_bounds: bounds of a Gaussian's log-variance: "learned", with a penalty on
         their distance (Janner et al. 2019), or "fixed".
-      normalize_targets: scale state differences and reward to unit variance.
+      target: what the network predicts of the successor: its "difference" to the
+        state, or "next_obs" itself.
+      normalize_state: scale the network's targets of the state to unit variance.
+      normalize_reward: scale the target of the reward to unit variance. Whether one or
+        the other is scaled matters much (Barkley and Fridovich-Keil 2025, arXiv
+        2510.01457).
       activation: a name in `networks.ACTIVATIONS`.
     """
 
@@ -37,7 +42,9 @@ class DynamicsConfig:
     num_elites: int = static(5, low=1)
     head: str = static("auto", choices=("auto", "deterministic", "gaussian"))
     log_var_bounds: str = static("learned", choices=("learned", "fixed"))
-    normalize_targets: bool = static(False)
+    target: str = static("difference", choices=("difference", "next_obs"))
+    normalize_state: bool = static(False)
+    normalize_reward: bool = static(False)
     activation: str = static("silu", choices=tuple(networks.ACTIVATIONS))
 
 
@@ -48,7 +55,7 @@ class Normalizer:
     Attributes:
       input_mean: `[obs_dim + action_dim]`.
       input_std: `[obs_dim + action_dim]`.
-      target_mean: `[obs_dim + 1]`, of the state difference and the reward.
+      target_mean: `[obs_dim + 1]`, of the network's targets, last the reward.
       target_std: `[obs_dim + 1]`.
     """
 
@@ -140,8 +147,11 @@ def sample(
     elites: jax.Array,
     obs: jax.Array,
     action: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Samples the next step of each row from a random elite (TS1, Chua et al. 2018).
+
+    The disagreement of a row is the root mean square, over the state dimensions, of the
+    standard deviation of the elites' means, in standard deviations of the data.
 
     Args:
       key: random key.
@@ -151,18 +161,23 @@ def sample(
       action: `[B, action_dim]`.
 
     Returns:
-      `(next_obs [B, obs_dim], reward [B])`; a Gaussian model adds its noise.
+      `(next_obs [B, obs_dim], reward [B], disagreement [B])`; a Gaussian model adds its
+      noise to the first two.
     """
     key_member, key_noise = jax.random.split(key)
     members = jax.random.choice(key_member, elites, obs.shape[:1])  # [B]
+    predictions = predict(params, obs, action)
     prediction = jax.tree.map(
-        lambda x: x[members, jnp.arange(obs.shape[0])], predict(params, obs, action)
+        lambda x: x[members, jnp.arange(obs.shape[0])], predictions
     )
     step = jnp.concatenate([prediction.next_obs, prediction.reward[:, None]], axis=-1)
     if prediction.log_var is not None:
         noise = jax.random.normal(key_noise, step.shape, step.dtype)
         step = step + noise * jnp.exp(0.5 * prediction.log_var)
-    return step[:, :-1], step[:, -1]
+    obs_std = params.normalizer.input_std[: obs.shape[-1]]
+    spread = jnp.std(predictions.next_obs[elites], axis=0) / obs_std
+    disagreement = jnp.sqrt(jnp.mean(jnp.square(spread), axis=-1))
+    return step[:, :-1], step[:, -1], disagreement
 
 
 def bounds_penalty(network: Params, *, config: DynamicsConfig) -> jax.Array:
@@ -185,7 +200,7 @@ def fit_normalizer(
 ) -> DynamicsParams:
     """Sets the normalizer to the mean and standard deviation of the data.
 
-    Targets are scaled only if `config.normalize_targets` is set.
+    Targets are scaled only where the config asks for it.
 
     Args:
       params: the model.
@@ -195,22 +210,28 @@ def fit_normalizer(
     inputs = jnp.concatenate([data.obs, data.action], axis=-1)
     input_mean, input_std = moments(inputs, where)
     normalizer = params.normalizer.replace(input_mean=input_mean, input_std=input_std)
-    if params.config.normalize_targets:
-        target_mean, target_std = moments(targets(data), where)
-        normalizer = normalizer.replace(target_mean=target_mean, target_std=target_std)
-    return params.replace(normalizer=normalizer)
+    target_mean, target_std = moments(targets(data, target=params.config.target), where)
+    scaled = _scaled_targets(params)
+    return params.replace(
+        normalizer=normalizer.replace(
+            target_mean=jnp.where(scaled, target_mean, 0.0),
+            target_std=jnp.where(scaled, target_std, 1.0),
+        )
+    )
 
 
-def targets(data: Transition) -> jax.Array:
-    """Returns the targets of the model: state differences and, last, the reward.
+def targets(data: Transition, *, target: str = "difference") -> jax.Array:
+    """Returns the targets of the network: those of the state and, last, the reward.
 
     Args:
-      data: `[..., ]` transitions.
+      data: `[...]` transitions.
+      target: "difference" or "next_obs", as in `DynamicsConfig`.
 
     Returns:
       `[..., obs_dim + 1]`, in the units of the data.
     """
-    return jnp.concatenate([data.next_obs - data.obs, data.reward[..., None]], axis=-1)
+    state = data.next_obs if target == "next_obs" else data.next_obs - data.obs
+    return jnp.concatenate([state, data.reward[..., None]], axis=-1)
 
 
 def moments(values: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -277,7 +298,17 @@ def _predict_one(params: DynamicsParams, obs, action) -> Prediction:
     step = mean * normalizer.target_std + normalizer.target_mean
     if log_var is not None:
         log_var = log_var + 2.0 * jnp.log(normalizer.target_std)
-    return Prediction(obs + step[..., :-1], step[..., -1], log_var)
+    state, reward = step[..., :-1], step[..., -1]
+    next_obs = state if params.config.target == "next_obs" else obs + state
+    return Prediction(next_obs, reward, log_var)
+
+
+def _scaled_targets(params: DynamicsParams) -> jax.Array:
+    """Returns which targets are scaled, `[obs_dim + 1]` bool."""
+    num_targets = params.normalizer.target_mean.shape[-1]
+    is_reward = jnp.arange(num_targets) == num_targets - 1
+    config = params.config
+    return jnp.where(is_reward, config.normalize_reward, config.normalize_state)
 
 
 def _network(params: DynamicsParams) -> Params:

@@ -44,6 +44,8 @@ class FitConfig:
       min_improvement: smallest improvement that counts, relative to the member's best
         score.
       max_epochs: maximum number of epochs.
+      max_steps: maximum number of gradient steps, which keeps the cost of a fit from
+        growing with the data; the last epoch is cut short. None means no limit.
     """
 
     learning_rate: float = leaf(1e-3, above=0.0)
@@ -55,6 +57,7 @@ class FitConfig:
     patience: int = static(5, low=1)
     min_improvement: float = leaf(0.01, low=0.0)
     max_epochs: int = static(100, low=1)
+    max_steps: int | None = static(None, low=1)
 
 
 @struct.dataclass(kw_only=True)
@@ -101,6 +104,7 @@ class _Progress(NamedTuple):
     best_score: jax.Array  # [E]
     train_loss: jax.Array  # [E], mean over the last epoch
     epoch: jax.Array  # []
+    steps: jax.Array  # []
     epochs_since_improved: jax.Array  # []
 
 
@@ -143,10 +147,11 @@ def fit(
       config: how to fit.
 
     Returns:
-      The fitted ensemble, and metrics: `model/epochs`; `model/train_loss` and
-      `model/holdout_loss`, `[E]`; `model/error_dim` and `model/attention_dim`,
-      `[obs_dim]`, see `diagnostics`; and, for a loss with value-gradient weights,
-      `model/weightless`, the share of rows at which the value function is flat.
+      The fitted ensemble, and metrics: `model/epochs`, and `model/steps`, the number of
+      minibatches; `model/train_loss` and `model/holdout_loss`, `[E]`;
+      `model/error_dim` and `model/attention_dim`, `[obs_dim]`, see `diagnostics`; and,
+      for a loss with value-gradient weights, `model/weightless`, the share of rows at
+      which the value function is flat.
     """
     key_split, key_epochs = jax.random.split(key)
     valid = jnp.arange(data.capacity) < data.size
@@ -172,6 +177,7 @@ def fit(
     )
     metrics = {
         "model/epochs": last.epoch,
+        "model/steps": last.steps,
         "model/train_loss": last.train_loss,
         "model/holdout_loss": last.best_score,
     }
@@ -273,19 +279,25 @@ def _start(problem: _Problem, network, opt_state) -> _Progress:
         best_score=score,
         train_loss=jnp.full_like(score, jnp.nan),
         epoch=jnp.int32(0),
+        steps=jnp.int32(0),
         epochs_since_improved=jnp.int32(0),
     )
 
 
 def _continues(carry: _Progress, config: FitConfig) -> jax.Array:
     is_patient = carry.epochs_since_improved < config.patience
+    if config.max_steps is not None:
+        is_patient &= carry.steps < config.max_steps
     return is_patient & (carry.epoch < config.max_epochs)
 
 
 def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Progress:
     """Trains on all training rows once, and updates the hold-out scores."""
+    num_batches = -(-problem.data.num_train // config.batch_size)
+    if config.max_steps is not None:
+        num_batches = jnp.minimum(num_batches, config.max_steps - carry.steps)
     network, opt_state, train_loss = _pass(
-        jax.random.fold_in(key, carry.epoch), carry, problem, config
+        jax.random.fold_in(key, carry.epoch), carry, problem, num_batches, config
     )
     score = _scores(problem, network)
     best = carry.best_score
@@ -299,17 +311,17 @@ def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Prog
         best_score=jnp.where(improved, score, best),
         train_loss=train_loss,
         epoch=carry.epoch + 1,
+        steps=carry.steps + num_batches,
         epochs_since_improved=jnp.where(
             jnp.any(improved), 0, carry.epochs_since_improved + 1
         ),
     )
 
 
-def _pass(key, carry: _Progress, problem: _Problem, config: FitConfig):
-    """Takes minibatch steps over all training rows; the last minibatch wraps around."""
+def _pass(key, carry: _Progress, problem: _Problem, num_batches, config: FitConfig):
+    """Takes minibatch steps over the training rows; the last minibatch wraps around."""
     data = problem.data
     order = _shuffled(key, data.train_rows.shape[1], data.num_train)
-    num_batches = -(-data.num_train // config.batch_size)
 
     def step(i, inner):
         network, opt_state, total = inner

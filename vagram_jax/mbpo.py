@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from vagram_jax import dynamics, imagine, losses, replay, sac, schedules, termination
+from vagram_jax import (
+    diagnostics,
+    dynamics,
+    imagine,
+    losses,
+    replay,
+    sac,
+    schedules,
+    termination,
+)
 from vagram_jax import fit as fitting
 from vagram_jax.config import ConfigError, leaf, nested, static
 from vagram_jax.dynamics import DynamicsConfig
@@ -132,6 +141,7 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
         or no termination function where imagination needs one.
     """
     dynamics.check(config.dynamics)
+    sac.check(config.sac)
     if config.warmup_steps > config.replay_capacity:
         raise ConfigError(
             f"config: replay_capacity={config.replay_capacity}; at least warmup_steps="
@@ -193,7 +203,17 @@ def warm_up(state: MBPOState, *, env: base.Env, config: MBPOConfig) -> MBPOState
 
     key, key_steps = jax.random.split(state.key)
     keys = jax.random.split(key_steps, config.warmup_steps)
-    return jax.lax.scan(step, state.replace(key=key), keys)[0]
+    state = jax.lax.scan(step, state.replace(key=key), keys)[0]
+    return fit_normalizer(state, config=config)
+
+
+def fit_normalizer(state: MBPOState, *, config: MBPOConfig) -> MBPOState:
+    """Returns the state whose agent normalizes by the observations in the buffer."""
+    valid = jnp.arange(state.replay.capacity) < state.replay.size
+    agent = sac.fit_normalizer(
+        state.agent, state.replay.data.obs, valid, config=config.sac
+    )
+    return state.replace(agent=agent)
 
 
 def fit_model(state: MBPOState, *, config: MBPOConfig) -> tuple[Fitted, Metrics]:
@@ -251,12 +271,14 @@ def improve_policy(
     Returns:
       The state and metrics, as `epoch`.
     """
-    new, metrics = state.replace(key=fitted.key), {}
+    new, metrics = fit_normalizer(state, config=config).replace(key=fitted.key), {}
     if config.loss != NO_MODEL:
         new = new.replace(dynamics=fitted.dynamics, termination=fitted.termination)
         new, metrics = add_imagined(fitted.key_imagine, new, env=env, config=config)
     new, agent_metrics = interact(fitted.key_interact, new, env=env, config=config)
     metrics |= agent_metrics
+    if config.loss != NO_MODEL:
+        metrics |= _errors_on_new(new, env=env, config=config)
     return freeze_if_diverged(state, new, metrics, config=config), metrics
 
 
@@ -309,6 +331,8 @@ def add_imagined(
         termination=_termination_fn(env, state, config),
         horizon=horizon,
         max_horizon=imagine.max_horizon(config.imagine),
+        bounds=replay.bounds(state.replay) if config.imagine.clip else None,
+        max_disagreement=config.imagine.max_disagreement,
     )
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollouts)
     imagined = replay.add(state.imagined, flat, valid.reshape(-1))
@@ -332,7 +356,7 @@ def interact(
     def step(state, key):
         key_act, key_env, key_sample, key_update = jax.random.split(key, 4)
         obs = state.episode.env_state.obs
-        action = sac.act(key_act, state.agent.actor, obs, config=config.sac)
+        action = sac.act(key_act, state.agent, obs, config=config.sac)
         state = observe(key_env, state, action, env=env)
         batches = mixed_batches(key_sample, state, config=config)
         keys = jax.random.split(key_update, config.updates_per_step)
@@ -427,6 +451,19 @@ def freeze_if_diverged(
         diverged_at=jnp.where(
             old.alive & ~healthy, new.env_steps, old.diverged_at
         ).astype(jnp.int32),
+    )
+
+
+def _errors_on_new(state: MBPOState, *, env: base.Env, config: MBPOConfig) -> Metrics:
+    """Measures the model on the transitions of the epoch that has just ended."""
+    age = 1 + jnp.arange(min(config.steps_per_epoch, state.replay.capacity))
+    rows = (state.replay.insert_at - age) % state.replay.capacity
+    return diagnostics.errors_on_new(
+        state.dynamics.params,
+        replay.take(state.replay.data, rows),
+        age <= state.replay.size,
+        sac.value_fn(state.agent, config=config.sac),
+        _termination_fn(env, state, config),
     )
 
 

@@ -45,6 +45,8 @@ class MLP(nn.Module):
       hidden: widths of the hidden layers.
       out_dim: width of the output.
       activation: a name in `ACTIVATIONS`.
+      layer_norm: normalize the features of each sample before each activation (Ba et
+        al. 2016, arXiv 1607.06450), with a learned scale and offset.
       unit_features: scale the features before the last layer to norm one, as the
         paper's code does in actor and critic (Bjorck et al. 2021, arXiv 2112.04966).
     """
@@ -52,6 +54,7 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     out_dim: int
     activation: str = "relu"
+    layer_norm: bool = False
     unit_features: bool = False
 
     @nn.compact
@@ -62,6 +65,10 @@ class MLP(nn.Module):
         features = inputs.reshape(-1, inputs.shape[-1]).T  # [in_dim, B]
         for i, width in enumerate(self.hidden):
             features = _Columns(width, name=f"Dense_{i}")(features)
+            if self.layer_norm:
+                features = nn.LayerNorm(
+                    reduction_axes=0, feature_axes=0, name=f"LayerNorm_{i}"
+                )(features)
             features = ACTIVATIONS[self.activation](features)
         if self.unit_features:
             # The epsilon is inside the root, so that a zero vector has a gradient.

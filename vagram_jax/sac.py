@@ -14,11 +14,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from vagram_jax import networks
-from vagram_jax.config import leaf, static
+from vagram_jax import dynamics, networks
+from vagram_jax.config import ConfigError, leaf, static
 from vagram_jax.types import ActFn, Metrics, Params, Transition, ValueFn
-
-_NUM_CRITICS = 2
 
 
 @struct.dataclass(kw_only=True)
@@ -28,8 +26,20 @@ class SACConfig:
     Attributes:
       hidden: widths of the hidden layers of actor and critics.
       activation: a name in `networks.ACTIVATIONS`.
-      unit_features: scale the features before the last layer of actor and critics to
+      normalize_obs: normalize the observations of actor and critics by the mean and
+        standard deviation of the real data, which `fit_normalizer` sets.
+      actor_layer_norm: LayerNorm in the hidden layers of the actor.
+      critic_layer_norm: LayerNorm in the hidden layers of the critics (DroQ, Hiraoka et
+        al. 2021, arXiv 2110.02034; RLPD, Ball et al. 2023, arXiv 2302.02948).
+      actor_unit_features: scale the features before the last layer of the actor to
         norm one.
+      critic_unit_features: the same for the critics (Hussing et al. 2024, arXiv
+        2403.05996).
+      num_critics: number of critics.
+      min_critics: number of target critics, drawn anew for each update, whose minimum
+        is the target (REDQ, Chen et al. 2021, arXiv 2101.05982). The actor then
+        maximizes the mean of all critics. None means all target critics, and an actor
+        that maximizes the minimum, as in SAC.
       actor_learning_rate: learning rate of Adam.
       critic_learning_rate: learning rate of Adam.
       temperature_learning_rate: learning rate of Adam, for the logarithm of the
@@ -39,8 +49,8 @@ class SACConfig:
         size of an action.
       discount: discount factor per step.
       target_rate: step size of the target critics' moving average.
-      value_critics: the critics that `value_fn` returns: "all" (two critics and two
-        targets), or only the two "target" critics.
+      value_critics: the critics that `value_fn` returns: "all" (critics and target
+        critics), or only the "target" critics.
       value_through_policy: differentiate `value_fn` through the policy's action, that
         is V(s) = Q(s, pi(s)); otherwise the action is held constant, as in the paper's
         code.
@@ -48,7 +58,13 @@ class SACConfig:
 
     hidden: tuple[int, ...] = static((256, 256), low=1)
     activation: str = static("relu", choices=tuple(networks.ACTIVATIONS))
-    unit_features: bool = static(False)
+    normalize_obs: bool = static(False)
+    actor_layer_norm: bool = static(False)
+    critic_layer_norm: bool = static(False)
+    actor_unit_features: bool = static(False)
+    critic_unit_features: bool = static(False)
+    num_critics: int = static(2, low=1)
+    min_critics: int | None = static(None, low=1)
     actor_learning_rate: float = leaf(3e-4, above=0.0)
     critic_learning_rate: float = leaf(3e-4, above=0.0)
     temperature_learning_rate: float = leaf(3e-4, above=0.0)
@@ -66,8 +82,10 @@ class SACState:
 
     Attributes:
       actor: parameters of the policy.
-      critics: parameters of the twin critics, `[2, ...]` each.
+      critics: parameters of the critics, `[num_critics, ...]` each.
       target_critics: moving averages of the critics.
+      obs_mean: `[obs_dim]`, zeros without `normalize_obs`.
+      obs_std: `[obs_dim]`, ones without `normalize_obs`.
       log_temperature: scalar.
       actor_opt: optimizer state of the actor.
       critic_opt: optimizer state of the critics.
@@ -75,12 +93,23 @@ class SACState:
     """
 
     actor: Params
-    critics: Params  # [2, ...]
-    target_critics: Params  # [2, ...]
+    critics: Params  # [num_critics, ...]
+    target_critics: Params  # [num_critics, ...]
+    obs_mean: jax.Array  # [obs_dim]
+    obs_std: jax.Array  # [obs_dim]
     log_temperature: jax.Array  # []
     actor_opt: optax.OptState
     critic_opt: optax.OptState
     temperature_opt: optax.OptState
+
+
+def check(config: SACConfig) -> None:
+    """Raises `ConfigError` if the target would be a minimum over too many critics."""
+    if config.min_critics is not None and config.min_critics > config.num_critics:
+        raise ConfigError(
+            f"config: sac.min_critics={config.min_critics}; at most sac.num_critics="
+            f"{config.num_critics}; lower min_critics or raise num_critics"
+        )
 
 
 def init(
@@ -91,7 +120,7 @@ def init(
     obs, action = jnp.zeros(obs_dim), jnp.zeros(action_dim)
     actor = _policy(config, action_dim).init(key_actor, obs)
     critics = jax.vmap(_critic(config).init, in_axes=(0, None, None))(
-        jax.random.split(key_critics, _NUM_CRITICS), obs, action
+        jax.random.split(key_critics, config.num_critics), obs, action
     )
     log_temperature = jnp.log(jnp.float32(config.initial_temperature))
     return SACState(
@@ -99,6 +128,8 @@ def init(
         critics=critics,
         # A copy, so that a caller may donate the state's buffers.
         target_critics=jax.tree.map(jnp.copy, critics),
+        obs_mean=jnp.zeros(obs_dim),
+        obs_std=jnp.ones(obs_dim),
         log_temperature=log_temperature,
         actor_opt=optax.adam(config.actor_learning_rate).init(actor),
         critic_opt=optax.adam(config.critic_learning_rate).init(critics),
@@ -108,37 +139,54 @@ def init(
     )
 
 
+def fit_normalizer(
+    state: SACState, obs: jax.Array, where: jax.Array, *, config: SACConfig
+) -> SACState:
+    """Sets mean and standard deviation of the observations, if the config asks for it.
+
+    Args:
+      state: the agent.
+      obs: `[N, obs_dim]`, in the units of the data.
+      where: `[N]` bool, the rows that count.
+      config: the agent's config.
+    """
+    if not config.normalize_obs:
+        return state
+    mean, std = dynamics.moments(obs, where)
+    return state.replace(obs_mean=mean, obs_std=std)
+
+
 def act(
-    key: jax.Array, actor: Params, obs: jax.Array, *, config: SACConfig
+    key: jax.Array, state: SACState, obs: jax.Array, *, config: SACConfig
 ) -> jax.Array:
     """Samples an action of the policy.
 
     Args:
       key: random key.
-      actor: parameters of the policy.
+      state: the agent.
       obs: `[..., obs_dim]`.
       config: the agent's config.
 
     Returns:
       `[..., action_dim]`, each in (-1, 1).
     """
-    mean, log_std = _apply_policy(actor, obs, config)
+    mean, log_std = _apply_policy(state.actor, _normalize(state, obs, config), config)
     noise = jax.random.normal(key, mean.shape, mean.dtype)
     return _sample(noise, mean, log_std)[0]
 
 
-def act_mean(actor: Params, obs: jax.Array, *, config: SACConfig) -> jax.Array:
+def act_mean(state: SACState, obs: jax.Array, *, config: SACConfig) -> jax.Array:
     """Returns the policy's mean action, the tanh of the Gaussian's mean.
 
     Args:
-      actor: parameters of the policy.
+      state: the agent.
       obs: `[..., obs_dim]`.
       config: the agent's config.
 
     Returns:
       `[..., action_dim]`, each in (-1, 1).
     """
-    return jnp.tanh(_apply_policy(actor, obs, config)[0])
+    return _mean_action(state.actor, _normalize(state, obs, config), config)
 
 
 def policy(state: SACState, *, config: SACConfig) -> ActFn:
@@ -147,15 +195,16 @@ def policy(state: SACState, *, config: SACConfig) -> ActFn:
     It is a pytree, so that `jit` and `vmap` take it as an argument.
     """
     # The config is bound as data: agents that differ in numbers share a program.
-    return jax.tree_util.Partial(_act, state.actor, config=config)
+    return jax.tree_util.Partial(_act, state, config=config)
 
 
 def value_fn(state: SACState, *, config: SACConfig) -> ValueFn:
     """Returns the value function of an agent, from its critics and target critics.
 
-        V_k(s) = Q_k(s, pi(s)),  k = 1..4,  pi(s) the policy's mean action
+        V_k(s) = Q_k(s, pi(s)),  k = 1..K,  pi(s) the policy's mean action
 
-    as in the paper's code, without the entropy bonus.
+    as in the paper's code, without the entropy bonus. Its gradient is with respect to
+    the observation in the units of the data, through the normalization if there is one.
 
     Args:
       state: the agent. No gradient flows into it.
@@ -164,16 +213,11 @@ def value_fn(state: SACState, *, config: SACConfig) -> ValueFn:
         result is differentiated.
 
     Returns:
-      A function of one state `[obs_dim]` to `[4]` or `[2]` values, in units of return.
-      It is a pytree, so that `jit` and `vmap` take it as an argument.
+      A function of one state `[obs_dim]` to `[K]` values in units of return; K is twice
+      the number of critics, or that number for the target critics alone. It is a
+      pytree, so that `jit` and `vmap` take it as an argument.
     """
-    critics = state.target_critics
-    if config.value_critics == "all":
-        critics = jax.tree.map(
-            lambda *pair: jnp.concatenate(pair), state.critics, critics
-        )
-    frozen = jax.lax.stop_gradient((state.actor, critics))
-    return jax.tree_util.Partial(_values, *frozen, config=config)
+    return jax.tree_util.Partial(_values, jax.lax.stop_gradient(state), config=config)
 
 
 def update(
@@ -192,14 +236,23 @@ def update(
       `sac/temperature`, `sac/q_mean`, and `sac/q_max`, the largest magnitude of a
       critic's value in the batch.
     """
+    subset = None
+    if config.min_critics is not None:
+        key, key_subset = jax.random.split(key)
+        subset = jax.random.choice(
+            key_subset, config.num_critics, (config.min_critics,), replace=False
+        )
     # One draw takes less time on a CPU than a split and two draws.
     noise_next, noise_now = jax.random.normal(key, (2, *batch.action.shape))
-    target = bellman_target(noise_next, state, batch, config=config)
-    critics, critic_opt, critic_loss, q = _update_critics(state, batch, target, config)
+    target = bellman_target(noise_next, state, batch, config=config, subset=subset)
+    obs = _normalize(state, batch.obs, config)
+    critics, critic_opt, critic_loss, q = _update_critics(
+        state, obs, batch.action, target, config
+    )
     temperature = jnp.exp(state.log_temperature)
     actor_grad = jax.value_and_grad(partial(_actor_loss, config=config), has_aux=True)
     (actor_loss, log_prob), gradient = actor_grad(
-        state.actor, noise_now, critics, temperature, batch.obs
+        state.actor, noise_now, critics, temperature, obs
     )
     actor, actor_opt = _descend(
         config.actor_learning_rate, gradient, state.actor_opt, state.actor
@@ -207,7 +260,7 @@ def update(
     log_temperature, temperature_opt = _update_temperature(
         state, log_prob, batch.action.shape[-1], config
     )
-    new_state = SACState(
+    new_state = state.replace(
         actor=actor,
         critics=critics,
         target_critics=optax.incremental_update(
@@ -229,7 +282,12 @@ def update(
 
 
 def bellman_target(
-    noise: jax.Array, state: SACState, batch: Transition, *, config: SACConfig
+    noise: jax.Array,
+    state: SACState,
+    batch: Transition,
+    *,
+    config: SACConfig,
+    subset: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the targets of the critics.
 
@@ -243,14 +301,17 @@ def bellman_target(
       state: the agent.
       batch: `[B, ...]` transitions.
       config: the agent's config.
+      subset: int, the target critics of the minimum; None means all.
 
     Returns:
       `[B]`, in units of return.
     """
-    action, log_prob = _sample(
-        noise, *_apply_policy(state.actor, batch.next_obs, config)
-    )
-    values = _apply_critics(state.target_critics, batch.next_obs, action, config)
+    next_obs = _normalize(state, batch.next_obs, config)
+    action, log_prob = _sample(noise, *_apply_policy(state.actor, next_obs, config))
+    critics = state.target_critics
+    if subset is not None:
+        critics = jax.tree.map(lambda x: x[subset], critics)
+    values = _apply_critics(critics, next_obs, action, config)
     soft = jnp.min(values, axis=0) - jnp.exp(state.log_temperature) * log_prob
     # A selection and no product: a non-finite value must not pass a termination.
     return batch.reward + config.discount * jnp.where(batch.terminated, 0.0, soft)
@@ -278,9 +339,13 @@ def tanh_gaussian_log_prob(
     return jnp.sum(gaussian - correction, axis=-1)
 
 
-def _update_critics(state: SACState, batch, target, config):
+def _normalize(state: SACState, obs: jax.Array, config: SACConfig) -> jax.Array:
+    return (obs - state.obs_mean) / state.obs_std if config.normalize_obs else obs
+
+
+def _update_critics(state: SACState, obs, action, target, config):
     (loss, q), gradient = jax.value_and_grad(_critic_loss, has_aux=True)(
-        state.critics, batch, target, config
+        state.critics, obs, action, target, config
     )
     critics, critic_opt = _descend(
         config.critic_learning_rate, gradient, state.critic_opt, state.critics
@@ -288,16 +353,17 @@ def _update_critics(state: SACState, batch, target, config):
     return critics, critic_opt, loss, q
 
 
-def _critic_loss(critics, batch, target, config):
+def _critic_loss(critics, obs, action, target, config):
     """Returns the squared error summed over critics, averaged over the batch."""
-    q = _apply_critics(critics, batch.obs, batch.action, config)  # [2, B]
+    q = _apply_critics(critics, obs, action, config)  # [num_critics, B]
     return jnp.mean(jnp.sum(jnp.square(q - target), axis=0)), q
 
 
 def _actor_loss(actor, noise, critics, temperature, obs, *, config):
     action, log_prob = _sample(noise, *_apply_policy(actor, obs, config))
-    q = jnp.min(_apply_critics(critics, obs, action, config), axis=0)
-    return jnp.mean(temperature * log_prob - q), log_prob
+    values = _apply_critics(critics, obs, action, config)
+    reduce = jnp.min if config.min_critics is None else jnp.mean
+    return jnp.mean(temperature * log_prob - reduce(values, axis=0)), log_prob
 
 
 def _update_temperature(state: SACState, log_prob, action_dim: int, config):
@@ -315,15 +381,25 @@ def _update_temperature(state: SACState, log_prob, action_dim: int, config):
     )
 
 
-def _act(actor, key, obs, *, config: SACConfig) -> jax.Array:
-    return act(key, actor, obs, config=config)
+def _act(state: SACState, key, obs, *, config: SACConfig) -> jax.Array:
+    return act(key, state, obs, config=config)
 
 
-def _values(actor, critics, state, *, config: SACConfig) -> jax.Array:
-    action = act_mean(actor, state, config=config)
+def _values(state: SACState, obs, *, config: SACConfig) -> jax.Array:
+    critics = state.target_critics
+    if config.value_critics == "all":
+        critics = jax.tree.map(
+            lambda *pair: jnp.concatenate(pair), state.critics, critics
+        )
+    obs = _normalize(state, obs, config)
+    action = _mean_action(state.actor, obs, config)
     if not config.value_through_policy:
         action = jax.lax.stop_gradient(action)
-    return _apply_critics(critics, state, action, config)
+    return _apply_critics(critics, obs, action, config)
+
+
+def _mean_action(actor, obs, config: SACConfig) -> jax.Array:
+    return jnp.tanh(_apply_policy(actor, obs, config)[0])
 
 
 def _descend(
@@ -355,17 +431,24 @@ def _apply_critics(critics, obs, action, config: SACConfig) -> jax.Array:
 
 
 def _policy(config: SACConfig, action_dim: int) -> networks.Policy:
-    return networks.Policy(mlp=_mlp(config, 2 * action_dim))
+    return networks.Policy(
+        mlp=networks.MLP(
+            hidden=config.hidden,
+            out_dim=2 * action_dim,
+            activation=config.activation,
+            layer_norm=config.actor_layer_norm,
+            unit_features=config.actor_unit_features,
+        )
+    )
 
 
 def _critic(config: SACConfig) -> networks.Critic:
-    return networks.Critic(mlp=_mlp(config, 1))
-
-
-def _mlp(config: SACConfig, out_dim: int) -> networks.MLP:
-    return networks.MLP(
-        hidden=config.hidden,
-        out_dim=out_dim,
-        activation=config.activation,
-        unit_features=config.unit_features,
+    return networks.Critic(
+        mlp=networks.MLP(
+            hidden=config.hidden,
+            out_dim=1,
+            activation=config.activation,
+            layer_norm=config.critic_layer_norm,
+            unit_features=config.critic_unit_features,
+        )
     )

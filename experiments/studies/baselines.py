@@ -10,15 +10,14 @@ from __future__ import annotations
 from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
-_RAW, _NORMALIZED = ({"dynamics.normalize_targets": text} for text in ("false", "true"))
 _FIXED, _LEARNED = ({"dynamics.log_var_bounds": text} for text in ("fixed", "learned"))
 _BASELINES = {
-    "mse_raw": {"loss": "mse"} | _RAW,
-    "mse_normalized": {"loss": "mse_normalized"} | _NORMALIZED,
-    "mle_raw_fixed": {"loss": "mle"} | _RAW | _FIXED,
-    "mle_raw_learned": {"loss": "mle"} | _RAW | _LEARNED,
-    "mle_normalized_fixed": {"loss": "mle"} | _NORMALIZED | _FIXED,
-    "mle_normalized_learned": {"loss": "mle"} | _NORMALIZED | _LEARNED,
+    "mse_raw": {"loss": "mse"} | loop.RAW,
+    "mse_normalized": {"loss": "mse_normalized"} | loop.NORMALIZED,
+    "mle_raw_fixed": {"loss": "mle"} | loop.RAW | _FIXED,
+    "mle_raw_learned": {"loss": "mle"} | loop.RAW | _LEARNED,
+    "mle_normalized_fixed": {"loss": "mle"} | loop.NORMALIZED | _FIXED,
+    "mle_normalized_learned": {"loss": "mle"} | loop.NORMALIZED | _LEARNED,
     "sac": {"loss": "sac"},
 }
 _METHODS = loop.losses("vagram", "vagram_mixed", "vaml", normalize=True)

@@ -296,7 +296,8 @@ def _new_model(key, loss: losses.ModelLoss, hidden, data, config: fit.FitConfig)
             num_members=1,
             num_elites=1,
             head="gaussian" if loss.gaussian else "deterministic",
-            normalize_targets=True,
+            normalize_state=True,
+            normalize_reward=True,
         ),
         config=config,
     )

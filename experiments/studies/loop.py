@@ -31,10 +31,16 @@ _MIXED = {
     "weights.mse_normalized": "true",
     "weights.normalize": "true",
 }
+RAW, NORMALIZED = (
+    {"dynamics.normalize_state": text, "dynamics.normalize_reward": text}
+    for text in ("false", "true")
+)
+"""Settings of a model whose targets are not normalized, or are."""
+
 _VARIANTS = {
     "vagram_mixed": _MIXED,
-    "mle_raw": {"loss": "mle", "dynamics.normalize_targets": "false"},
-    "mse_raw": {"loss": "mse", "dynamics.normalize_targets": "false"},
+    "mle_raw": {"loss": "mle"} | RAW,
+    "mse_raw": {"loss": "mse"} | RAW,
 }
 
 

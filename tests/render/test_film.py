@@ -42,14 +42,15 @@ class Counter(probe_envs.Counter):
         return jnp.zeros((2, 2)).at[1, 0].set(state.obs[0])
 
 
-def actor(obs_dim, action_dim):
-    """Random parameters of an actor, made without compiling anything."""
+def agent(obs_dim, action_dim):
+    """An agent with random parameters, made without compiling anything."""
     init = functools.partial(sac.init, obs_dim=obs_dim, action_dim=action_dim)
     shapes = jax.eval_shape(functools.partial(init, config=CONFIG), jax.random.key(0))
     draw = np.random.default_rng(0)
-    return jax.tree.map(
+    actor = jax.tree.map(
         lambda x: draw.normal(0, 0.3, x.shape).astype(x.dtype), shapes.actor
     )
+    return shapes.replace(actor=actor)
 
 
 def policy_of(env, params=None):
@@ -59,7 +60,7 @@ def policy_of(env, params=None):
         seed=0,
         env_steps=0,
         diverged_at=None,
-        actor=params or actor(env.observation_size, env.action_size),
+        agent=params or agent(env.observation_size, env.action_size),
         config=CONFIG,
         matmul_precision="highest",
     )
@@ -110,8 +111,8 @@ def test_play_equals_the_rollout_of_gymnasium_under_the_same_policy():
         episodes.EpisodeWrapper(classic.Pendulum(), 1, 15), 2, "noise"
     )
     # Without weights on the noise, the policy depends on Gymnasium's observation only.
-    params = actor(5, 1)
-    params["params"]["mlp"]["Dense_0"]["kernel"][3:] = 0.0
+    params = agent(5, 1)
+    params.actor["params"]["mlp"]["Dense_0"]["kernel"][3:] = 0.0
     policy, key = policy_of(env, params), jax.random.key(5)
     episode, other = film.play(key, policy, num_episodes=2)
     assert np.linalg.norm(episode.poses[0] - other.poses[0]) > 0.01

@@ -214,8 +214,8 @@ def _play(state, lane, index, env: base.Env, num_episodes: int):
     """Returns and lengths of the episodes of one lane's evaluation."""
     key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
     act = jax.tree_util.Partial(
-        lambda actor, key, obs: sac.act_mean(actor, obs, config=lane.configs.sac),
-        state.agent.actor,
+        lambda agent, key, obs: sac.act_mean(agent, obs, config=lane.configs.sac),
+        state.agent,
     )
     key = jax.random.fold_in(key, index)
     return evaluate.returns(key, act, env=env, num_episodes=num_episodes)

@@ -28,7 +28,6 @@ from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.storage import checkpoint, records
 from vagram_jax.storage.checkpoint import CheckpointError
 from vagram_jax.storage.files import ResultsError
-from vagram_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class Policy:
       env_steps: environment steps that it was trained for.
       diverged_at: the step at which the seed diverged, or None. The policy of a
         diverged seed is the last one before.
-      actor: parameters of the network.
+      agent: the part of the agent that acts; its other fields are None.
       config: config of the agent.
       matmul_precision: precision of matrix products in the run's evaluations.
     """
@@ -50,7 +49,7 @@ class Policy:
     seed: int
     env_steps: int
     diverged_at: int | None
-    actor: Params
+    agent: SACState
     config: SACConfig
     matmul_precision: str
 
@@ -73,7 +72,7 @@ class Policy:
                 f"act: obs has shape {obs.shape}; (..., {size}) is accepted"
             )
         with jax.default_matmul_precision(self.matmul_precision):
-            return sac.act_mean(self.actor, obs, config=self.config)
+            return sac.act_mean(self.agent, obs, config=self.config)
 
 
 def load_policy(
@@ -125,7 +124,7 @@ def load_policy(
         seed=seed,
         env_steps=int(state.env_steps),
         diverged_at=None if state.diverged_at < 0 else int(state.diverged_at),
-        actor=jax.tree.map(jnp.asarray, state.agent.actor),
+        agent=jax.tree.map(jnp.asarray, state.agent),
         config=algorithm.sac,
         matmul_precision=run_config.matmul_precision,
     )
@@ -160,7 +159,12 @@ def _shapes(env: Any, config: SACConfig) -> MBPOState:
     count = jax.ShapeDtypeStruct((1,), jnp.int32)
     return _only(
         MBPOState,
-        agent=_only(SACState, actor=agent.actor),
+        agent=_only(
+            SACState,
+            actor=agent.actor,
+            obs_mean=agent.obs_mean,
+            obs_std=agent.obs_std,
+        ),
         env_steps=count,
         diverged_at=count,
     )

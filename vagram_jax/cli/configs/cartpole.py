@@ -15,7 +15,7 @@ def get_config():
     config.dynamics.hidden = (32, 32)
     config.dynamics.num_members = 5
     config.dynamics.num_elites = 3
-    config.dynamics.normalize_targets = True
+    config.dynamics.normalize_state = config.dynamics.normalize_reward = True
     config.fit.batch_size = 256
     config.fit.learning_rate = 1e-3
     config.imagine.rollouts_per_step = 20

@@ -35,7 +35,7 @@ def paper(env: str) -> Any:
     config.imagine.rollouts_per_step = 400
     config.imagine.keep_epochs = 4  # Of 250 steps each; the code's epoch has 1,000.
     config.sac.hidden = (1024, 1024)
-    config.sac.unit_features = True
+    config.sac.actor_unit_features = config.sac.critic_unit_features = True
     config.sac.value_through_policy = False
     return config
 
@@ -57,7 +57,7 @@ def quick(env: str) -> Any:
     config.dynamics.hidden = (128, 128)
     config.dynamics.num_members = 5
     config.dynamics.num_elites = 3
-    config.dynamics.normalize_targets = True
+    config.dynamics.normalize_state = config.dynamics.normalize_reward = True
     # With few transitions, large batches would give too few gradient steps per epoch.
     config.fit.batch_size = 64
     config.fit.patience = 5

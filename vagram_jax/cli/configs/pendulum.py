@@ -16,7 +16,7 @@ def get_config():
     config.dynamics.hidden = (16, 16)
     config.dynamics.num_members = 5
     config.dynamics.num_elites = 3
-    config.dynamics.normalize_targets = True
+    config.dynamics.normalize_state = config.dynamics.normalize_reward = True
     # With few transitions, large batches would give too few gradient steps per epoch.
     config.fit.batch_size = 64
     config.fit.learning_rate = 3e-3

@@ -137,3 +137,36 @@ def test_attention_of_mle_is_proportional_to_precision_times_variance():
 def test_attention_of_a_constant_value_is_zero():
     actual = attention_of("vagram", make_batch(), lambda state: 0.0 * state[0])
     np.testing.assert_array_equal(actual, np.zeros(OBS_DIM))
+
+
+def test_errors_on_new_equal_numpy():
+    config = dynamics.DynamicsConfig(hidden=(), num_members=2, num_elites=1)
+    params = dynamics.init_dynamics(
+        jax.random.key(0), obs_dim=OBS_DIM, action_dim=1, config=config
+    )
+    batch = make_batch()
+    batch = batch.replace(terminated=np.arange(ROWS) % 3 == 0)
+    where = np.arange(ROWS) < 10
+
+    def above(obs, action, next_obs):
+        return next_obs[0] > 0.0
+
+    actual = diagnostics.errors_on_new(params, batch, where, linear, above)
+    next_obs, reward, _ = dynamics.predict(params, batch.obs, batch.action)
+    next_obs, reward = next_obs[:, :10], reward[:, :10]
+    batch = jax.tree.map(lambda x: np.asarray(x)[:10], batch)
+    ends, real = next_obs[..., 0] > 0.0, batch.terminated
+    values, imagined = batch.next_obs @ SLOPE, next_obs @ SLOPE
+    change = np.var(batch.next_obs - batch.obs, axis=0)
+    square = np.mean((next_obs - batch.next_obs) ** 2, axis=(0, 1))
+    expected = {
+        "model/new_error_dim": np.sqrt(square / np.where(change > 0, change, 1.0)),
+        "model/new_reward": np.sqrt(np.mean((reward - batch.reward) ** 2))
+        / np.std(batch.reward),
+        "model/new_value": np.sqrt(np.mean((imagined - values) ** 2)) / np.std(values),
+        "model/new_missed": 1.0 - np.mean(ends[:, real]),
+        "model/new_false_alarms": np.mean(ends[:, ~real]),
+    }
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=1e-6, err_msg=name)

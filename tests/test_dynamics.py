@@ -259,6 +259,20 @@ def test_sample_takes_state_and_reward_from_the_same_member():
     np.testing.assert_array_equal(next_obs, step)
 
 
+def test_sample_returns_the_disagreement_of_the_elites():
+    model = constant_model()
+    std = np.array([1.0, 2.0, 4.0, 1.0])[:OBS]
+    normalizer = model.normalizer.replace(
+        input_std=np.concatenate([std, np.ones(ACTION)])
+    )
+    model = model.replace(normalizer=normalizer)
+    _, _, actual = draw(jax.random.key(3), model, [0, 2], rows=4)
+    # Members predict 10 times their number, in deviations of the targets.
+    steps = np.array([0.0, 20.0])[:, None] * np.array([1.0, 2.0, 0.5])
+    expected = np.sqrt(np.mean((steps.std(axis=0) / std) ** 2))
+    np.testing.assert_allclose(actual, np.full(4, expected), rtol=1e-6)
+
+
 def test_sample_depends_on_the_key():
     first, second = (
         draw(jax.random.key(seed), constant_model(), [0, 1, 2], rows=100)[1]

@@ -124,6 +124,30 @@ def test_normalized_targets_takes_the_moments_of_targets_that_count():
     np.testing.assert_allclose(actual.target_std, std, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scaled", "options"),
+    [
+        (slice(0, 3), {"normalize_state": True}),
+        (slice(3, 4), {"normalize_reward": True}),
+    ],
+)
+def test_targets_of_state_and_reward_are_normalized_apart(scaled, options):
+    actual = fit(make_params(**options), make_data()).normalizer
+    expected = fit(make_params(**BOTH), make_data()).normalizer
+    for name, without in (("target_mean", 0.0), ("target_std", 1.0)):
+        values = np.full(4, without, np.float32)
+        values[scaled] = getattr(expected, name)[scaled]
+        np.testing.assert_array_equal(getattr(actual, name), values)
+
+
+def test_direct_prediction_returns_the_mean_successor_from_a_zero_network():
+    data, params = make_data(), make_params(target="next_obs", **BOTH)
+    still = params.replace(network=jax.tree.map(jnp.zeros_like, params.network))
+    actual = jax.jit(dynamics.predict)(fit(still, data), data.obs[:5], data.action[:5])
+    expected = np.broadcast_to(data.next_obs.mean(axis=0), (2, 5, 3))
+    np.testing.assert_allclose(actual.next_obs, expected, rtol=1e-5)
+
+
 def test_normalized_targets_leaves_predictions_in_the_units_of_the_data():
     data, params = make_data(), make_params(**BOTH)
     still = params.replace(network=jax.tree.map(jnp.zeros_like, params.network))

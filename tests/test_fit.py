@@ -81,6 +81,27 @@ def test_fit_stops_at_max_epochs():
     assert adam_steps(new) == 3 * CONFIG.max_epochs
 
 
+@pytest.mark.parametrize("max_steps", [1, 7])
+def test_fit_stops_at_max_steps_within_an_epoch(max_steps):
+    config = CONFIG.replace(learning_rate=0.01, max_steps=max_steps)
+    new, metrics = fit_cases.run(config=config)
+    assert metrics["model/steps"] == adam_steps(new) == max_steps
+    assert metrics["model/epochs"] == -(-max_steps // 3)
+
+
+def test_fit_with_few_steps_scores_the_parameters_that_it_returns():
+    config = CONFIG.replace(learning_rate=0.01, max_steps=4)
+    state, data = fit_cases.make_state(), fit_cases.make_data()
+    new, metrics = fit_cases.run(state, data, config)
+    held, _ = fit_cases.split(data)
+    for index in range(MEMBERS):
+        network = fit_cases.member(new.params.network, index)
+        errors = fit_cases.squared_errors(network, new.params, data, held)
+        np.testing.assert_allclose(
+            metrics["model/holdout_loss"][index], errors.mean(), rtol=1e-4
+        )
+
+
 def test_fit_ignores_improvements_below_min_improvement():
     config = CONFIG.replace(learning_rate=0.01, min_improvement=0.9)
     _, metrics = fit_cases.run(config=config)

@@ -56,7 +56,16 @@ def above_two(obs, action, next_obs):
 
 @functools.partial(jax.jit, static_argnames=("act", "termination", "max_horizon"))
 def run(
-    params, start, *, act=swing, termination=never, seed=0, horizon=5, max_horizon=5
+    params,
+    start,
+    *,
+    act=swing,
+    termination=never,
+    seed=0,
+    horizon=5,
+    max_horizon=5,
+    bounds=None,
+    max_disagreement=None,
 ):
     return imagine.imagine(
         jax.random.key(seed),
@@ -67,6 +76,8 @@ def run(
         termination=termination,
         horizon=horizon,
         max_horizon=max_horizon,
+        bounds=bounds,
+        max_disagreement=max_disagreement,
     )
 
 
@@ -184,6 +195,31 @@ def test_imagine_draws_different_actions_for_each_key_and_step():
         for seed in (0, 1)
     )
     assert len(np.unique([first, second])) == 2 * HORIZON * 4
+
+
+def test_imagine_clips_states_to_the_bounds():
+    bounds = jnp.array([-1.0]), jnp.array([2.0])
+    rollouts, valid = run(counting_model(), column(0.0, 5.0), bounds=bounds)
+    np.testing.assert_array_equal(rollouts.obs[:, 0, 0], [0, 1, 2, 2, 2])
+    np.testing.assert_array_equal(rollouts.next_obs[:, 1, 0], [2] * 5)
+    assert valid.all()
+
+
+def test_imagine_asks_for_a_termination_at_the_clipped_state():
+    bounds = jnp.array([-9.0]), jnp.array([1.5])
+    _, valid = run(counting_model(), column(0.0), bounds=bounds, termination=above_two)
+    assert valid.all()
+
+
+def test_imagine_stops_where_the_members_disagree_too_much():
+    # Elites keep a state or triple it, so that they differ by twice the state.
+    gains = [np.zeros((2, 1)), np.zeros((2, 1)), np.float32([[2.0], [0.0]])]
+    starts = np.concatenate([np.full((99, 1), 1.0), [[100.0]]])
+    params = linear_model(gains, [0.0] * 3)
+    rollouts, valid = run(params, starts, max_disagreement=2.0)
+    # The limit is twice the disagreement at 1, so that a state of 3 is beyond it.
+    np.testing.assert_array_equal(valid, np.abs(rollouts.obs[..., 0]) < 2.0)
+    assert 0 < valid[1:, :99].sum() < valid[1:, :99].size
 
 
 def test_imagine_uses_each_key_once(key_reuse):

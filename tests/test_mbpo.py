@@ -110,6 +110,19 @@ def test_env_steps_counts_warm_up_and_epochs(algorithm):
         state, _ = cases.epoch(state, algorithm)
 
 
+def test_the_agent_normalizes_by_the_buffer_at_the_start_of_an_epoch():
+    config = CONFIG.replace(sac=CONFIG.sac.replace(normalize_obs=True))
+    env = cases.Walk()
+    before = mbpo.warm_up(
+        mbpo.init(jax.random.key(0), env=env, config=config), env=env, config=config
+    )
+    after, _ = mbpo.epoch(before, env=env, config=config)
+    rows = np.asarray(before.replay.data.obs)[: int(before.replay.size)]
+    for state in (before, after):
+        np.testing.assert_allclose(state.agent.obs_mean, rows.mean(axis=0), rtol=1e-5)
+        np.testing.assert_allclose(state.agent.obs_std, rows.std(axis=0), rtol=1e-5)
+
+
 def test_interact_updates_the_agent_after_each_step():
     state = cases.run(epochs=3)
     for optimizer in (state.agent.actor_opt, state.agent.critic_opt):

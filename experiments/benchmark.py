@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import measure
-from vagram_jax import envs, fit, losses, replay, sac
+from vagram_jax import dynamics, envs, fit, imagine, losses, replay, sac
 from vagram_jax.cli import flags
 from vagram_jax.config import ConfigError
 from vagram_jax.dynamics import DynamicsConfig
@@ -29,7 +29,7 @@ from vagram_jax.run import devices, loop, states
 from vagram_jax.storage import checkpoint, files
 from vagram_jax.types import Transition
 
-SUITES = ("updates", "epochs", "checkpoints", "envs")
+SUITES = ("updates", "options", "epochs", "checkpoints", "envs")
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds that train at the same time.")
@@ -41,6 +41,28 @@ SUITE = flags.DEFINE_list(
 _OBS_DIM, _ACTION_DIM, _BATCH, _STEPS = 17, 6, 256, 10
 _DYNAMICS = DynamicsConfig(hidden=(200,) * 4, num_members=7, head="deterministic")
 _SAC = sac.SACConfig(hidden=(256, 256))
+
+# One option, or one combination, at a time; the cost is relative to none.
+_AGENT_OPTIONS = {
+    "LayerNorm in the critics": {"critic_layer_norm": True},
+    "LayerNorm in the actor": {"actor_layer_norm": True},
+    "unit features in actor and critics": {
+        "actor_unit_features": True,
+        "critic_unit_features": True,
+    },
+    "normalized observations": {"normalize_obs": True},
+    "five critics": {"num_critics": 5},
+    "the minimum of two of five critics": {"num_critics": 5, "min_critics": 2},
+}
+_MODEL_OPTIONS = {
+    "the next state predicted directly": {"target": "next_obs"},
+    "normalized state": {"normalize_state": True},
+    "normalized reward": {"normalize_reward": True},
+}
+_ROLLOUT_OPTIONS = {
+    "clipped states": {"bounds": (-jnp.ones(_OBS_DIM), jnp.ones(_OBS_DIM))},
+    "a limit of disagreement": {"max_disagreement": 1.0},
+}
 
 
 def main(env_config, algorithm, run) -> int:
@@ -59,6 +81,7 @@ def main(env_config, algorithm, run) -> int:
     configs = env_config, algorithm, run
     suites = {
         "updates": _updates,
+        "options": _options,
         "epochs": partial(_epochs, *configs),
         "checkpoints": partial(_checkpoints, *configs),
         "envs": partial(_envs, env_config),
@@ -93,16 +116,62 @@ def _updates() -> dict[str, float]:
     }
 
 
-def _sac_steps():
+def _options() -> dict[str, float]:
+    """The time of an update, a fit step and a rollout with each option, to without."""
+    figures = {}
+    for what, options, program in (
+        ("SAC update", _AGENT_OPTIONS, lambda o: _sac_steps(_SAC.replace(**o))[0]),
+        (
+            "fit step (mse)",
+            _MODEL_OPTIONS,
+            lambda o: _fit_steps("mse", _DYNAMICS.replace(**o))[0],
+        ),
+        ("rollouts", _ROLLOUT_OPTIONS, _rollouts),
+    ):
+        calls = {name: program(option) for name, option in options.items()}
+        seconds = measure.seconds({"without": program({})} | calls, rounds=9)
+        for name in options:
+            ratio = seconds[name] / seconds["without"]
+            figures[f"{what} with {name}, time"] = ratio
+    return figures
+
+
+def _rollouts(options):
+    """A program of rollouts of five steps from 1,000 states."""
+    sizes = {"obs_dim": _OBS_DIM, "action_dim": _ACTION_DIM}
+    model = dynamics.init_dynamics(jax.random.key(0), **sizes, config=_DYNAMICS)
+    agent = sac.init(jax.random.key(1), **sizes, config=_SAC)
+    starts = _transitions((1000,)).obs
+
+    @jax.jit
+    def program(model, agent):
+        return imagine.imagine(
+            jax.random.key(2),
+            model,
+            jnp.arange(5),
+            starts,
+            act=sac.policy(agent, config=_SAC),
+            termination=lambda obs, action, next_obs: jnp.bool_(False),
+            horizon=5,
+            max_horizon=5,
+            **options,
+        )
+
+    return lambda: program(model, agent)
+
+
+def _sac_steps(config: sac.SACConfig = _SAC):
     """A program of `_STEPS` updates, and its floating-point operations."""
     key = jax.random.key(0)
-    state = sac.init(key, obs_dim=_OBS_DIM, action_dim=_ACTION_DIM, config=_SAC)
+    state = sac.init(key, obs_dim=_OBS_DIM, action_dim=_ACTION_DIM, config=config)
     batches = _transitions((_STEPS, _BATCH))
     keys = jax.random.split(jax.random.key(1), _STEPS)
 
     def steps(state, keys, batches):
         return jax.lax.scan(
-            lambda s, x: sac.update(x[0], s, x[1], config=_SAC), state, (keys, batches)
+            lambda s, x: sac.update(x[0], s, x[1], config=config),
+            state,
+            (keys, batches),
         )
 
     program = jax.jit(steps)
@@ -110,13 +179,11 @@ def _sac_steps():
     return lambda: program(state, keys, batches), flops
 
 
-def _fit_steps(name: str):
+def _fit_steps(name: str, model: DynamicsConfig = _DYNAMICS):
     """A program of `_STEPS` fit steps with prepared weights, and its operations."""
     loss, config = losses.get(name), FitConfig()
     sizes = {"obs_dim": _OBS_DIM, "action_dim": _ACTION_DIM}
-    state = fit.init(
-        jax.random.key(0), **sizes, dynamics_config=_DYNAMICS, config=config
-    )
+    state = fit.init(jax.random.key(0), **sizes, dynamics_config=model, config=config)
     data = _transitions((4096,))
     agent = sac.init(jax.random.key(1), **sizes, config=_SAC)
     value_fn = sac.value_fn(agent, config=_SAC)

@@ -82,6 +82,7 @@ def test_epoch_gives_each_stage_and_the_next_epoch_a_different_key(monkeypatch):
     for name in ("add_imagined", "interact"):
         monkeypatch.setattr(mbpo, name, stage)
     monkeypatch.setattr(mbpo, "freeze_if_diverged", lambda old, new, *_, **__: new)
+    monkeypatch.setattr(mbpo, "_errors_on_new", lambda *_, **__: {})
     state = cases.start().replace(key=jax.random.key(0))
     for _ in range(3):
         state, _ = mbpo.epoch(state, env=None, config=CONFIG)

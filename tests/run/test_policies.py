@@ -207,9 +207,10 @@ def test_a_checkpoint_of_another_network_is_refused(saved):
     )
 
 
-def test_only_the_actor_and_two_counters_are_read_from_a_checkpoint(saved):
+def test_only_what_acts_and_two_counters_are_read_from_a_checkpoint(saved):
     env = envs.from_config(policy_cases.ENV)
     names = states.named(policies._shapes(env, policy_cases.CONFIG.sac))
     layer = ".agent.actor['params']['mlp']['Dense_0']"
     actor = {f"{layer}['{part}']" for part in ("kernel", "bias")}
-    assert set(names) == {*actor, ".env_steps", ".diverged_at"}
+    scales = {".agent.obs_mean", ".agent.obs_std"}
+    assert set(names) == {*actor, *scales, ".env_steps", ".diverged_at"}

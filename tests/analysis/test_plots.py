@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from vagram_jax.analysis import figures, plots, stats, summary
+from vagram_jax.analysis import figures, plots, published, stats, summary
 from vagram_jax.storage.files import ResultsError
 from vagram_jax.storage.results import Run
 
@@ -72,6 +72,18 @@ def test_learning_curves_have_a_panel_per_environment():
     assert other.get_title(loc="left") == "other"
     assert toy.get_title(loc="left") == "toy"
     assert "c: 1 seeds" in texts(toy)  # a line without a band
+
+
+def test_learning_curves_end_published_curves_where_the_runs_end():
+    steps = np.array([0.0, 500.0, 1000.0, 50_000.0])
+    curve = published.PublishedCurve("mbpo", steps, steps / 100, steps / 1000, 5)
+    runs, other = [make_run("mle")], curve._replace(algorithm="other")
+    against = {"toy": [curve], "elsewhere": [other]}
+    (axes,) = plots.learning_curves(runs, against=against, resamples=20).axes
+    line = line_of(axes, "mbpo, published: 5 seeds on v4, mean and std")
+    np.testing.assert_array_equal(line.get_xdata(), steps[:3])
+    np.testing.assert_array_equal(line.get_ydata(), [0.0, 5.0, 10.0])
+    assert "other" not in texts(axes)
 
 
 def test_attention_shows_shares_and_errors_of_the_last_quarter_of_fits():

@@ -6,6 +6,7 @@ as PNG if a path is given.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vagram_jax.analysis import figures, stats, summary
+from vagram_jax.analysis.published import PublishedCurve
 from vagram_jax.analysis.stats import Values
 from vagram_jax.storage.results import Run
 
@@ -43,6 +45,7 @@ def learning_curves(
     runs: Sequence[Run],
     path: str | os.PathLike | None = None,
     *,
+    against: Mapping[str, Sequence[PublishedCurve]] | None = None,
     resamples: int = 2000,
 ) -> Figure:
     """Plots return against environment steps: IQM and 95% interval, a line per run.
@@ -53,6 +56,8 @@ def learning_curves(
     Args:
       runs: each with at least one evaluation.
       path: of the PNG; None writes none.
+      against: published curves of each environment, as from `published.load`, which are
+        drawn in gray as far as the runs go; None draws none.
       resamples: number of bootstrap resamples at each step.
 
     Raises:
@@ -69,6 +74,8 @@ def learning_curves(
         for run, final in zip(members, finals, strict=True):
             curve = summary.curves(run.metrics, floor=floor, resamples=resamples)
             _draw_curve(axes, run.name, curve, final, styles[run.name])
+        published = (against or {}).get(env.lower(), [])
+        _draw_published(axes, published, max(axes.get_xlim()[1], 1.0))
         figures.set_labels(axes, env, "environment steps", "return")
         _use_engineering_ticks(axes)
         figures.add_legend(axes, _curve_legend(finals, floor))
@@ -372,6 +379,20 @@ def _draw_curve(axes, name: str, curve, finals: summary.Finals, style) -> None:
     heights = np.interp(steps, curve.env_steps, curve.value)
     cross = {"color": style["color"], "markersize": 11, "markeredgewidth": 2.5}
     axes.plot(steps, heights, "x", **cross)
+
+
+def _draw_published(
+    axes: Axes, curves: Sequence[PublishedCurve], last_step: float
+) -> None:
+    """Draws gray lines with bands of one standard deviation, up to `last_step`."""
+    for curve, style in zip(curves, itertools.cycle(["--", ":", "-.", "-"])):
+        shown = curve.env_steps <= last_step
+        if not shown.any():
+            continue
+        label = f"{curve.algorithm}, published: {curve.seeds} seeds on v4, mean and std"
+        x, mean, std = (v[shown] for v in (curve.env_steps, curve.mean, curve.std))
+        axes.fill_between(x, mean - std, mean + std, color="0.5", alpha=0.1, lw=0)
+        axes.plot(x, mean, style, color="0.4", label=figures.escape(label))
 
 
 def _curve_legend(finals: Sequence[summary.Finals], floor: float) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import jinja2
 
 from vagram_jax.analysis import figures, plots, stats, summary
+from vagram_jax.analysis.published import PublishedCurve
 from vagram_jax.analysis.study import Study
 from vagram_jax.storage import files, records, results
 from vagram_jax.storage.files import ResultsError
@@ -28,11 +29,18 @@ _MAX_FIGURE_BYTES = 20_000_000  # browsers fail to open much larger pages
 _HEADINGS = {"learning_curves.png": "Learning curves", "attention.png": "Attention"}
 
 
-def write_report(study: Study) -> Path:
+def write_report(
+    study: Study, against: Mapping[str, Sequence[PublishedCurve]] | None = None
+) -> Path:
     """Writes `report.html`, its figures and `summary.json` into a study's folder.
 
     Runs without an evaluation are only listed. Any other PNG in the folder, such as the
     plot of a sweep, is shown too.
+
+    Args:
+      study: the study.
+      against: published curves to draw beside those of the runs, see
+        `plots.learning_curves`.
 
     Returns:
       The path of `report.html`.
@@ -42,7 +50,8 @@ def write_report(study: Study) -> Path:
     """
     folder, runs = study.folder.resolve(), study.runs
     try:
-        plots.learning_curves(study.evaluated, folder / "learning_curves.png")
+        curves = folder / "learning_curves.png"
+        plots.learning_curves(study.evaluated, curves, against=against)
         if any(map(plots.num_dims, study.evaluated)):
             plots.attention(study.evaluated, folder / "attention.png")
     except ValueError as error:

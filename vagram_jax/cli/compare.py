@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vagram_jax import config
 from vagram_jax.cli import flags, train
+from vagram_jax.cli.report import published_curves
 from vagram_jax.run import grid, session
 
 LOSSES = flags.DEFINE_list(
@@ -29,7 +30,7 @@ def main(env_config, algorithm, run_config) -> int:
     Raises:
       ConfigError: no loss, or one twice.
     """
-    options = train.session_options(run_config.num_seeds)
+    options, curves = train.session_options(run_config.num_seeds), published_curves()
     losses = LOSSES.value
     if not losses or len(set(losses)) < len(losses):
         raise config.ConfigError(
@@ -43,4 +44,4 @@ def main(env_config, algorithm, run_config) -> int:
     ]
     study = train.study_name(grid.study_name(env_config))
     session.train_runs(specs, train.RESULTS.value, study, options=options)
-    return train.show(Path(train.RESULTS.value) / study, losses)
+    return train.show(Path(train.RESULTS.value) / study, losses, curves)

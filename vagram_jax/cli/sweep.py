@@ -21,6 +21,7 @@ from vagram_jax import config
 from vagram_jax.analysis import report
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import configs, flags, train
+from vagram_jax.cli.report import published_curves
 from vagram_jax.run import devices, grid, session
 from vagram_jax.run.grid import RunSpec
 from vagram_jax.storage import files, results
@@ -47,7 +48,7 @@ def main(env_config, algorithm, run_config) -> int:
     Returns:
       The exit status of the first run that failed, 0 without one.
     """
-    number, count = _shard()
+    (number, count), curves = _shard(), published_curves()
     options = train.session_options(run_config.num_seeds * len(points(GRID.value)))
     specs = specs_of_grid((env_config, algorithm, run_config))
     if count > 1 or LAUNCHER.value != "here":
@@ -64,7 +65,7 @@ def main(env_config, algorithm, run_config) -> int:
         keep_going=True,
     )
     if devices.is_first():
-        _write_table(Path(train.RESULTS.value) / study, specs)
+        _write_table(Path(train.RESULTS.value) / study, specs, curves)
     return statuses[0] if statuses else 0
 
 
@@ -121,7 +122,7 @@ def points(text: str | None) -> list[dict[str, str]]:
     ]
 
 
-def _write_table(folder: Path, specs: Sequence[RunSpec]) -> None:
+def _write_table(folder: Path, specs: Sequence[RunSpec], curves) -> None:
     """Writes a row per seed of each finished run of any shard, and the report."""
     names = [spec.name for spec in specs if results.is_finished(folder / spec.name)]
     print(f"{len(names)} of {len(specs)} runs finished")
@@ -133,7 +134,9 @@ def _write_table(folder: Path, specs: Sequence[RunSpec]) -> None:
         {"run": name} | row for name in names for row in study.seed_rows(by_name[name])
     ]
     files.write_rows(folder / "sweep.csv", table)
-    print(f"table: {folder / 'sweep.csv'}\nreport: {report.write_report(study)}")
+    print(
+        f"table: {folder / 'sweep.csv'}\nreport: {report.write_report(study, curves)}"
+    )
 
 
 def _shard() -> tuple[int, int]:

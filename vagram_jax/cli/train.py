@@ -14,6 +14,7 @@ from vagram_jax import config
 from vagram_jax.analysis import report, summary
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import flags
+from vagram_jax.cli.report import published_curves
 from vagram_jax.run import devices, grid, session
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
@@ -50,12 +51,12 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 
 
 def main(env_config, algorithm, run_config) -> int:
     """Trains, prints the table and writes the report; returns the exit status."""
-    options = session_options(run_config.num_seeds)
+    options, curves = session_options(run_config.num_seeds), published_curves()
     labels = {"loss": grid.loss_label(algorithm)}
     spec = grid.make_spec((env_config, algorithm, run_config), labels)
     study = study_name(grid.study_name(env_config))
     session.train_runs([spec], RESULTS.value, study, options=options)
-    return show(Path(RESULTS.value) / study, [spec.name])
+    return show(Path(RESULTS.value) / study, [spec.name], curves)
 
 
 def session_options(num_lanes: int) -> session.SessionOptions:
@@ -100,12 +101,13 @@ def study_name(default: str) -> str:
     return default if STUDY.value is None else STUDY.value
 
 
-def show(study: Path, names: Sequence[str]) -> int:
+def show(study: Path, names: Sequence[str], curves=None) -> int:
     """Prints the table of some runs of a study and writes the study's report.
 
     Args:
       study: folder of the study.
       names: names of the runs in the table.
+      curves: published curves for the report, as from `published_curves`.
 
     Returns:
       The exit status, `flags.STATUS_DIVERGED` if all seeds of these runs diverged.
@@ -116,7 +118,7 @@ def show(study: Path, names: Sequence[str]) -> int:
     if not devices.is_first():
         return 0
     loaded = Study.load(study)
-    page = report.write_report(loaded)
+    page = report.write_report(loaded, curves)
     summaries = {name: loaded.summaries[name] for name in names}
     print(f"\n{summary.table(summaries)}")
     print("\n".join(report.verdict(summaries)))

@@ -61,7 +61,7 @@ def load(path: str | os.PathLike) -> dict[str, list[PublishedCurve]]:
             f"{path}: no column {missing[0]}; a header and rows with "
             f"{', '.join(_COLUMNS)} are accepted"
         )
-    groups: dict[tuple[str, str], list[list[float]]] = {}
+    groups: dict[tuple[str, str], list[Sequence[float]]] = {}
     for number, row in enumerate(rows, start=2):
         key = row["env"].lower(), row["algorithm"]
         groups.setdefault(key, []).append(_numbers(path, number, row))

@@ -37,8 +37,8 @@ class FitConfig:
       batch_size: rows of a minibatch, for each member.
       bootstrap: give each member its own resample of the training rows, drawn once per
         fit; otherwise all members see the same rows.
-      holdout: share of the rows that no member trains on; with 0 the training rows
-        give the scores.
+      holdout: share of the rows that no member trains on, the same rows in every fit;
+        with 0 the training rows give the scores.
       max_holdout: maximum number of held-out rows.
       patience: epochs without an improvement of any member after which a fit stops.
       min_improvement: smallest improvement that counts, relative to the member's best
@@ -236,10 +236,11 @@ def _objectives(
 
 
 def _split(key, data: ReplayState, prepared, num_members: int, config: FitConfig):
-    """Draws a hold-out set and each member's training rows, all of fixed shapes."""
-    key_order, key_bootstrap = jax.random.split(key)
+    """Returns hold-out rows and each member's training rows, all of fixed shapes."""
     capacity, size = data.capacity, data.size
-    order = _shuffled(key_order, capacity, size)
+    # The order depends on the row numbers alone. A network that continues from an
+    # earlier fit has then never trained on a held-out row, but for a few at the border.
+    order = _shuffled(jax.random.key(0), capacity, size)
     if config.holdout == 0.0:
         max_score = min(config.max_holdout, capacity)
         num_score, num_held = jnp.minimum(size, max_score), 0
@@ -252,7 +253,7 @@ def _split(key, data: ReplayState, prepared, num_members: int, config: FitConfig
     train = order[(num_held + jnp.arange(capacity)) % capacity]
     if config.bootstrap:
         picks = jax.random.randint(
-            key_bootstrap, (num_members, capacity), 0, jnp.maximum(num_train, 1)
+            key, (num_members, capacity), 0, jnp.maximum(num_train, 1)
         )
         train_rows = train[picks]
     else:

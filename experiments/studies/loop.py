@@ -117,7 +117,7 @@ def run(
     Args:
       design: how the runs are compared.
       labeled: a preset to the labels and settings of the runs.
-      preset: "quick" or "full".
+      preset: "quick", "long" or "full".
       folder: of the study.
       options: where and how the runs train.
       num_seeds: None takes the preset's number.
@@ -153,7 +153,7 @@ def new_record(preset: str, losses: Sequence[str]) -> dict[str, Any]:
     """The record of a study that starts now.
 
     Args:
-      preset: "quick" or "full".
+      preset: "quick", "long" or "full".
       losses: the losses that are trained.
 
     Returns:

@@ -89,6 +89,10 @@ def test_study_writes_the_findings(checkout):
         (["capacity", "--write_findings"], "study capacity: one name, or none with "),
         (["capacity", "--study_seeds=2"], "--study_seeds=2; at least 3: an interval "),
         (["capacity", "--first_seed=-1"], "--first_seed=-1; at least 0"),
+        (
+            ["capacity", "--preset=long"],
+            "--preset=long: the study capacity doesn't have it; accepted: quick, full",
+        ),
         (["capacity", "--preset=fast"], "flag --preset=fast: value should be one of "),
         (["none.py"], "study none.py: no such file"),
         (["empty.py"], "study empty.py: it has no function run"),

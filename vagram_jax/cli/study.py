@@ -2,7 +2,8 @@
 
     vagram study capacity --preset=quick
 
-`quick` takes minutes on two cores, or up to an hour with Hopper; `full` needs an
+`quick` takes minutes on two cores, or up to an hour with Hopper; `long` trains MuJoCo's
+tasks until they are learned, which takes hours on two cores; `full` needs an
 accelerator. The files are in `results/<study>-<preset>`. The same command again resumes
 an interrupted study. A study is a module of `experiments/studies` in a checkout, or a
 file of your own, such as `my_study.py`.
@@ -22,7 +23,9 @@ from vagram_jax.analysis import stats
 from vagram_jax.cli import flags, repository, train
 from vagram_jax.storage import files, results
 
-PRESET = flags.DEFINE_enum("preset", "quick", ["quick", "full"], "Size of the study.")
+PRESET = flags.DEFINE_enum(
+    "preset", "quick", ["quick", "long", "full"], "Size of the study."
+)
 SEEDS = flags.DEFINE_integer(
     "study_seeds", None, "Number of seeds of each run; default: the preset's."
 )
@@ -55,6 +58,7 @@ def main(names: list[str]) -> int:
             print(f"{name:23}{about}")
         return 0
     study = _load(names[0])
+    _check_preset(names[0], study)
     _check_seeds()
     name = train.study_name(f"{Path(names[0]).stem}-{PRESET.value}")
     folder = Path(train.RESULTS.value) / results.check_name(name, what="study")
@@ -101,6 +105,15 @@ def _load_file(path: Path) -> ModuleType:
     if not callable(getattr(module, "run", None)):
         raise flags.UsageError(f"study {path}: it has no function run")
     return module
+
+
+def _check_preset(name: str, study: ModuleType) -> None:
+    accepted = getattr(study, "PRESETS", ("quick", "full"))
+    if PRESET.value not in accepted:
+        raise flags.UsageError(
+            f"--preset={PRESET.value}: the study {name} doesn't have it; accepted: "
+            f"{', '.join(accepted)}"
+        )
 
 
 def _check_seeds() -> None:

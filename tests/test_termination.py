@@ -1,8 +1,6 @@
-"""Learned termination: what it learns, how sure it is, and that it ends rollouts.
+"""Learned termination: what the classifier learns, how sure it is, and what it reports.
 
-All tests share a buffer's shape, and most of them one config, so that few programs are
-compiled, all of them with JAX looking for keys that are used twice. Rows that were
-never written are NaN and flagged, so that using one shows.
+JAX looks for keys that are used twice in all programs.
 """
 
 import functools
@@ -12,107 +10,30 @@ import jax.numpy as jnp
 import mbpo_cases as cases
 import numpy as np
 import oracles
-import probe_envs
 import pytest
 from scipy import special
-
-from vagram_jax import config, dynamics, imagine, mbpo, replay, schedules, termination
-from vagram_jax.run import devices, states
-from vagram_jax.storage import checkpoint
-from vagram_jax.types import Transition
-
-pytestmark = pytest.mark.usefixtures("key_reuse")
-
-CAPACITY, SIZE, OBS_DIM, ACTION_DIM = 2000, 1500, 3, 1
-IN_DIM = 2 * OBS_DIM + ACTION_DIM
-CONFIG = termination.TerminationConfig(
-    hidden=(32,), learning_rate=3e-3, batch_size=64, steps_per_fit=1000
+from termination_cases import (
+    CAPACITY,
+    CONFIG,
+    IN_DIM,
+    OBS_DIM,
+    SIZE,
+    answering,
+    answers,
+    below,
+    buffer_of,
+    falling,
+    falls,
+    fit,
+    fitted,
+    init,
+    log_odds,
+    steps_of,
 )
 
+from vagram_jax import config, mbpo, termination
 
-def steps_of(seed, size=CAPACITY):
-    """Steps without flags: `(obs, action, next_obs)`, in units far from one."""
-    rng = np.random.default_rng(seed)
-    obs = 50.0 + 10.0 * rng.normal(size=(size, OBS_DIM))
-    action = rng.uniform(-1.0, 1.0, (size, ACTION_DIM))
-    next_obs = obs + 5.0 * action + 3.0 * rng.normal(size=obs.shape)
-    return [np.float32(x) for x in (obs, action, next_obs)]
-
-
-def buffer_of(steps, terminated, size=SIZE):
-    """A buffer whose first `size` rows are the steps given."""
-    rows = np.arange(CAPACITY) < size
-    obs, action, next_obs = (
-        np.where(rows[:, None], x, np.float32("nan")) for x in steps
-    )
-    return replay.ReplayState(
-        data=Transition(
-            obs=obs,
-            action=action,
-            reward=np.zeros(CAPACITY, np.float32),
-            next_obs=next_obs,
-            terminated=terminated | ~rows,
-            truncated=~rows,
-        ),
-        insert_at=jnp.int32(size % CAPACITY),
-        size=jnp.int32(size),
-    )
-
-
-def falls(steps):
-    """The rule of the tests: about one step in nine ends below."""
-    return steps[2][:, 0] < 37.0
-
-
-def falling(seed=0, size=SIZE):
-    steps = steps_of(seed)
-    return buffer_of(steps, falls(steps), size)
-
-
-@functools.partial(jax.jit, static_argnames="hidden")
-def _init(key, hidden):
-    return termination.init(
-        key,
-        obs_dim=OBS_DIM,
-        action_dim=ACTION_DIM,
-        config=CONFIG.replace(hidden=hidden),
-    )
-
-
-def init(seed=0, hidden=CONFIG.hidden):
-    return _init(jax.random.key(seed), hidden)
-
-
-def answering(kernel, limit, counts=(1, 1), **fields):
-    """A state whose ratio is `limit - inputs @ kernel`, in the units of the data."""
-    network = jax.tree.map(np.zeros_like, init().network)
-    layers = network["params"]
-    # The positive part of that less its negative part.
-    for unit, sign in enumerate((1.0, -1.0)):
-        layers["Dense_0"]["kernel"][:, unit] = -sign * kernel
-        layers["Dense_0"]["bias"][unit] = sign * limit
-        layers["Dense_1"]["kernel"][unit] = sign
-    return init().replace(network=network, counts=jnp.int32(counts), **fields)
-
-
-def below(limit, **fields):
-    """A state that takes successors below a limit for terminated ones."""
-    return answering(np.eye(IN_DIM)[OBS_DIM + ACTION_DIM], limit, **fields)
-
-
-fit = jax.jit(termination.fit)
-log_odds = jax.jit(termination.log_odds)
-
-
-@jax.jit
-def answers(state, steps, algorithm=CONFIG):
-    ends = termination.termination_fn(state, config=algorithm)
-    return jax.vmap(ends)(*steps)
-
-
-@functools.cache
-def fitted(seed=0):
-    return fit(jax.random.key(seed), init(seed), falling(seed), config=CONFIG)
+pytestmark = pytest.mark.usefixtures("key_reuse")
 
 
 # --- What is learned ------------------------------------------------------------------
@@ -220,7 +141,7 @@ def test_fit_normalises_by_the_rows_that_were_written():
     np.testing.assert_allclose(state.std, std, rtol=1e-5)
 
 
-# --- What it says without examples, and of NaN ----------------------------------------
+# --- Without examples, and for NaN ----------------------------------------------------
 
 
 def test_nothing_has_terminated_without_an_example():
@@ -236,7 +157,7 @@ def test_nothing_has_terminated_without_an_example():
     cases.assert_identical(actual.network, state.network)
     cases.assert_identical(actual.opt_state, state.opt_state)
     assert np.isnan(metrics["model/termination_loss"])
-    # With a single example, it may speak.
+    # A single example is enough.
     assert answers(actual.replace(counts=jnp.int32([1, SIZE])), steps).all()
 
 
@@ -260,12 +181,12 @@ def test_nan_anywhere_in_a_step_has_terminated():
             assert ends(*broken)
 
 
-# --- What is told ---------------------------------------------------------------------
+# --- Metrics --------------------------------------------------------------------------
 
 
-def test_fit_tells_how_it_answered_for_the_rows_since_the_last_fit():
-    # Of ten new rows around the end of the ring, six terminated. It takes those whose
-    # successor is below zero for such: two of the six, and one of the others.
+def test_fit_reports_its_errors_on_the_rows_since_the_last_fit():
+    # Of ten new rows around the end of the ring, six terminated. The classifier flags
+    # successors below zero: two of the six, and one of the others.
     new = np.arange(-4, 6) % CAPACITY
     flags, obs = np.zeros(CAPACITY, bool), np.ones((CAPACITY, OBS_DIM))
     flags[new[:6]] = True
@@ -281,7 +202,7 @@ def test_fit_tells_how_it_answered_for_the_rows_since_the_last_fit():
     assert int(actual.seen_to) == 6
 
 
-def test_fit_tells_before_the_first_example_that_all_are_missed():
+def test_fit_reports_that_all_are_missed_before_the_first_example():
     _, metrics = fitted()
     assert metrics["model/termination_missed"] == 1.0
     assert metrics["model/termination_false_alarms"] == 0.0
@@ -343,165 +264,6 @@ def test_fit_draws_by_its_key():
     cases.assert_identical(first, again)
     kernels = [s.network["params"]["Dense_0"]["kernel"] for s in (first, second)]
     assert not np.array_equal(*kernels)
-
-
-# --- In imagination and in the loop ---------------------------------------------------
-
-
-def test_imagine_ends_rollouts_where_it_says():
-    # A model that adds -1 to each dimension; -2 and less has terminated.
-    model = dynamics.DynamicsConfig(hidden=(), num_members=1, num_elites=1)
-    params = dynamics.init_dynamics(
-        jax.random.key(0), obs_dim=OBS_DIM, action_dim=ACTION_DIM, config=model
-    )
-    network = jax.tree.map(lambda x: jnp.full_like(x, -(x.ndim == 2)), params.network)
-    _, valid = imagine.imagine(
-        jax.random.key(0),
-        params.replace(network=network),
-        jnp.array([0]),
-        jnp.float32([[0.0] * 3, [-1.0] * 3, [9.0] * 3]),
-        act=lambda key, obs: obs[:, :ACTION_DIM],
-        termination=termination.termination_fn(below(-1.5), config=CONFIG),
-        horizon=5,
-        max_horizon=5,
-    )
-    np.testing.assert_array_equal(valid.sum(axis=0), [2, 1, 5])
-
-
-# The observation is the fraction of the five steps that has passed.
-ENV = probe_envs.Salary(ends_after=5)
-ENV.episode_length = 10
-ENDS_ABOVE = 0.9
-# A constant is added at each step, which a model without hidden layers learns at once.
-LEARNED = cases.CONFIG.replace(
-    loss="mse",
-    dynamics=cases.CONFIG.dynamics.replace(hidden=()),
-    fit=cases.CONFIG.fit.replace(learning_rate=0.05, max_epochs=50, patience=5),
-    imagine=imagine.ImagineConfig(termination="learned", rollouts_per_step=20),
-    termination=CONFIG.replace(hidden=(8,), steps_per_fit=300),
-)
-
-
-@jax.jit
-def _start(key):
-    state = mbpo.init(key, env=ENV, config=LEARNED)
-    return mbpo.warm_up(state, env=ENV, config=LEARNED)
-
-
-@jax.jit
-def _epoch(state):
-    return mbpo.epoch(state, env=ENV, config=LEARNED)
-
-
-@functools.cache
-def epochs_on(count):
-    """The state after some epochs, and the last one's metrics."""
-    if count == 0:
-        return _start(jax.random.key(0)), {}
-    return _epoch(cases.fresh(epochs_on(count - 1)[0]))
-
-
-def test_epoch_learns_which_steps_end_an_episode():
-    state, metrics = epochs_on(3)
-    rows = cases.stored(state)
-    np.testing.assert_array_equal(rows.terminated, rows.next_obs[:, 0] > ENDS_ABOVE)
-    ends = termination.termination_fn(state.termination, config=LEARNED.termination)
-    actual = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
-    np.testing.assert_array_equal(actual, rows.terminated)
-    assert (
-        metrics["model/termination_missed"]
-        == metrics["model/termination_false_alarms"]
-        == 0.0
-    )
-    assert bool(state.alive)
-
-
-def test_warm_up_learns_nothing_and_the_first_epoch_does():
-    steps = [int(epochs_on(n)[0].termination.opt_state[0].count) for n in range(3)]
-    assert steps == [0, 300, 600]
-
-
-def keys_given(monkeypatch, *functions):
-    """Replaces functions, and returns the list of keys that they will be given."""
-    seen = []
-
-    def record(key, *_, **__):
-        seen.append(key)
-        return None, {}
-
-    for name in functions:
-        monkeypatch.setattr(f"vagram_jax.{name}", record)
-    return seen
-
-
-def assert_all_differ(keys, count):
-    assert len(np.unique(cases.bits(jnp.stack(keys)), axis=0)) == len(keys) == count
-
-
-# JAX's check for key reuse doesn't count `fold_in` as a use.
-def test_init_gives_each_part_a_different_key(monkeypatch):
-    parts = ("envs.episodes.reset", "fit.init", "termination.init", "sac.init")
-    seen = keys_given(monkeypatch, *parts)
-    state = mbpo.init(jax.random.key(0), env=ENV, config=LEARNED)
-    assert_all_differ([*seen, state.key], 5)
-
-
-def test_fit_model_gives_model_and_classifier_different_keys(monkeypatch):
-    state, _ = epochs_on(0)
-    seen = keys_given(monkeypatch, "fit.fit", "termination.fit")
-    fitted, _ = mbpo.fit_model(state.replace(key=jax.random.key(0)), config=LEARNED)
-    rest = [fitted.key, fitted.key_imagine, fitted.key_interact]
-    assert_all_differ([*seen, *rest, jax.random.key(0)], 6)
-
-
-def test_add_imagined_flags_terminations_as_the_classifier_does():
-    state, metrics = epochs_on(3)
-    rows = jax.tree.map(lambda x: x[: int(state.imagined.size)], state.imagined.data)
-    ends = termination.termination_fn(state.termination, config=LEARNED.termination)
-    expected = jax.vmap(ends)(rows.obs, rows.action, rows.next_obs)
-    np.testing.assert_array_equal(rows.terminated, expected)
-    assert 0.0 < metrics["model/terminated"] < 1.0
-
-
-def test_epoch_counts_a_non_finite_classifier_as_divergence():
-    state, _ = epochs_on(1)
-    classifier = state.termination
-    network = jax.tree.map(lambda x: x * jnp.nan, classifier.network)
-    state = state.replace(termination=classifier.replace(network=network))
-    actual, _ = _epoch(cases.fresh(state))
-    assert not bool(actual.alive)
-
-
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        cases.CONFIG,
-        LEARNED.replace(imagine=LEARNED.imagine.replace(termination="none")),
-        LEARNED.replace(loss=mbpo.NO_MODEL, real_fraction=schedules.constant(1.0)),
-    ],
-    ids=["env", "none", "no model"],
-)
-def test_init_has_no_classifier_unless_one_is_learned(algorithm):
-    make = functools.partial(mbpo.init, env=ENV, config=algorithm)
-    assert jax.eval_shape(make, jax.random.key(0)).termination is None
-
-
-def test_a_state_with_a_classifier_survives_its_checkpoint(tmp_path):
-    # One lane, as a run has it.
-    state = jax.tree.map(lambda x: x[None], cases.fresh(epochs_on(2)[0]))
-    packed = states.pack(state)
-    checkpoint.save(checkpoint.Piece(tmp_path, range(1), packed), 7)
-    read = checkpoint.load(tmp_path, 7, range(1))
-    shapes = jax.eval_shape(lambda x: x, state)
-    back = states.unpack(read, shapes, devices.Layout())
-    cases.assert_identical(back, state)
-    name = ".termination.network['params']['Dense_0']['kernel']"
-    np.testing.assert_array_equal(
-        read[name], state.termination.network["params"]["Dense_0"]["kernel"]
-    )
-    # A run without one has other arrays, which is told and not repaired.
-    with pytest.raises(checkpoint.CheckpointError, match=r"\.termination\."):
-        states.unpack(read, shapes.replace(termination=None), devices.Layout())
 
 
 # --- What is refused ------------------------------------------------------------------

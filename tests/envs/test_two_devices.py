@@ -48,6 +48,5 @@ print("same on", len(jax.devices()))
 
 
 def test_two_devices_at_the_same_time_compute_what_one_does():
-    count = "--xla_force_host_platform_device_count=2"
-    done = adapter_cases.run_python(CODE, XLA_FLAGS=count, JAX_PLATFORMS="cpu")
+    done = adapter_cases.run_python(CODE, JAX_NUM_CPU_DEVICES="2", JAX_PLATFORMS="cpu")
     assert done.stdout == "same on 2\n", done.stderr[-3000:]

@@ -12,9 +12,14 @@ ARGS ?=
 PINS := setup.cfg pyproject.toml requirements.txt
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder
-FAST := tests/analysis tests/test_api.py tests/test_config.py tests/test_dynamics.py \
-  tests/test_layout.py tests/test_networks.py tests/test_replay.py \
-  tests/losses/test_values.py tests/envs/test_classic.py tests/storage/test_results.py
+FAST := tests/analysis tests/cli/test_main.py tests/envs/test_base.py \
+  tests/envs/test_classic.py tests/losses/test_value_gradients.py \
+  tests/losses/test_values.py tests/run/test_rows.py tests/storage/test_files.py \
+  tests/storage/test_results.py tests/test_api.py tests/test_config.py \
+  tests/test_dynamics.py tests/test_evaluate.py tests/test_fit_isolation.py \
+  tests/test_imagine.py tests/test_layout.py tests/test_mbpo_refusals.py \
+  tests/test_networks.py tests/test_replay.py tests/test_sac.py \
+  tests/test_schedules.py tests/test_termination.py
 
 .PHONY: compare findings test test-fast lint wheel clean
 

@@ -1,5 +1,7 @@
 """Members and seeds are fitted side by side, and nothing passes from one to another."""
 
+import functools
+
 import fit_cases
 import jax
 import jax.numpy as jnp
@@ -78,11 +80,11 @@ def test_fit_stops_each_seed_on_its_own(together, alone):
 
 def test_fit_of_a_seed_equals_that_seed_alone(together, alone):
     for seed, (state, metrics) in enumerate(alone):
-        found_state, found_metrics = at(together, seed)
-        assert_close(found_state.params.network, state.params.network)
-        np.testing.assert_array_equal(found_state.elites, state.elites)
+        actual, actual_metrics = at(together, seed)
+        assert_close(actual.params.network, state.params.network)
+        np.testing.assert_array_equal(actual.elites, state.elites)
         for name in ("model/holdout_loss", "model/train_loss", "model/error_dim"):
-            assert_close(found_metrics[name], metrics[name])
+            assert_close(actual_metrics[name], metrics[name])
 
 
 def test_fit_takes_no_step_for_a_seed_that_has_stopped(together, alone):
@@ -96,10 +98,11 @@ def test_fit_takes_no_step_for_a_seed_that_has_stopped(together, alone):
         assert_close(at(together[0].opt_state, seed), state.opt_state)
 
 
-def test_fit_keeps_nan_in_the_parameters_of_its_seed(together):
+def test_fit_keeps_nan_in_the_parameters_of_its_seed_and_stops_it(together):
     states, data = inputs()
     actual = run_seeds(poisoned(stack(states), 1), stack(data))
     assert np.isnan(actual[1]["model/holdout_loss"][1]).all()
+    assert actual[1]["model/epochs"][1] == STOPS.patience
     for seed in (0, 2):
         fit_cases.assert_identical(at(actual, seed), at(together, seed))
 
@@ -112,47 +115,39 @@ def test_fit_keeps_nan_in_the_data_of_its_seed(together):
         fit_cases.assert_identical(at(actual, seed), at(together, seed))
 
 
-def test_fit_stops_after_patience_epochs_if_everything_is_nan():
-    states, data = inputs()
-    _, metrics = run_seeds(poisoned(stack(states), 1), stack(data))
-    assert metrics["model/epochs"][1] == STOPS.patience
+@functools.cache
+def fit_with_bad_member(bad):
+    """A fit of the whole way, with NaN in one member or, for None, in no member."""
+    state = fit_cases.make_state()
+    if bad is not None:
+        state = poisoned(state, bad)
+    return fit_cases.run(state, config=CONFIG.replace(learning_rate=0.01))
 
 
 @pytest.mark.parametrize("bad", range(MEMBERS))
 def test_fit_keeps_nan_in_its_member(bad):
-    state = fit_cases.make_state()
-    config = CONFIG.replace(learning_rate=0.01)
-    clean, clean_metrics = fit_cases.run(state, config=config)
-    actual, metrics = fit_cases.run(poisoned(state, bad), config=config)
+    results = [fit_with_bad_member(index) for index in (bad, None)]
     # The members share the decision to stop: both must have gone the whole way.
-    assert metrics["model/epochs"] == clean_metrics["model/epochs"] == 6
+    assert [metrics["model/epochs"] for _, metrics in results] == [6, 6]
     for index in set(range(MEMBERS)) - {bad}:
-        for name in ("network", "opt_state", "scores"):
-            a, b = (
-                {
-                    "network": new.params.network,
-                    "opt_state": new.opt_state,
-                    "scores": metric["model/holdout_loss"],
-                }[name]
-                for new, metric in ((actual, metrics), (clean, clean_metrics))
+        actual, expected = (
+            fit_cases.member(
+                (new.params.network, new.opt_state, metrics["model/holdout_loss"]),
+                index,
             )
-            fit_cases.assert_identical(
-                fit_cases.member(a, index), fit_cases.member(b, index)
-            )
+            for new, metrics in results
+        )
+        fit_cases.assert_identical(actual, expected)
 
 
 @pytest.mark.parametrize("bad", range(MEMBERS))
 def test_fit_never_makes_a_member_with_nan_an_elite(bad):
-    config = CONFIG.replace(learning_rate=0.01)
-    actual, metrics = fit_cases.run(
-        poisoned(fit_cases.make_state(), bad), config=config
-    )
+    actual, metrics = fit_with_bad_member(bad)
     scores = np.asarray(metrics["model/holdout_loss"])
     assert np.isnan(scores[bad])
     np.testing.assert_array_equal(actual.elites, np.argsort(scores)[:2])  # NaN is last
 
 
 def test_fit_returns_a_finite_optimizer_state_after_nan():
-    config = CONFIG.replace(learning_rate=0.01)
-    actual, _ = fit_cases.run(poisoned(fit_cases.make_state(), 1), config=config)
+    actual, _ = fit_with_bad_member(1)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(actual.opt_state))

@@ -115,7 +115,7 @@ def test_cross_entropy_and_its_gradient_equal_the_oracles(x64):
         np.asarray, init(hidden=small.hidden).replace(mean=mean, std=std)
     )
     network = jax.tree.map(np.float64, state.network)
-    value, gradient = jax.value_and_grad(termination.cross_entropy)(
+    value, gradient = jax.jit(jax.value_and_grad(termination.cross_entropy))(
         network, state, batch, config=small
     )
     leaves, structure = jax.tree.flatten(network)

@@ -20,19 +20,22 @@ pytestmark = pytest.mark.usefixtures("key_reuse")
 def test_imagine_ends_rollouts_where_the_classifier_says():
     # A model that adds -1 to each dimension; -2 and less has terminated.
     model = dynamics.DynamicsConfig(hidden=(), num_members=1, num_elites=1)
-    params = dynamics.init_dynamics(
-        jax.random.key(0), obs_dim=OBS_DIM, action_dim=ACTION_DIM, config=model
-    )
-    network = jax.tree.map(lambda x: jnp.full_like(x, -(x.ndim == 2)), params.network)
-    _, valid = imagine.imagine(
-        jax.random.key(0),
-        params.replace(network=network),
-        jnp.array([0]),
-        jnp.float32([[0.0] * 3, [-1.0] * 3, [9.0] * 3]),
+    sizes = {"obs_dim": OBS_DIM, "action_dim": ACTION_DIM}
+    init = jax.jit(functools.partial(dynamics.init_dynamics, **sizes, config=model))
+    params = init(jax.random.key(0))
+    network = jax.tree.map(lambda x: np.full_like(x, -(x.ndim == 2)), params.network)
+    run = functools.partial(
+        imagine.imagine,
         act=lambda key, obs: obs[:, :ACTION_DIM],
         termination=termination.termination_fn(below(-1.5), config=CONFIG),
         horizon=5,
         max_horizon=5,
+    )
+    _, valid = jax.jit(run)(
+        jax.random.key(0),
+        params.replace(network=network),
+        np.array([0]),
+        np.float32([[0.0] * 3, [-1.0] * 3, [9.0] * 3]),
     )
     np.testing.assert_array_equal(valid.sum(axis=0), [2, 1, 5])
 

@@ -104,8 +104,8 @@ def mujoco(name: str, preset: str, variant: str = "") -> dict[str, str]:
 
     Args:
       name: a Gymnasium task with a config.
-      preset: "quick" for the start of a learning curve, "long" for most of it, or "full"
-        for the paper's settings.
+      preset: "quick" for the start of a learning curve, "long" for most of it, and
+        "full" for the paper's settings.
       variant: "small" or "distracted" for Hopper, or empty.
 
     Returns:

@@ -15,7 +15,7 @@ from vagram_jax.analysis import report, summary
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import flags
 from vagram_jax.cli.report import published_curves
-from vagram_jax.run import devices, grid, session
+from vagram_jax.run import cache, devices, grid, session
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
 STUDY = flags.DEFINE_string("study", None, "Name of the study; default: the task's.")
@@ -38,6 +38,9 @@ SEED_CHUNK = flags.DEFINE_integer(
 )
 CPU_DEVICES = flags.DEFINE_integer(
     "cpu_devices", None, "Devices that a CPU is split into; default: its cores."
+)
+NO_CACHE = flags.DEFINE_bool(
+    "no_cache", False, "Keep no compiled programs for later commands."
 )
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Split the seeds over the processes of a cluster."
@@ -84,7 +87,7 @@ def session_options(num_lanes: int) -> session.SessionOptions:
     if DISTRIBUTED.value:
         devices.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     else:
-        devices.share_compiled()
+        cache.use(keep=not NO_CACHE.value)
     return session.SessionOptions(
         layout=devices.Layout(SEED_MODE.value),
         seed_chunk=SEED_CHUNK.value,

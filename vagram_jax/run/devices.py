@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,17 +27,11 @@ AXIS = "lanes"
 MODES = ("vmap", "serial")
 """How one device runs its lanes: at the same time, or one after the other."""
 
-# Reading a program that compiles faster than this from the cache saves no time.
-_MIN_CACHED_SECONDS = 0.3
-
 # With all passes, XLA's CPU compiler needs three times as long for random draws.
 _FAST_COMPILATION = {"xla_backend_optimization_level": "1"}
 
 # The default of `Layout.mesh`, which `Layout.__post_init__` replaces by a mesh.
 _ALL_DEVICES = cast(Mesh, None)
-
-# The folder with the programs that this process compiled; removed at exit.
-_cache_folder: tempfile.TemporaryDirectory | None = None
 
 
 class DeviceError(RuntimeError):
@@ -143,26 +136,6 @@ def use_cpu(num_devices: int | None, *, num_lanes: int) -> None:
                 f"--cpu_devices={num_devices}: JAX is already in use; set "
                 "JAX_NUM_CPU_DEVICES before it starts"
             ) from None
-
-
-def share_compiled() -> None:
-    """Caches compiled programs on disk until this process exits.
-
-    Runs that differ only in the loss have most programs in common. JAX executes what it
-    reads from the cache, so the folder is new and only this user can open it. A
-    `jax_compilation_cache_dir` that the user has set stays in place, and
-    `JAX_ENABLE_COMPILATION_CACHE=false` turns the cache off. Must be called before
-    anything is compiled.
-    """
-    global _cache_folder
-    is_enabled = jax.config.jax_enable_compilation_cache and _cache_folder is None
-    if not is_enabled or jax.config.jax_compilation_cache_dir:
-        return
-    with contextlib.suppress(OSError):  # without a cache training is only slower
-        _cache_folder = tempfile.TemporaryDirectory(prefix="vagram_jax-")
-        jax.config.update("jax_compilation_cache_dir", _cache_folder.name)
-        name = "jax_persistent_cache_min_compile_time_secs"
-        jax.config.update(name, _MIN_CACHED_SECONDS)
 
 
 def is_first() -> bool:

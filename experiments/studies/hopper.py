@@ -1,4 +1,4 @@
-"""Hopper at real length: with and without distractors, with large and small models.
+"""Hopper at real length: with and without distractors, large and small models.
 
 The paper's claims: a small model suffices for VaGraM but not for MLE, and VaGraM learns
 where distracting dimensions keep MLE from it.

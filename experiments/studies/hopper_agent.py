@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
+PRESETS = ("quick",)
 _LAYER_NORM = {"sac.critic_layer_norm": "true"}
 _NORMALIZED = {"sac.normalize_obs": "true"}
 _DIRECT = {"dynamics.target": "next_obs"}
@@ -37,9 +38,8 @@ DESIGN = Design(
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """VaGraM with every agent and model, and plain SAC with every agent."""
-    task = {"task": {"hopper": tasks.mujoco("hopper", preset, "distracted")}}
-    if preset == "quick":
-        task["task"]["hopper"] |= {"total_steps": "15000", "replay_capacity": "15000"}
+    steps = {"total_steps": "15000", "replay_capacity": "15000"}
+    task = {"task": {"hopper": tasks.mujoco("hopper", preset, "distracted") | steps}}
     return [
         *loop.product(
             task | {"loss": loop.losses("vagram"), "agent": _AGENTS | _MODELS}

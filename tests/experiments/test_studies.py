@@ -36,13 +36,19 @@ def get_config():
 """
 
 
-@pytest.mark.parametrize("preset", ["quick", "full"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        (name, preset)
+        for name in TRAINED
+        for preset in getattr(studies.load(name), "PRESETS", ("quick", "full"))
+    ],
+)
 def test_all_runs_of_a_study_are_accepted_before_any_is_trained(name, preset):
     labeled = studies.load(name).labeled(preset)
     specs, _ = session.check_runs(loop.make_specs(labeled, None, None))
     assert len({spec.name for spec in specs}) == len(labeled)
-    least = 4 if preset == "quick" else 8
+    least = 8 if preset == "full" else 4
     assert all(spec.run_config.num_seeds >= least for spec in specs)
     # Runs of one task have the same budget and the same agent.
     budgets = collections.defaultdict(set)

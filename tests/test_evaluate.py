@@ -115,16 +115,27 @@ def test_returns_give_the_policy_a_new_key_at_each_step():
         (counter(ends_after=4), 4),
         (counter(ends_after=LENGTH), LENGTH),
         (counter(ends_after=1), 1),
+    ],
+)
+def test_returns_count_the_steps_until_an_end(env, expected):
+    actual, lengths = returns(noise, env, num_episodes=2)
+    # One for each step: what comes after the end adds nothing.
+    np.testing.assert_array_equal(actual, np.full(2, expected))
+    np.testing.assert_array_equal(lengths, np.full(2, expected))
+
+
+@pytest.mark.parametrize(
+    ("env", "length"),
+    [
         (counter(nan_at=3, nan_in="reward"), 2),
         (counter(nan_at=3, nan_in="obs"), 2),
         (counter(nan_at=1, nan_in="reward"), 0),
     ],
 )
-def test_returns_count_the_steps_until_an_end(env, expected):
+def test_an_episode_that_is_not_finite_has_no_return(env, length):
     actual, lengths = returns(noise, env, num_episodes=2)
-    # One for each step: what comes after the end, or isn't finite, adds nothing.
-    np.testing.assert_array_equal(actual, np.full(2, expected))
-    np.testing.assert_array_equal(lengths, np.full(2, expected))
+    assert np.isnan(actual).all()
+    np.testing.assert_array_equal(lengths, [length, length])
 
 
 def test_returns_of_64_bit_rewards_have_64_bits(x64):

@@ -28,7 +28,9 @@ def returns(
 
     Returns:
       `(returns [num_episodes], lengths [num_episodes])`: the sum of rewards and the
-      number of steps of each episode, until it ended or a number was not finite.
+      number of steps of each episode. An episode in which a number is not finite has
+      the return NaN: where rewards are negative, breaking the physics would otherwise
+      look better than going on.
     """
     play = partial(_play, act=act, env=env, episode_length=episodes.length(env))
     return jax.vmap(play)(jax.random.split(key, num_episodes))
@@ -49,7 +51,7 @@ def _play(key, *, act: ActFn, env: base.Env, episode_length: int):
         episode, transition, valid = episodes.step(
             key_env, episode, action, env=env, episode_length=episode_length
         )
-        total = total + jnp.where(valid, transition.reward, 0.0)
+        total = total + jnp.where(valid, transition.reward, jnp.nan)
         goes_on = valid & ~(transition.terminated | transition.truncated)
         return episode, total, length + valid, goes_on
 

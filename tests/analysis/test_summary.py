@@ -58,11 +58,18 @@ def test_final_returns_give_a_diverged_seed_the_floor():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_final_returns_count_a_return_that_is_not_finite_as_diverged(value):
-    rows = [row(0, 10, 1.0), row(0, 20, value), row(0, 30, 1.0)]
+def test_final_returns_give_a_last_return_that_is_not_finite_the_floor(value):
+    rows = [row(0, 10, 1.0), row(0, 20, 1.0), row(0, 30, value)]
     finals = summary.final_returns(rows, floor=-5)
     assert finals.values.tolist() == [-5]
-    assert finals.diverged == {0: 20}
+    assert finals.diverged == {0: 30}
+
+
+def test_final_returns_ignore_an_early_return_that_is_not_finite():
+    rows = [row(0, 10, math.nan), row(0, 20, 1.0), row(0, 30, 2.0)]
+    finals = summary.final_returns(rows, floor=-5)
+    assert finals.values.tolist() == [2.0]
+    assert not finals.diverged
 
 
 @pytest.mark.parametrize(

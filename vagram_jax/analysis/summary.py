@@ -61,8 +61,9 @@ def final_returns(
 ) -> Finals:
     """Returns the final return of each seed: the mean of its last evaluations.
 
-    A seed counts as diverged if one of its rows has a `diverged_at` or a return that
-    isn't finite. Its final return is the floor, whatever it reached before.
+    A seed counts as diverged if one of its rows has a `diverged_at`, or if one of the
+    returns that are averaged isn't finite. Its final return is the floor, whatever it
+    reached before.
 
     Args:
       rows: of one run's `metrics.csv`. Rows without a return are ignored.
@@ -79,15 +80,17 @@ def final_returns(
     values, diverged = [], {}
     seeds = _by_seed(rows)
     for seed, evaluations in seeds.items():
-        failures = [row for row in evaluations if _has_failed(row)]
+        end = evaluations[-1]["env_steps"]
+        ends = [row for row in evaluations if row["env_steps"] > (1 - last) * end]
+        ends = ends or evaluations[-1:]
+        failures = [row for row in evaluations if row.get("diverged_at") is not None]
+        failures += [row for row in ends if _has_failed(row)]
         if failures:
             at = failures[0].get("diverged_at")
             diverged[seed] = failures[0]["env_steps"] if at is None else int(at)
             values.append(floor)
             continue
-        end = evaluations[-1]["env_steps"]
-        ends = [r["return"] for r in evaluations if r["env_steps"] > (1 - last) * end]
-        values.append(np.mean(ends or [evaluations[-1]["return"]], dtype=np.float64))
+        values.append(np.mean([row["return"] for row in ends], dtype=np.float64))
     return Finals(np.array(list(seeds)), np.array(values, dtype=np.float64), diverged)
 
 

@@ -73,10 +73,13 @@ def test_fit_keeps_the_parameters_that_no_epoch_improved():
     new, metrics = fit_cases.run(state, config=CONFIG.replace(learning_rate=1e3))
     fit_cases.assert_identical(new.params.network, state.params.network)
     assert metrics["model/epochs"] == CONFIG.patience
+    assert metrics["model/improved"] == 0
 
 
 def test_fit_stops_at_max_epochs():
     new, metrics = fit_cases.run(config=CONFIG.replace(learning_rate=0.01))
+    assert metrics["model/improved"] == metrics["model/finite"] == MEMBERS
+    assert new.was_finite
     assert metrics["model/epochs"] == CONFIG.max_epochs
     assert adam_steps(new) == 3 * CONFIG.max_epochs
 

@@ -371,8 +371,10 @@ def test_mixed_batches_are_real_without_a_model():
 _freeze_if_diverged = jax.jit(mbpo.freeze_if_diverged)
 
 
-def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
-    """Whether a seed that goes from 0 to 1 counts as healthy; two action dimensions."""
+def judged(
+    q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0, was_finite=True
+):
+    """Why a seed that goes from 0 to 1 has diverged, or ""; two action dimensions."""
 
     def state(value):
         model = dynamics.DynamicsParams(
@@ -381,10 +383,16 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
         return state_with(
             env_steps=jnp.int32(value),
             replay=buffer_of([0.0]).replace(data=rows_of([-reward, 0.0])),
-            dynamics=DynamicsState(params=model, opt_state=None, elites=None),
+            dynamics=DynamicsState(
+                params=model,
+                opt_state=None,
+                elites=None,
+                was_finite=jnp.bool_(was_finite),
+            ),
             agent={"w": jnp.float32(value)},
             alive=jnp.bool_(True),
             diverged_at=jnp.int32(-1),
+            diverged_by=jnp.int32(0),
         )
 
     # The temperature that was learned is no excuse for a large value.
@@ -394,7 +402,8 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
     actual = _freeze_if_diverged(state(0), state(1), metrics, config=algorithm)
     assert float(actual.agent["w"]) == float(actual.alive)
     assert int(actual.diverged_at) == (-1 if actual.alive else 1)
-    return bool(actual.alive)
+    assert bool(actual.alive) == (int(actual.diverged_by) == 0)
+    return mbpo.DIVERGED_BY[int(actual.diverged_by)]
 
 
 @pytest.mark.parametrize(
@@ -409,14 +418,52 @@ def judged(q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0):
 )
 def test_freeze_if_diverged_bounds_the_critics_by_possible_returns(bound, numbers):
     # Far enough from the bound for float32.
-    assert judged(0.999 * bound, **numbers)
-    assert not judged(1.001 * bound, **numbers)
+    assert judged(0.999 * bound, **numbers) == ""
+    assert judged(1.001 * bound, **numbers) == "critic"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_freeze_if_diverged_flags_a_non_finite_value(value):
-    assert not judged(value)
+    assert judged(value) == "critic"
+
+
+def test_freeze_if_diverged_names_a_model_that_was_never_fitted():
+    assert judged(1.0, was_finite=False) == "model"
 
 
 def test_freeze_if_diverged_has_no_bound_without_a_discount():
-    assert judged(1e30, discount=1.0)
+    assert judged(1e30, discount=1.0) == ""
+
+
+@losses.register("loss_of_nan")
+def loss_of_nan(params, batch, value_fn=None, **options):
+    return losses.mse_loss(params, batch, value_fn, **options) * jnp.nan
+
+
+@losses.register("gradient_of_nan")
+def gradient_of_nan(params, batch, value_fn=None, **options):
+    # The square root has no gradient at zero, which is hidden from the value.
+    number = losses.mse_loss(params, batch, value_fn, **options)
+    return number + jnp.where(number >= 0.0, 0.0, jnp.sqrt(number * 0.0) * jnp.nan)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG.replace(loss="loss_of_nan"),
+        CONFIG.replace(loss="gradient_of_nan"),
+        CONFIG.replace(loss="mse", fit=CONFIG.fit.replace(learning_rate=1e30)),
+    ],
+    ids=["loss", "gradient", "learning rate"],
+)
+def test_a_seed_whose_model_is_never_fitted_is_frozen_at_once(config):
+    env = cases.Walk()
+    state = mbpo.warm_up(
+        mbpo.init(jax.random.key(0), env=env, config=config), env=env, config=config
+    )
+    state, metrics = jax.jit(lambda state: mbpo.epoch(state, env=env, config=config))(
+        state
+    )
+    assert not state.alive
+    assert mbpo.DIVERGED_BY[int(state.diverged_by)] == "model"
+    assert int(metrics["model/finite"]) == int(metrics["model/improved"]) == 0

@@ -80,8 +80,12 @@ def test_epoch_flags_the_seed_that_diverges_and_no_other(poison_seed):
 def test_epoch_freezes_a_diverging_seed_in_the_state_before_it(poison_seed):
     before = poison_seed(one_epoch_on())
     actual, _ = cases.epoch_seeds(before)
-    # Everything but the two flags is as before: buffers, counters, environment, keys.
-    expected = before.replace(alive=actual.alive, diverged_at=actual.diverged_at)
+    # Everything but the flags is as before: buffers, counters, environment, keys.
+    expected = before.replace(
+        alive=actual.alive,
+        diverged_at=actual.diverged_at,
+        diverged_by=actual.diverged_by,
+    )
     cases.assert_identical(cases.row(actual, BAD), cases.row(expected, BAD))
 
 

@@ -69,11 +69,14 @@ class DynamicsState:
       opt_state: state of AdamW for the network's parameters.
       elites: `[num_elites]` int32, the members with the lowest hold-out loss, best
         first.
+      was_finite: bool scalar, whether the hold-out loss of any member was finite after
+        the last epoch of any fit. If not, the network was never trained.
     """
 
     params: DynamicsParams
     opt_state: optax.OptState
-    elites: jax.Array
+    elites: jax.Array  # [num_elites]
+    was_finite: jax.Array  # []
 
 
 class _Data(NamedTuple):
@@ -102,6 +105,8 @@ class _Progress(NamedTuple):
     opt_state: optax.OptState
     best_network: Params  # [E, ...]
     best_score: jax.Array  # [E]
+    last_score: jax.Array  # [E]
+    improved: jax.Array  # [E], whether any epoch improved the score
     train_loss: jax.Array  # [E], mean over the last epoch
     epoch: jax.Array  # []
     steps: jax.Array  # []
@@ -124,6 +129,7 @@ def init(
         params=params,
         opt_state=_optimizer(config).init(params.network),
         elites=jnp.arange(dynamics_config.num_elites, dtype=jnp.int32),
+        was_finite=jnp.bool_(False),
     )
 
 
@@ -149,6 +155,8 @@ def fit(
     Returns:
       The fitted ensemble, and metrics: `model/epochs`, and `model/steps`, the number of
       minibatches; `model/train_loss` and `model/holdout_loss`, `[E]`;
+      `model/improved`, the number of members whose score improved, and `model/finite`,
+      the number of members whose score after the last epoch is finite;
       `model/error_dim` and `model/attention_dim`, `[obs_dim]`, see `diagnostics`; and,
       for a loss with value-gradient weights, `model/weightless`, the share of rows at
       which the value function is flat.
@@ -174,12 +182,15 @@ def fit(
             lambda x: jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x)), last.opt_state
         ),
         elites=dynamics.elites_of(last.best_score, params.config.num_elites),
+        was_finite=state.was_finite | jnp.any(jnp.isfinite(last.last_score)),
     )
     metrics = {
         "model/epochs": last.epoch,
         "model/steps": last.steps,
         "model/train_loss": last.train_loss,
         "model/holdout_loss": last.best_score,
+        "model/improved": jnp.sum(last.improved),
+        "model/finite": jnp.sum(jnp.isfinite(last.last_score)),
     }
     if prepared is not None and loss.prepares_weights:
         metrics["model/weightless"] = _weightless(prepared, valid)
@@ -278,6 +289,8 @@ def _start(problem: _Problem, network, opt_state) -> _Progress:
         opt_state=opt_state,
         best_network=network,
         best_score=score,
+        last_score=score,
+        improved=jnp.zeros_like(score, bool),
         train_loss=jnp.full_like(score, jnp.nan),
         epoch=jnp.int32(0),
         steps=jnp.int32(0),
@@ -310,6 +323,8 @@ def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Prog
         opt_state=opt_state,
         best_network=_where_member(improved, network, carry.best_network),
         best_score=jnp.where(improved, score, best),
+        last_score=score,
+        improved=carry.improved | improved,
         train_loss=train_loss,
         epoch=carry.epoch + 1,
         steps=carry.steps + num_batches,

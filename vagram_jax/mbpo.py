@@ -38,6 +38,12 @@ from vagram_jax.schedules import Schedule
 from vagram_jax.termination import TerminationConfig, TerminationState
 from vagram_jax.types import Metrics, TerminationFn, Transition
 
+DIVERGED_BY = ("", "parameter", "critic", "model")
+"""Why a seed is frozen, by the number in `MBPOState.diverged_by`.
+
+A parameter isn't finite, a critic exceeds its bound, or no fit of the model was finite.
+"""
+
 NO_MODEL = "none"
 """The loss name for plain SAC on real data, without a dynamics model."""
 
@@ -97,6 +103,7 @@ class MBPOState:
       agent: the agent.
       alive: bool scalar; False once the seed has diverged, which freezes its state.
       diverged_at: int32 scalar, the step of the divergence, -1 while alive.
+      diverged_by: int32 scalar, an index of `DIVERGED_BY`.
       dropped: int32 scalar, transitions left out because a number wasn't finite.
     """
 
@@ -110,6 +117,7 @@ class MBPOState:
     agent: SACState
     alive: jax.Array  # []
     diverged_at: jax.Array  # []
+    diverged_by: jax.Array  # []
     dropped: jax.Array  # []
 
 
@@ -187,6 +195,7 @@ def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
         agent=sac.init(key_agent, **sizes, config=config.sac),
         alive=jnp.bool_(True),
         diverged_at=jnp.int32(-1),
+        diverged_by=jnp.int32(0),
         dropped=jnp.int32(0),
     )
 
@@ -426,10 +435,11 @@ def freeze_if_diverged(
 ) -> MBPOState:
     """Returns the new state of a healthy seed, or the old one of a diverged seed.
 
-    A seed has diverged when a parameter isn't finite, or when the value of a critic
-    exceeds `divergence_slack (max |r| + alpha_0 action_dim) / (1 - discount)`. The
-    bound has the initial temperature alpha_0: a temperature that runs away takes the
-    values along and is detected. Selecting keeps NaN out of all other seeds.
+    A seed has diverged when a parameter isn't finite, when no fit of the model so far
+    was finite, or when the value of a critic exceeds `divergence_slack (max |r| +
+    alpha_0 action_dim) / (1 - discount)`. The bound has the initial temperature
+    alpha_0: a temperature that runs away takes the values along and is detected.
+    Selecting keeps NaN out of all other seeds.
 
     Args:
       old: the state before the epoch.
@@ -439,17 +449,23 @@ def freeze_if_diverged(
     """
     learned = (new.agent, new.dynamics.params.network, new.termination)
     finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(learned)]
+    fitted = new.dynamics.was_finite | (config.loss == NO_MODEL)
     reward = jnp.max(jnp.abs(new.replay.data.reward))
     bonus = config.sac.initial_temperature * new.replay.data.action.shape[-1]
     bound = config.divergence_slack * (reward + bonus)
     within = metrics["sac/q_max"] * (1.0 - config.sac.discount) <= bound
-    healthy = jnp.all(jnp.stack(finite)) & within
+    failed = ~jnp.stack([jnp.all(jnp.stack(finite)), within, fitted])
+    healthy = ~jnp.any(failed)
     alive = old.alive & healthy
+    has_failed_now = old.alive & ~healthy
     state = jax.tree.map(partial(episodes.choose, alive), new, old)
     return state.replace(
         alive=alive,
-        diverged_at=jnp.where(
-            old.alive & ~healthy, new.env_steps, old.diverged_at
+        diverged_at=jnp.where(has_failed_now, new.env_steps, old.diverged_at).astype(
+            jnp.int32
+        ),
+        diverged_by=jnp.where(
+            has_failed_now, 1 + jnp.argmax(failed), old.diverged_by
         ).astype(jnp.int32),
     )
 

@@ -108,11 +108,11 @@ def attention(
     def sample_loss(next_obs, rest, transition, prepared):
         one_row = jax.tree.map(lambda x: x[None], (rest, transition, prepared))
         rest, transition, prepared = one_row
-        return loss.call(
+        return loss(
             Prediction(next_obs[None], *rest),
             transition,
             value_fn,
-            prepared,
+            prepared=prepared,
             predict=lambda prediction, obs, action: prediction,
         )
 

@@ -237,7 +237,9 @@ def _objectives(
     def member_loss(network, batch_and_prepared):
         member = params.replace(network=network)
         batch, prepared = batch_and_prepared
-        return loss.call(member, batch, value_fn, prepared, predict=dynamics.predict)
+        return loss(
+            member, batch, value_fn, prepared=prepared, predict=dynamics.predict
+        )
 
     def objective(network, batch_and_prepared):
         penalty = dynamics.bounds_penalty(network, config=params.config)

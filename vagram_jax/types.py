@@ -26,6 +26,18 @@ Params = Any
 """Parameters of a network: nested dicts of arrays, which Flax doesn't type further."""
 
 
+Batch = Any
+"""Transitions of any origin, which the losses read.
+
+A dict, or any object with attributes (a `Transition`, a NamedTuple, a dataclass, Brax's
+`Transition`), of JAX or NumPy arrays: `obs` and `next_obs` `[B, obs_dim]`, `action`
+`[B, action_dim]` and `reward` `[B]`, or each with a leading axis `[E]` for one batch
+per member. The names `observation`, `next_observation` and the plurals `observations`,
+`next_observations`, `actions` and `rewards` mean the same. The other fields of
+`Transition` are needed only by the losses that read them.
+"""
+
+
 @struct.dataclass(kw_only=True)
 class Transition:
     """One step of an environment, or any number of them along leading axes.
@@ -39,8 +51,10 @@ class Transition:
       action: `[..., action_dim]`, each in [-1, 1].
       reward: `[...]`.
       next_obs: `[..., obs_dim]`, in the units of the data.
-      terminated: `[...]` bool, the episode ended and the successor has no value.
-      truncated: `[...]` bool, the episode was cut and the successor keeps its value.
+      terminated: `[...]` bool, the episode ended and the successor has no value; None
+        if unknown, which suffices for most losses.
+      truncated: `[...]` bool, the episode was cut and the successor keeps its value;
+        None if unknown.
       weight: `[...]`, weight of the transition in `sample_weighted_loss`, else None.
       next_value: `[...]`, the bootstrapped value of `next_obs` for `muzero_loss`, in
         units of return, else None.
@@ -50,8 +64,8 @@ class Transition:
     action: jax.Array  # [..., action_dim]
     reward: jax.Array  # [...]
     next_obs: jax.Array  # [..., obs_dim]
-    terminated: jax.Array  # [...]
-    truncated: jax.Array  # [...]
+    terminated: jax.Array = struct.field(default=None)  # [...]
+    truncated: jax.Array = struct.field(default=None)  # [...]
     weight: jax.Array | None = None  # [...]
     next_value: jax.Array | None = None  # [...]
 
@@ -95,7 +109,7 @@ class LossFn(Protocol):
     """A model loss, which a fit minimizes in `params`."""
 
     def __call__(
-        self, params, batch: Transition, value_fn: ValueFn, *, predict: PredictFn
+        self, params, batch: Batch, value_fn: ValueFn, *, predict: PredictFn
     ) -> jax.Array:
         """Returns a scalar that is differentiable in `params`."""
         ...

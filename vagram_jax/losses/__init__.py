@@ -4,7 +4,8 @@ A loss maps parameters of a model, a batch and a value function to a scalar.
 
     value_gradients  derivatives of the value function, and weights derived from them
     registry         names of losses in configs; `register` adds a user's own
-    checks           checks of batches, predictions and prepared arrays
+    batches          conversion of any user's batch to a `Transition`
+    checks           checks of predictions, value functions and prepared arrays
     weighted         weighted squared errors: vagram, mse, mse_normalized,
                      constant_weights, value_weighted, sample_weighted
     likelihood       mle, vagram_nll
@@ -12,7 +13,6 @@ A loss maps parameters of a model, a batch and a value function to a scalar.
     values           vaml, value_equivalence, value_l1, muzero, calibrated_vaml
 """
 
-from vagram_jax.losses.checks import check_batch
 from vagram_jax.losses.likelihood import mle_loss, vagram_nll_loss
 from vagram_jax.losses.registry import LOSSES, ModelLoss, bind, get, register, unread
 from vagram_jax.losses.taylor import (
@@ -44,7 +44,6 @@ __all__ = [
     "WeightConfig",
     "bind",
     "calibrated_vaml_loss",
-    "check_batch",
     "constant_weights_loss",
     "get",
     "mle_loss",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vagram_jax import dynamics
 from vagram_jax.losses import checks, registry, weighted
 from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
-from vagram_jax.types import PredictFn, Prediction, Transition, ValueFn
+from vagram_jax.types import Batch, PredictFn, Prediction, Transition, ValueFn
 
 
 def negative_log_likelihood(prediction: Prediction, batch: Transition) -> jax.Array:
@@ -43,7 +43,7 @@ def negative_log_likelihood(prediction: Prediction, batch: Transition) -> jax.Ar
 @registry.register("mle", gaussian=True)
 def mle_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
@@ -68,7 +68,7 @@ def mle_loss(
       ValueError: shapes disagree, `batch` holds NaN, or there is no log-variance.
     """
     del value_fn
-    prediction = checks.predict_checked(
+    batch, prediction = checks.predict_checked(
         "mle_loss", params, batch, predict, gaussian=True
     )
     nll = negative_log_likelihood(prediction, batch)
@@ -84,7 +84,7 @@ def mle_loss(
 )
 def vagram_nll_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -104,12 +104,14 @@ def vagram_nll_loss(
     third element. The result is in nats times (units of return)^2.
     """
     where = "vagram_nll_loss"
-    prediction = checks.predict_checked(where, params, batch, predict, gaussian=True)
-    checks.check_no_options(where, prepared, gradients=gradients, weights=weights)
+    batch, prediction = checks.predict_checked(
+        where, params, batch, predict, gaussian=True
+    )
+    checks.check_options(where, prepared, gradients=gradients, weights=weights)
     if prepared is None:
         prepared = weighted.vagram_weights(
             batch, value_fn, gradients=gradients, weights=weights
         )
-    checks.check_prepared(where, prepared, batch, batch.next_obs.shape[-1:])
+    checks.check_prepared(where, prepared, batch, prediction, batch.next_obs.shape[-1:])
     nll = negative_log_likelihood(prediction, batch)
     return jnp.mean(jnp.sum(prepared * nll[..., :-1], axis=-1) + nll[..., -1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,10 +14,13 @@ import jax.numpy as jnp
 
 from vagram_jax import config as configs
 from vagram_jax.config import ConfigError
+from vagram_jax.losses import batches
 from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
-from vagram_jax.types import LossFn, PredictFn, Transition, ValueFn
+from vagram_jax.types import Batch, LossFn, ValueFn
 
 _CONFIGS = ("gradients", "weights", "discount")
+# In commands these names mean training without a model.
+_RESERVED = ("none", "sac")
 
 
 class ModelLoss(NamedTuple):
@@ -44,26 +48,42 @@ class ModelLoss(NamedTuple):
     reads_config: tuple[str, ...] = ()
     prepares_weights: bool = True
 
-    def call(
+    def __call__(
         self,
         params,
-        batch: Transition,
+        batch: Batch,
         value_fn: ValueFn,
-        prepared: jax.Array | None = None,
         *,
-        predict: PredictFn,
+        prepared: jax.Array | None = None,
+        **options,
     ) -> jax.Array:
-        """Calls the loss, with what it prepared if there is any.
+        """Calls the loss: `LOSSES["mse"](params, batch, value_fn)`.
+
+        Args:
+          params: parameters of the model.
+          batch: `[B, ...]` or `[E, B, ...]` transitions, see `types.Batch`; a loss of
+            a user's own gets them as a `Transition`.
+          value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`; a loss that
+            doesn't use it accepts None.
+          prepared: what `prepare` returned for this batch; None lets the loss compute
+            it.
+          **options: `predict` and other keywords of the loss.
+
+        Returns:
+          A scalar.
 
         Raises:
-          ConfigError: the loss doesn't return a scalar.
+          ConfigError: the loss doesn't return a floating scalar.
+          ValueError: the batch can't be used, and as the loss documents.
         """
-        keywords = {} if prepared is None else {"prepared": prepared}
-        value = self.fn(params, batch, value_fn, predict=predict, **keywords)
-        if jnp.shape(value) != ():
+        if prepared is not None:
+            options["prepared"] = prepared
+        batch = batches.to_transition(f"loss {self.name!r}", batch)
+        value = self.fn(params, batch, value_fn, **options)
+        if not _is_floating_scalar(value):
             raise ConfigError(
-                f"loss {self.name!r}: returned the shape {jnp.shape(value)}; a scalar "
-                "is accepted; take the mean over the batch"
+                f"loss {self.name!r} ({_place(self.fn)}): returned {_form(value)}; a "
+                "floating scalar is accepted, such as jnp.mean(errors)"
             )
         return value
 
@@ -94,9 +114,11 @@ def register(
       The decorator; it returns the function unchanged.
 
     Raises:
-      ValueError: another function has the name, `reads_config` has an unknown name, or
-        the loss doesn't take what `prepare` returns.
+      ValueError: the name isn't a text of letters, digits and _, is reserved, or
+        belongs to another function; `reads_config` has an unknown name; or the loss or
+        `prepare` can't be called as training calls it.
     """
+    _check_name(name)
     if unknown := sorted({*reads_config} - {*_CONFIGS}):
         raise ValueError(
             f"register: reads_config={unknown[0]!r}; accepted: {', '.join(_CONFIGS)}"
@@ -107,13 +129,15 @@ def register(
         # The same definition may run again: a notebook cell, a reloaded module.
         if taken and _origin(taken.fn) != _origin(fn):
             raise ValueError(f"register: name={name!r} is taken; choose another name")
-        if prepare is not None and not _takes_prepared(fn):
-            raise ValueError(
-                f"register: the loss {name!r} has a `prepare`; it must take what that "
-                "returns as the keyword `prepared`"
-            )
+        keywords = ("predict", "prepared") if prepare else ("predict",)
+        _check_takes(f"loss {name!r}", fn, ("params", "batch", "value_fn"), keywords)
+        checked = None
+        if prepare is not None:
+            what, keywords = f"prepare of loss {name!r}", ("where", *reads_config)
+            _check_takes(what, prepare, ("batch", "value_fn"), keywords)
+            checked = _checked(name, prepare)
         LOSSES[name] = ModelLoss(
-            name, fn, prepare, gaussian, reads, reads_config, prepares_weights
+            name, fn, checked, gaussian, reads, reads_config, prepares_weights
         )
         return fn
 
@@ -196,7 +220,72 @@ def _origin(fn: LossFn) -> tuple[str, str]:
     return fn.__module__, fn.__qualname__
 
 
-def _takes_prepared(fn: LossFn) -> bool:
-    parameters = inspect.signature(fn).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return open_ended or "prepared" in parameters
+def _check_name(name: str) -> None:
+    """Refuses a name that a config or a command couldn't use."""
+    if callable(name):
+        raise ValueError(
+            f"register: {_place(name)}: @register needs a name; write "
+            f'@register("{getattr(name, "__name__", "name")}")'
+        )
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise ValueError(
+            f"register: name={name!r}; a text of letters, digits and _ is accepted, "
+            'such as "l1"'
+        )
+    if name in _RESERVED:
+        raise ValueError(
+            f"register: name={name!r} means training without a model; choose another "
+            "name"
+        )
+
+
+def _check_takes(what: str, fn: Callable, positional, keywords) -> None:
+    """Refuses a function that can't be called as training calls it."""
+    try:
+        inspect.signature(fn).bind(*positional, **dict.fromkeys(keywords))
+    except TypeError as error:
+        raise ValueError(
+            f"register: {what}, {_place(fn)}: {error}; it must take "
+            f"({', '.join(positional)}, *, {', '.join(keywords)})"
+        ) from None
+
+
+def _checked(name: str, prepare: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns `prepare` for a batch of any form, with a check of what it returns."""
+    caller = f"prepare of loss {name!r}, {_place(prepare)}"
+
+    @functools.wraps(prepare)
+    def checked(batch, value_fn=None, *, where: jax.Array | None = None, **settings):
+        batch = batches.to_transition(caller, batch, where)
+        prepared = prepare(batch, value_fn, where=where, **settings)
+        rows = batch.reward.shape
+        if getattr(prepared, "shape", ())[: len(rows)] != rows:
+            raise ConfigError(
+                f"{caller}: returned {_form(prepared)}; an array with one entry for "
+                f"each row of the batch is accepted, [{', '.join(map(str, rows))}, ...]"
+            )
+        return prepared
+
+    return checked
+
+
+def _is_floating_scalar(value) -> bool:
+    is_number = isinstance(value, float) or hasattr(value, "dtype")
+    return (
+        is_number
+        and jnp.shape(value) == ()
+        and jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    )
+
+
+def _form(value) -> str:
+    """What was returned instead of the right thing."""
+    if not hasattr(value, "dtype"):
+        return "None" if value is None else f"a value of type {type(value).__name__}"
+    return f"an array of shape {list(value.shape)} and dtype {value.dtype}"
+
+
+def _place(fn) -> str:
+    """File and line of a user's function."""
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(fn)

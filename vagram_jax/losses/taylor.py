@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from vagram_jax import dynamics
 from vagram_jax.losses import checks, registry, value_gradients, weighted
 from vagram_jax.losses.value_gradients import GradientConfig
-from vagram_jax.types import PredictFn, Transition, ValueFn
+from vagram_jax.types import Batch, PredictFn, Transition, ValueFn
 
 
 def slopes(
@@ -55,7 +55,7 @@ def slopes(
 @registry.register("vagram_unbounded", prepare=slopes, reads_config=("gradients",))
 def vagram_unbounded_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -86,12 +86,14 @@ def vagram_unbounded_loss(
       ValueError: as for `vagram_loss`.
     """
     where = "vagram_unbounded_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
-    checks.check_no_options(where, prepared, gradients=gradients)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_options(where, prepared, gradients=gradients)
     if prepared is None:
         prepared = slopes(batch, value_fn, gradients=gradients)
     num_values = _num_values(prepared, axis=-2)
-    checks.check_prepared(where, prepared, batch, (num_values, batch.obs.shape[-1]))
+    checks.check_prepared(
+        where, prepared, batch, prediction, (num_values, batch.obs.shape[-1])
+    )
     error = prediction.next_obs - batch.next_obs
     value_error = jnp.einsum("...kd,...d->...k", prepared, error)
     return jnp.mean(
@@ -127,7 +129,7 @@ def axis_terms(
 )
 def quadratic_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -163,12 +165,12 @@ def quadratic_loss(
       ValueError: as for `vagram_loss`.
     """
     where = "quadratic_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
-    checks.check_no_options(where, prepared, gradients=gradients)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_options(where, prepared, gradients=gradients)
     if prepared is None:
         prepared = axis_terms(batch, value_fn, gradients=gradients)
     num_values, obs_dim = _num_values(prepared, axis=-3), batch.obs.shape[-1]
-    checks.check_prepared(where, prepared, batch, (num_values, 2, obs_dim))
+    checks.check_prepared(where, prepared, batch, prediction, (num_values, 2, obs_dim))
     error = (prediction.next_obs - batch.next_obs)[..., None, :]
     return _second_order(error, prepared, prediction, batch)
 
@@ -207,7 +209,7 @@ def eigenvector_terms(
 )
 def quadratic_eigen_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -228,12 +230,14 @@ def quadratic_eigen_loss(
     `[B, K, obs_dim + 2, obs_dim]`, as from `eigenvector_terms` for this batch.
     """
     where = "quadratic_eigen_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
-    checks.check_no_options(where, prepared, gradients=gradients)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_options(where, prepared, gradients=gradients)
     if prepared is None:
         prepared = eigenvector_terms(batch, value_fn, gradients=gradients)
     num_values, obs_dim = _num_values(prepared, axis=-3), batch.obs.shape[-1]
-    checks.check_prepared(where, prepared, batch, (num_values, obs_dim + 2, obs_dim))
+    checks.check_prepared(
+        where, prepared, batch, prediction, (num_values, obs_dim + 2, obs_dim)
+    )
     error = prediction.next_obs - batch.next_obs
     rotated = jnp.einsum("...kjd,...d->...kj", prepared[..., 2:, :], error)
     return _second_order(rotated, prepared[..., :2, :], prediction, batch)
@@ -254,8 +258,8 @@ def _masked(derivatives: jax.Array, batch: Transition, config: GradientConfig):
     """Zero where a transition terminated, if these are masked."""
     if not config.mask_terminated:
         return derivatives
-    behind = derivatives.ndim - batch.terminated.ndim
-    ended = batch.terminated.reshape(*batch.terminated.shape, *[1] * behind)
+    ended = value_gradients.terminated(batch)
+    ended = ended.reshape(*ended.shape, *[1] * (derivatives.ndim - ended.ndim))
     return jnp.where(ended, 0.0, derivatives)
 
 

@@ -12,7 +12,7 @@ from flax import struct
 
 from vagram_jax import schedules
 from vagram_jax.config import ConfigError, leaf, static
-from vagram_jax.losses import checks
+from vagram_jax.losses import batches, checks
 from vagram_jax.schedules import Schedule
 from vagram_jax.types import Transition, ValueFn
 
@@ -29,7 +29,8 @@ class GradientConfig:
       at: "next_obs" takes the gradient at the real next state; "delta" takes it at the
         state difference, as the paper's code did by mistake until April 2022.
       clip_quantile: scales gradients whose norm is above this quantile of the data down
-        to that norm (the paper's code: 0.95); 1 clips nothing.
+        to that norm (the paper's code: 0.95); 1 clips nothing. If the quantile is
+        zero, because most gradients are, that of the other gradients is taken.
       mask_terminated: terminated transitions get a gradient of zero and don't count for
         the quantile: their next state has no value, so its gradient was never learned.
     """
@@ -48,7 +49,8 @@ class WeightConfig:
     with o = 1, the weights of the squared error, or those of `mse_normalized`.
 
     Attributes:
-      normalize: scales w to a mean of one over the data.
+      normalize: scales w to a mean of one over the data. Rows whose gradient isn't
+        finite don't count for the mean and keep a weight that isn't finite.
       scale_by_dim: multiplies w by the number of state dimensions, the factor of the
         Cauchy-Schwarz bound that the released loss leaves out.
       gradient_coef: coefficient of w; a number, or a schedule that starts at zero while
@@ -115,10 +117,12 @@ def value_gradient_weights(
       into `value_fn` or through the result.
 
     Raises:
-      ValueError: `value_fn` doesn't return a floating scalar or `[K]`.
+      ValueError: `value_fn` doesn't return a floating scalar or `[K]`, or `where` has
+        another shape or dtype.
       ConfigError: an option is outside its range, or `normalize` would undo
         `scale_by_dim`.
     """
+    batches.check_mask("value_gradient_weights", where, next_obs.shape[:-1])
     if normalize and scale_by_dim:
         raise ConfigError(
             "weights: scale_by_dim=True has no effect with normalize=True; set one of "
@@ -131,9 +135,28 @@ def value_gradient_weights(
     if where is not None:
         weights = jnp.where(where[..., None], weights, 0.0)
     if normalize:
-        mean = jnp.mean(weights, where=None if where is None else where[..., None])
-        weights = weights / jnp.where(mean > 0.0, mean, 1.0)
+        weights = to_mean_of_one(weights, where)
     return jax.lax.stop_gradient(weights)
+
+
+def to_mean_of_one(weights: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    """Returns weights scaled to a mean of one over the rows that count.
+
+    Rows with NaN or infinity don't count, so the weights of the others are the same
+    as without them; their own weights stay NaN or infinite, and so does the loss. If
+    the mean is zero, the weights are returned as they are.
+
+    Args:
+      weights: `[..., dim]`.
+      where: `[...]` bool, the rows that count.
+
+    Returns:
+      `[..., dim]`.
+    """
+    counted = jnp.all(jnp.isfinite(weights), axis=-1)
+    counted = counted if where is None else counted & where
+    mean = jnp.mean(weights, where=counted[..., None])
+    return weights / jnp.where(mean > 0.0, mean, 1.0)
 
 
 def value_gradients(value_fn: ValueFn, states: jax.Array) -> jax.Array:
@@ -212,17 +235,26 @@ def counted_rows(
       `[...]` bool, or None for all rows.
 
     Raises:
-      ConfigError: terminated rows are masked and the batch has no `terminated`.
+      ValueError: terminated rows are masked and the batch has no `terminated`.
     """
     if not config.mask_terminated:
         return where
-    if batch.terminated is None:
-        raise ConfigError(
-            "gradients: mask_terminated=True needs batch.terminated, which is missing; "
-            "add it, or set mask_terminated=False"
-        )
-    alive = jnp.logical_not(batch.terminated)
+    alive = jnp.logical_not(terminated(batch))
     return alive if where is None else where & alive
+
+
+def terminated(batch: Transition) -> jax.Array:
+    """Returns which rows terminated, `[...]` bool, for `mask_terminated`.
+
+    Raises:
+      ValueError: the batch doesn't say so.
+    """
+    return batches.field(
+        "gradients: mask_terminated=True",
+        batch,
+        "terminated",
+        "add it, or set mask_terminated=False",
+    )
 
 
 def clip(
@@ -232,7 +264,8 @@ def clip(
 
     Args:
       gradients: `[..., K, obs_dim]`.
-      quantile: above 0, at most 1; 1 clips nothing.
+      quantile: above 0, at most 1; 1 clips nothing. If it is zero, because most norms
+        are, the quantile of the other norms is taken: it clips no gradient to zero.
       where: `[...]` bool, the rows that count for the quantile. Rows with NaN or
         infinity never count.
 
@@ -252,10 +285,18 @@ def clip(
     counted = jnp.isfinite(norms)
     if where is not None:
         counted = counted & where[..., None]
-    rows = tuple(range(norms.ndim - 1))
-    limit = jnp.nanquantile(jnp.where(counted, norms, jnp.nan), quantile, axis=rows)
+    limit = _quantile(norms, quantile, counted)
+    limit_of_others = _quantile(norms, quantile, counted & (norms > 0.0))
+    limit = jnp.where(limit > 0.0, limit, limit_of_others)
     factor = jnp.minimum(1.0, limit / jnp.where(norms > 0.0, norms, 1.0))
     return gradients * factor[..., None]
+
+
+def _quantile(norms: jax.Array, quantile: float, counted: jax.Array) -> jax.Array:
+    """The quantile of the norms that count, `[K]`; infinite if none counts."""
+    rows = tuple(range(norms.ndim - 1))
+    limit = jnp.nanquantile(jnp.where(counted, norms, jnp.nan), quantile, axis=rows)
+    return jnp.where(jnp.isnan(limit), jnp.inf, limit)
 
 
 def _derivatives(transform, value_fn: ValueFn, states: jax.Array) -> jax.Array:

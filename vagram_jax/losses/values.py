@@ -22,14 +22,21 @@ import jax
 import jax.numpy as jnp
 
 from vagram_jax import dynamics
-from vagram_jax.losses import checks, likelihood, registry, value_gradients, weighted
-from vagram_jax.types import PredictFn, Transition, ValueFn
+from vagram_jax.losses import (
+    batches,
+    checks,
+    likelihood,
+    registry,
+    value_gradients,
+    weighted,
+)
+from vagram_jax.types import Batch, PredictFn, Transition, ValueFn
 
 
 @registry.register("vaml")
 def vaml_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -52,7 +59,7 @@ def vaml_loss(
     Raises:
       ValueError: shapes disagree, `batch` holds NaN, or `value_fn` has another form.
     """
-    prediction = checks.predict_checked("vaml_loss", params, batch, predict)
+    batch, prediction = checks.predict_checked("vaml_loss", params, batch, predict)
     error = _value_errors(value_fn, prediction.next_obs, batch)
     value_error = jnp.mean(jnp.square(error), axis=-1)
     return jnp.mean(value_error + weighted.reward_error(prediction, batch))
@@ -61,7 +68,7 @@ def vaml_loss(
 @registry.register("value_equivalence")
 def value_equivalence_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -76,7 +83,7 @@ def value_equivalence_loss(
 
     Arguments, result and errors are those of `vaml_loss`.
     """
-    prediction = checks.predict_checked(
+    batch, prediction = checks.predict_checked(
         "value_equivalence_loss", params, batch, predict
     )
     error = _value_errors(value_fn, prediction.next_obs, batch)
@@ -87,7 +94,7 @@ def value_equivalence_loss(
 @registry.register("value_l1")
 def value_l1_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -103,7 +110,7 @@ def value_l1_loss(
     Arguments and errors are those of `vaml_loss`. The result is in units of return and,
     for the reward, their square.
     """
-    prediction = checks.predict_checked("value_l1_loss", params, batch, predict)
+    batch, prediction = checks.predict_checked("value_l1_loss", params, batch, predict)
     error = _value_errors(value_fn, prediction.next_obs, batch)
     value_error = jnp.mean(jnp.abs(error), axis=-1)
     return jnp.mean(value_error + weighted.reward_error(prediction, batch))
@@ -136,24 +143,25 @@ def next_values(
       ValueError: `value_fn` has another form, or the batch doesn't say which rows end
         an episode.
     """
-    if batch.terminated is None or batch.truncated is None:
-        raise ValueError(
-            "next_values: batch.terminated and batch.truncated are needed; they must "
-            "hold whether each row ends an episode"
-        )
+    missing = "it must hold whether each row ends an episode"
+    terminated, truncated = (
+        batches.field("next_values", batch, name, missing)
+        for name in ("terminated", "truncated")
+    )
     axis = batch.reward.ndim - 1
     counted = jnp.ones(batch.reward.shape, bool) if where is None else where
-    after, after_counted = jax.tree.map(
-        lambda x: jnp.roll(x, -1, axis=axis), (batch, counted)
+    after_obs, after_reward, after_terminated, after_counted = (
+        jnp.roll(x, -1, axis=axis)
+        for x in (batch.obs, batch.reward, terminated, counted)
     )
     # After an episode's end the next one may start in the very state that ended it.
-    ended = jnp.logical_or(batch.terminated, batch.truncated)
+    ended = jnp.logical_or(terminated, truncated)
     continues = counted & after_counted & ~ended
-    continues = continues & jnp.all(after.obs == batch.next_obs, axis=-1)
+    continues = continues & jnp.all(after_obs == batch.next_obs, axis=-1)
     values = value_gradients.values_of(value_fn, batch.next_obs)  # [..., N, K]
     after_values = jnp.roll(values, -1, axis=axis)
-    after_values = jnp.where(after.terminated[..., None], 0.0, after_values)
-    targets = after.reward[..., None] + discount * after_values
+    after_values = jnp.where(after_terminated[..., None], 0.0, after_values)
+    targets = after_reward[..., None] + discount * after_values
     return jax.lax.stop_gradient(jnp.where(continues[..., None], targets, values))
 
 
@@ -162,7 +170,7 @@ def next_values(
 )
 def muzero_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -198,7 +206,7 @@ def muzero_loss(
         effect, or `value_fn` has another form.
     """
     where = "muzero_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
     if prepared is None:
         prepared = _bootstrapped(batch, value_fn, discount)
     elif discount is not None:
@@ -206,7 +214,7 @@ def muzero_loss(
             f"{where}: discount has no effect together with prepared; pass one of them"
         )
     value = _values_at(value_fn, prediction.next_obs)
-    checks.check_prepared(where, prepared, batch, value.shape[-1:], (1,))
+    checks.check_prepared(where, prepared, batch, prediction, value.shape[-1:], (1,))
     value_error = jnp.mean(jnp.square(value - prepared), axis=-1)
     return jnp.mean(value_error + weighted.reward_error(prediction, batch))
 
@@ -214,7 +222,7 @@ def muzero_loss(
 @registry.register("calibrated_vaml", gaussian=True)
 def calibrated_vaml_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -255,7 +263,9 @@ def calibrated_vaml_loss(
             f"calibrated_vaml_loss: num_samples={num_samples}; at least 2 are accepted"
         )
     where = "calibrated_vaml_loss"
-    prediction = checks.predict_checked(where, params, batch, predict, gaussian=True)
+    batch, prediction = checks.predict_checked(
+        where, params, batch, predict, gaussian=True
+    )
     key = _key_of(batch) if key is None else key
     shape, dtype = prediction.next_obs.shape, prediction.next_obs.dtype
     noise = jax.random.normal(key, (num_samples, *shape), dtype)
@@ -271,13 +281,11 @@ def calibrated_vaml_loss(
 def _bootstrapped(batch: Transition, value_fn, discount) -> jax.Array:
     """The targets of `muzero_loss` without prepared ones, `[..., B, K or 1]`."""
     if discount is None:
-        if batch.next_value is None:
-            raise ValueError(
-                "muzero_loss: batch.next_value is missing; it must hold the "
-                "bootstrapped value of each next_obs, [B]; or pass discount= for "
-                "consecutive rows"
-            )
-        return batch.next_value[..., None]
+        missing = (
+            "it must hold the bootstrapped value of each next_obs, [B]; or pass "
+            "discount= for consecutive rows"
+        )
+        return batches.field("muzero_loss", batch, "next_value", missing)[..., None]
     if batch.next_value is not None:
         raise ValueError(
             "muzero_loss: discount has no effect together with batch.next_value; pass "

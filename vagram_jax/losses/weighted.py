@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from vagram_jax import dynamics
 from vagram_jax.config import ConfigError
-from vagram_jax.losses import checks, registry, value_gradients
+from vagram_jax.losses import batches, checks, registry, value_gradients
 from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
-from vagram_jax.types import PredictFn, Prediction, Transition, ValueFn
+from vagram_jax.types import Batch, PredictFn, Prediction, Transition, ValueFn
 
 
 def squared_error(
@@ -40,7 +40,7 @@ def squared_error(
       ValueError: the weights have another shape.
     """
     obs_dim = batch.next_obs.shape[-1]
-    checks.check_prepared(where, weights, batch, (obs_dim,), (obs_dim + 1,))
+    checks.check_prepared(where, weights, batch, prediction, (obs_dim,), (obs_dim + 1,))
     square = jnp.square(prediction.next_obs - batch.next_obs)
     error = reward_error(prediction, batch)
     if weights.shape[-1] == obs_dim + 1:
@@ -107,7 +107,7 @@ def vagram_weights(
 )
 def vagram_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -129,11 +129,12 @@ def vagram_loss(
 
     Args:
       params: what `init_dynamics` returned, or any pytree with `predict`.
-      batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member.
+      batch: `[B, ...]` transitions, or `[E, B, ...]`, one batch per member: a dict,
+        `Transition`, NamedTuple or dataclass of JAX or NumPy arrays, see `types.Batch`.
       value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
       predict: the model, `(params, obs, action)` to a prediction in the data's units.
-      prepared: `[B, obs_dim]`, the weights of this batch, as from `vagram_weights`;
-        `value_fn` is then not used.
+      prepared: `[B, obs_dim]` or one set per member `[E, B, obs_dim]`, the weights of
+        this batch, as from `vagram_weights`; `value_fn` is then not used.
       gradients: how value gradients are taken.
       weights: how they become weights.
 
@@ -145,8 +146,8 @@ def vagram_loss(
         option has no effect or is a schedule that changes.
     """
     where = "vagram_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
-    checks.check_no_options(where, prepared, gradients=gradients, weights=weights)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_options(where, prepared, gradients=gradients, weights=weights)
     if prepared is None:
         prepared = vagram_weights(batch, value_fn, gradients=gradients, weights=weights)
     return jnp.mean(squared_error(where, prediction, batch, prepared))
@@ -155,7 +156,7 @@ def vagram_loss(
 @registry.register("mse")
 def mse_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
@@ -177,7 +178,7 @@ def mse_loss(
       ValueError: shapes disagree or `batch` holds NaN.
     """
     del value_fn
-    prediction = checks.predict_checked("mse_loss", params, batch, predict)
+    batch, prediction = checks.predict_checked("mse_loss", params, batch, predict)
     ones = jnp.ones_like(batch.next_obs)
     return jnp.mean(squared_error("mse_loss", prediction, batch, ones))
 
@@ -210,7 +211,7 @@ def variance_weights(
 @registry.register("mse_normalized", prepare=variance_weights)
 def mse_normalized_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
@@ -233,7 +234,7 @@ def mse_normalized_loss(
       ValueError: shapes disagree or `batch` holds NaN.
     """
     where = "mse_normalized_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
     if prepared is None:
         prepared = variance_weights(batch, value_fn)
     return jnp.mean(squared_error(where, prediction, batch, prepared))
@@ -254,17 +255,14 @@ def magnitude_weights(
     """
     values = value_gradients.values_of(value_fn, batch.next_obs)
     magnitudes = jnp.mean(jnp.abs(values), axis=-1)
-    mean = jnp.mean(magnitudes, where=where)
-    weights = magnitudes / jnp.where(mean > 0.0, mean, 1.0)
-    return jax.lax.stop_gradient(
-        jnp.broadcast_to(weights[..., None], batch.next_obs.shape)
-    )
+    weights = value_gradients.to_mean_of_one(magnitudes[..., None], where)
+    return jax.lax.stop_gradient(jnp.broadcast_to(weights, batch.next_obs.shape))
 
 
 @registry.register("value_weighted", prepare=magnitude_weights)
 def value_weighted_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -292,7 +290,7 @@ def value_weighted_loss(
       ValueError: shapes disagree, `batch` holds NaN, or `value_fn` has another form.
     """
     where = "value_weighted_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
     if prepared is None:
         prepared = magnitude_weights(batch, value_fn)
     return jnp.mean(squared_error(where, prediction, batch, prepared))
@@ -328,7 +326,7 @@ def mean_vagram_weights(
 )
 def constant_weights_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn,
     *,
     predict: PredictFn = dynamics.predict,
@@ -349,8 +347,8 @@ def constant_weights_loss(
     mean over this batch.
     """
     where = "constant_weights_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
-    checks.check_no_options(where, prepared, gradients=gradients, weights=weights)
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
+    checks.check_options(where, prepared, gradients=gradients, weights=weights)
     if prepared is None:
         prepared = mean_vagram_weights(
             batch, value_fn, gradients=gradients, weights=weights
@@ -361,7 +359,7 @@ def constant_weights_loss(
 @registry.register("sample_weighted", reads=("weight",))
 def sample_weighted_loss(
     params,
-    batch: Transition,
+    batch: Batch,
     value_fn: ValueFn | None = None,
     *,
     predict: PredictFn = dynamics.predict,
@@ -392,14 +390,12 @@ def sample_weighted_loss(
     """
     del value_fn
     where = "sample_weighted_loss"
-    prediction = checks.predict_checked(where, params, batch, predict)
-    weights = batch.weight if prepared is None else prepared
+    batch, prediction = checks.predict_checked(where, params, batch, predict)
+    weights = prepared
     if weights is None:
-        raise ValueError(
-            "sample_weighted_loss: batch.weight is missing; it must hold one weight "
-            "for each transition"
-        )
-    checks.check_prepared(where, weights, batch, ())
+        missing = "it must hold one weight for each transition, [B]"
+        weights = batches.field(where, batch, "weight", missing)
+    checks.check_prepared(where, weights, batch, prediction, ())
     ones = jnp.ones_like(batch.next_obs)
     return jnp.mean(weights * squared_error(where, prediction, batch, ones))
 

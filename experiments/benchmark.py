@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import measure
+from experiments import foreign_models, measure
 from vagram_jax import dynamics, envs, fit, imagine, losses, replay, sac
 from vagram_jax.cli import flags
 from vagram_jax.config import ConfigError
@@ -29,7 +29,7 @@ from vagram_jax.run import devices, loop, states
 from vagram_jax.storage import checkpoint, files
 from vagram_jax.types import Transition
 
-SUITES = ("updates", "options", "epochs", "checkpoints", "envs")
+SUITES = ("updates", "options", "models", "epochs", "checkpoints", "envs")
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds that train at the same time.")
@@ -82,6 +82,7 @@ def main(env_config, algorithm, run) -> int:
     suites = {
         "updates": _updates,
         "options": _options,
+        "models": foreign_models.ratios,
         "epochs": partial(_epochs, *configs),
         "checkpoints": partial(_checkpoints, *configs),
         "envs": partial(_envs, env_config),

@@ -321,7 +321,7 @@ def test_schedules_must_be_constant_outside_training():
 def test_masking_terminated_rows_needs_to_know_them():
     batch = make_batch().replace(terminated=None)
     masking = losses.GradientConfig(mask_terminated=True)
-    with pytest.raises(config.ConfigError, match=r"needs batch\.terminated, which is"):
+    with pytest.raises(ValueError, match=r"batch\.terminated is missing; add it"):
         losses.vagram_loss(
             make_params("vagram"), batch, make_value(), gradients=masking
         )
@@ -366,14 +366,17 @@ def test_register_keeps_the_function_and_every_option(monkeypatch):
         "prepares_weights": False,
     }
     assert losses.register("own", **options)(own_loss) is own_loss
-    assert losses.get("own") == losses.ModelLoss("own", own_loss, **options)
+    registered = losses.get("own")
+    assert registered.prepare.__wrapped__ is options["prepare"]
+    options["prepare"] = registered.prepare
+    assert registered == losses.ModelLoss("own", own_loss, **options)
 
 
 def test_register_takes_a_loss_without_options(monkeypatch):
     monkeypatch.setattr(registry, "LOSSES", {})
 
     @losses.register("own")
-    def own_loss(params, batch, value_fn):
+    def own_loss(params, batch, value_fn, *, predict):
         return 0.0
 
     assert losses.get("own") == losses.ModelLoss("own", own_loss)
@@ -381,10 +384,16 @@ def test_register_takes_a_loss_without_options(monkeypatch):
 
 def test_register_refuses_a_loss_that_ignores_what_it_prepares(monkeypatch):
     monkeypatch.setattr(registry, "LOSSES", {})
-    prepare = losses.get
-    with pytest.raises(ValueError, match="'own' has a `prepare`; it must take"):
-        losses.register("own", prepare=prepare)(lambda params, batch, value_fn: 0.0)
-    losses.register("own", prepare=prepare)(lambda params, **options: 0.0)
+
+    def prepare(batch, value_fn, *, where):
+        return batch.reward
+
+    def deaf_loss(params, batch, value_fn, *, predict):
+        return 0.0
+
+    with pytest.raises(ValueError, match=r"'own', .*: got an .* 'prepared'; it must"):
+        losses.register("own", prepare=prepare)(deaf_loss)
+    losses.register("own", prepare=prepare)(lambda *given, **options: 0.0)
     with pytest.raises(ValueError, match="reads_config='fit'; accepted: gradients, "):
         losses.register("other", reads_config=("fit",))
 
@@ -433,7 +442,7 @@ def test_settings_that_losses_read_are_those_of_their_family():
 def test_register_refuses_a_name_that_is_taken(monkeypatch):
     monkeypatch.setattr(registry, "LOSSES", dict(losses.LOSSES))
     with pytest.raises(ValueError, match="name='vagram' is taken"):
-        losses.register("vagram")(lambda params, batch, value_fn: 0.0)
+        losses.register("vagram")(lambda *given, **options: 0.0)
     assert losses.get("vagram").fn is losses.vagram_loss
 
 

@@ -66,16 +66,45 @@ def test_losses_refuse_a_value_function_of_another_form(name, value_fn, named):
         ("next_obs", (4, 2)),
         ("action", (3, 2)),
         ("reward", (4, 1)),
-        ("terminated", (4, 1)),
-        ("truncated", ()),
-        ("weight", (4, 1)),
-        ("next_value", (3,)),
     ],
 )
 def test_losses_refuse_a_field_whose_shape_disagrees(field, shape):
     batch = make_batch(**{field: np.zeros(shape)})
     with pytest.raises(ValueError, match=rf"vagram_loss: batch\.{field} has shape"):
         loss_of("vagram", batch, prediction=perfect(make_batch()))
+
+
+# What reads a field that other losses ignore, and how its error begins.
+READERS = {
+    "weight": (lambda batch: loss_of("sample_weighted", batch), "sample_weighted_loss"),
+    "next_value": (lambda batch: loss_of("muzero", batch), "muzero_loss"),
+    "truncated": (
+        lambda batch: losses.get("muzero").prepare(batch, jnp.sum, discount=0.9),
+        "next_values",
+    ),
+    "terminated": (
+        lambda batch: losses.vagram_loss(
+            perfect(batch),
+            batch,
+            jnp.sum,
+            predict=table,
+            gradients=losses.GradientConfig(mask_terminated=True),
+        ),
+        "gradients: mask_terminated=True",
+    ),
+}
+
+
+@pytest.mark.parametrize("field", READERS)
+def test_fields_that_few_losses_read_are_checked_by_these_alone(field):
+    read, where = READERS[field]
+    bad = make_batch(**{field: np.zeros((4, 1))})
+    with pytest.raises(ValueError, match=rf"^{where}: batch\.{field} has shape"):
+        read(bad)
+    with pytest.raises(ValueError, match=rf"^{where}: batch\.{field} is missing; "):
+        read(make_batch(**{field: None}))
+    assert read(make_batch()) is not None
+    assert np.isfinite(loss_of("vagram", bad))
 
 
 @every_loss
@@ -90,11 +119,16 @@ def test_every_loss_checks_its_batch_and_its_prediction(name):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize(
-    "field", ["obs", "action", "reward", "next_obs", "weight", "next_value"]
+    ("name", "field"),
+    [
+        *(("vagram", field) for field in ("obs", "action", "reward", "next_obs")),
+        ("sample_weighted", "weight"),
+        ("muzero", "next_value"),
+    ],
 )
-def test_losses_refuse_a_batch_that_is_not_finite(field, bad):
-    with pytest.raises(ValueError, match=rf"vagram_loss: batch\.{field} holds NaN"):
-        loss_of("vagram", poisoned(field, bad))
+def test_losses_refuse_a_batch_that_is_not_finite(name, field, bad):
+    with pytest.raises(ValueError, match=rf"{name}_loss: batch\.{field} holds NaN"):
+        loss_of(name, poisoned(field, bad))
 
 
 @pytest.mark.parametrize(
@@ -119,16 +153,6 @@ def test_losses_of_a_traced_batch_with_nan_are_nan(name):
     assert np.isfinite(run(make_batch()))
 
 
-@pytest.mark.parametrize(
-    ("name", "field"), [("sample_weighted", "weight"), ("muzero", "next_value")]
-)
-def test_losses_name_the_field_that_a_batch_lacks(name, field):
-    with pytest.raises(
-        ValueError, match=rf"{name}_loss: batch\.{field} is missing; it"
-    ):
-        loss_of(name, make_batch(**{field: None}), perfect(make_batch()))
-
-
 @every_loss
 def test_losses_need_only_the_fields_that_they_read(name):
     reads = {"sample_weighted": "weight", "muzero": "next_value"}.get(name)
@@ -149,7 +173,7 @@ def test_calibrated_vaml_refuses_fewer_than_two_samples(num_samples):
 
 # The shape that each loss accepts for what was prepared, and others.
 PREPARED = {
-    "vagram": ((4, 3), [(4,), (3,), (4, 1), (4, 2), (1, 3)]),
+    "vagram": ((4, 3), [(4,), (3,), (4, 1), (4, 2), (1, 3), (5, 4, 3), (4, 4, 3)]),
     "vagram_nll": ((4, 3), [(4,), (4, 4)]),
     "constant_weights": ((4, 3), [(3,), (1, 3)]),
     "value_weighted": ((4, 3), [(4,), (4, 1)]),

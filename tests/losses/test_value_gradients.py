@@ -199,6 +199,39 @@ def test_weights_of_a_flat_value_are_zero_with_every_option(rows, option):
     np.testing.assert_array_equal(weights, np.zeros((rows, 3)))
 
 
+def test_clip_quantile_of_mostly_flat_values_is_that_of_the_other_gradients():
+    states = states_of(23, rows=100)
+    states[10:] = 0.0  # 90 gradients of zero
+    weights = weights_of(half_square, states, clip_quantile=0.5)
+    expected = weights_of(half_square, states[:10], clip_quantile=0.5)
+    np.testing.assert_allclose(weights[:10], expected, rtol=EXACT)
+    assert np.all(np.sum(weights[:10], axis=-1) > 0.0)
+    np.testing.assert_array_equal(weights[10:], 0.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_normalize_leaves_out_a_row_that_is_not_finite_but_keeps_it_visible(bad):
+    states, others = states_of(25), np.arange(6) != 2
+    poisoned = states.copy()
+    poisoned[2, 1] = bad
+    weights = weights_of(half_square, poisoned, normalize=True)
+    expected = weights_of(half_square, states[others], normalize=True)
+    np.testing.assert_allclose(weights[others], expected, rtol=EXACT)
+    assert not np.isfinite(weights[2, 1])
+
+
+@pytest.mark.parametrize(
+    "mask", [np.ones((6, 1), bool), np.ones(5, bool), np.ones(6)], ids=str
+)
+def test_a_mask_that_would_broadcast_or_is_no_mask_is_refused(mask):
+    with pytest.raises(ValueError, match=r"where has shape .*; it must be \[6\] and b"):
+        weights_of(half_square, states_of(13), where=mask)
+    for name in sorted(PREPARED):
+        prepare = losses.bind(losses.get(name), discount=0.9).prepare
+        with pytest.raises(ValueError, match=r"where has shape .*; it must be \[6\]"):
+            prepare(make_batch(13), half_square, where=mask)
+
+
 def test_value_gradient_weights_pass_no_gradient():
     @jax.jit
     @functools.partial(jax.grad, argnums=(0, 1))
@@ -263,7 +296,7 @@ def test_counted_rows_leave_out_terminated_ones_if_masked():
     alive = value_gradients.counted_rows(batch, None, masking)
     np.testing.assert_array_equal(alive, ~batch.terminated)
     assert value_gradients.counted_rows(batch, where, GradientConfig()) is where
-    with pytest.raises(ConfigError, match=r"needs batch\.terminated, which is missing"):
+    with pytest.raises(ValueError, match=r"batch\.terminated is missing; add it"):
         value_gradients.counted_rows(batch.replace(terminated=None), where, masking)
 
 
@@ -297,11 +330,38 @@ def test_coefficients_are_numbers_or_constant_schedules():
         (lambda s: (s[0], s[1]), "is a tuple"),
         (lambda s: jnp.argmax(s), "has dtype int"),
         (lambda s: s[0] > 0.0, "has dtype bool"),
+        (lambda s: s, r"return jnp\.eye\(3\) @ state"),
+        (lambda s: -jnp.square(s), "has the shape of the state"),
+        (lambda s: s[:, 0], r"lambda state: value_fn\(state\[None\]\)\[0\]"),
+        (3.0, "a float was given; a function of one state is accepted"),
     ],
 )
 def test_a_value_function_of_another_form_is_refused(value_fn, message):
     with pytest.raises(ValueError, match=message):
         checks.check_value_fn(value_fn, 3)
+
+
+@pytest.mark.parametrize(
+    "value_fn",
+    [
+        lambda s: jnp.eye(3) @ s,
+        lambda s: jnp.stack([s[0], s[1], s[0] * s[2]]),
+        lambda s: s[..., :3],
+    ],
+)
+def test_as_many_value_functions_as_dimensions_are_accepted(value_fn):
+    checks.check_value_fn(value_fn, 3)
+
+
+def test_a_state_of_one_dimension_may_be_its_own_value():
+    checks.check_value_fn(lambda state: state, 1)
+
+
+def test_an_error_of_a_value_function_says_when_it_was_called():
+    with pytest.raises(ZeroDivisionError) as caught:
+        checks.check_value_fn(lambda state: 1 / 0, 3)
+    note = "value_fn: value_fn(state [3]): while it was called with one state"
+    assert note in caught.value.__notes__
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def _get(batch: Batch, name: str) -> Any:
 
 
 def _check_array(where: str, name: str, value: Any) -> None:
-    if not isinstance(value, jax.Array | np.ndarray):
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
         raise ValueError(
             f"{where}: batch.{name} is a {type(value).__name__}; a JAX or NumPy array "
             "is accepted; convert it with jnp.asarray"

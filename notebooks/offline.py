@@ -68,7 +68,11 @@ def pendulum(count):
     )
 
 
-train, test = pendulum(4000), pendulum(2000)
+NUM_ROWS = 4000
+test = pendulum(2000)
+train = ReplayState(
+    data=pendulum(NUM_ROWS), insert_at=jnp.int32(0), size=jnp.int32(NUM_ROWS)
+)
 
 # %% [markdown]
 # ## The value function
@@ -96,8 +100,8 @@ fit_config = FitConfig(max_epochs=20)
 
 
 @functools.partial(jax.jit, static_argnames="name")
-@functools.partial(jax.vmap, in_axes=(0, None))
-def value_error(key, name):
+@functools.partial(jax.vmap, in_axes=(0, None, None, None))
+def value_error(key, train, test, name):
     key_init, key_fit = jax.random.split(key)
     loss = LOSSES[name]
     state = fitting.init(
@@ -112,10 +116,8 @@ def value_error(key, name):
         ),
         config=fit_config,
     )
-    size = jnp.int32(len(train.reward))
-    buffer = ReplayState(data=train, insert_at=jnp.int32(0), size=size)
     state, _ = fitting.fit(
-        key_fit, state, buffer, value_fn, loss=loss, config=fit_config
+        key_fit, state, train, value_fn, loss=loss, config=fit_config
     )
     next_obs = predict(state.params, test.obs, test.action).next_obs[0]
     difference = jax.vmap(value_fn)(next_obs) - jax.vmap(value_fn)(test.next_obs)
@@ -123,7 +125,7 @@ def value_error(key, name):
 
 
 keys = jax.random.split(jax.random.key(0), NUM_SEEDS)
-errors = {name: np.asarray(value_error(keys, name)) for name in NAMES}
+errors = {name: np.asarray(value_error(keys, train, test, name)) for name in NAMES}
 
 # %% [markdown]
 # ## The answer

@@ -122,8 +122,7 @@ start = fitting.init(
 
 # %%
 @functools.partial(jax.jit, static_argnames="name")
-def attention(name):
-    buffer = ReplayState(data=data, insert_at=jnp.int32(0), size=jnp.int32(2000))
+def attention(start, buffer, name):
     key = jax.random.key(1)
     _, metrics = fitting.fit(
         key, start, buffer, value_fn, loss=LOSSES[name], config=fit_config
@@ -131,8 +130,9 @@ def attention(name):
     return metrics["model/attention_dim"]
 
 
+buffer = ReplayState(data=data, insert_at=jnp.int32(0), size=jnp.int32(2000))
 shares = {
-    name: np.asarray(attention(name))
+    name: np.asarray(attention(start, buffer, name))
     for name in ("mse", "absolute", "vagram_magnitude", "vagram")
 }
 

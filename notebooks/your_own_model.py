@@ -27,6 +27,8 @@ if "google.colab" in sys.modules:  # elsewhere the package is installed already
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "vagram_jax"])
 
 # %%
+import functools
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -113,26 +115,24 @@ def predict(params, obs, action):
 optimizer = optax.adam(3e-3)
 
 
-def fit(loss_fn, num_steps=3000, batch_size=256):
-    data = jax.tree.map(jnp.asarray, train)
-
-    def step(carry, key):
+@functools.partial(jax.jit, static_argnames="loss_fn")
+def fit(params, data, loss_fn):
+    def step(carry, rows):
         params, opt_state = carry
-        rows = jax.random.randint(key, (batch_size,), 0, len(train["reward"]))
         batch = {name: array[rows] for name, array in data.items()}
         grads = jax.grad(loss_fn)(params, batch, value_fn, predict=predict)
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    start = first_params, optimizer.init(first_params)
-    keys = jax.random.split(jax.random.key(0), num_steps)
-    (params, _), _ = jax.jit(lambda start, keys: jax.lax.scan(step, start, keys))(
-        start, keys
-    )
+    rows = jax.random.randint(jax.random.key(0), (3000, 256), 0, len(data["reward"]))
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), rows)
     return params
 
 
-models = {"squared error": fit(mse_loss), "VaGraM": fit(vagram_loss)}
+models = {
+    "squared error": fit(first_params, train, mse_loss),
+    "VaGraM": fit(first_params, train, vagram_loss),
+}
 
 # %% [markdown]
 # ## What each model is good at

@@ -16,7 +16,14 @@ SHAPES = {
 
 
 def progress(
-    env_steps, returns, diverged_at, metrics=None, *, seconds=4.0, dropped=(0, 0)
+    env_steps,
+    returns,
+    diverged_at,
+    metrics=None,
+    *,
+    seconds=4.0,
+    left=None,
+    dropped=(0, 0),
 ):
     returns = np.float32(returns)
     return Progress(
@@ -26,8 +33,10 @@ def progress(
         metrics=metrics or {},
         metric_shapes=SHAPES,
         diverged_at=np.int32(diverged_at),
+        diverged_by=np.where(np.int32(diverged_at) < 0, 0, 2),
         dropped=np.int32(dropped),
         seconds=seconds,
+        seconds_left=left,
     )
 
 
@@ -47,6 +56,10 @@ ITERATIONS = [
     progress(8, [-8.0, -6.0], [-1, -1], seconds=4.0),
     progress(11, [-4.4, -3.6], [-1, -1], metrics(1), seconds=9.96),
     progress(14, [], [-1, 14], metrics(2), seconds=12.0, dropped=(0, 3)),
-    progress(17, [-2.0, np.nan], [-1, 14], metrics(3), seconds=15.0, dropped=(1, 3)),
-    progress(20, [np.nan, np.nan], [20, 14], metrics(4), seconds=16.0, dropped=(1, 3)),
+    progress(
+        17, [-2.0, np.nan], [-1, 14], metrics(3), seconds=15.0, left=4.6, dropped=(1, 3)
+    ),
+    progress(
+        20, [np.nan, np.nan], [20, 14], metrics(4), seconds=16.0, left=0, dropped=(1, 3)
+    ),
 ]

@@ -20,16 +20,16 @@ def table(path, lines):
 def test_metric_rows_has_a_column_for_each_metric_that_is_not_of_the_model(tmp_path):
     entries = [row for p in ITERATIONS for row in rows.metric_rows(p, SEEDS, CONSTANT)]
     assert table(tmp_path / "metrics.csv", entries) == [
-        "env,loss,seed,env_steps,return,length,diverged_at,dropped,"
-        "pair_0,pair_1,sac/actor_loss,sac/q_mean",
-        "walk,vagram,7,8,-8.0,3.5,,0,,,,",
-        "walk,vagram,8,8,-6.0,3.5,,0,,,,",
-        f"walk,vagram,7,11,{float(np.float32(-4.4))},3.5,,0,8.0,9.0,1.0,1.5",
-        f"walk,vagram,8,11,{float(np.float32(-3.6))},3.5,,0,10.0,11.0,101.0,101.5",
-        "walk,vagram,7,17,-2.0,3.5,,1,10.0,11.0,3.0,3.5",
-        "walk,vagram,8,17,nan,3.5,14,3,12.0,13.0,103.0,103.5",
-        "walk,vagram,7,20,nan,3.5,20,1,11.0,12.0,4.0,4.5",
-        "walk,vagram,8,20,nan,3.5,14,3,13.0,14.0,104.0,104.5",
+        "env,loss,seed,env_steps,return,length,diverged_at,"
+        "diverged_by,dropped,pair_0,pair_1,sac/actor_loss,sac/q_mean",
+        "walk,vagram,7,8,-8.0,3.5,,,0,,,,",
+        "walk,vagram,8,8,-6.0,3.5,,,0,,,,",
+        f"walk,vagram,7,11,{float(np.float32(-4.4))},3.5,,,0,8.0,9.0,1.0,1.5",
+        f"walk,vagram,8,11,{float(np.float32(-3.6))},3.5,,,0,10.0,11.0,101.0,101.5",
+        "walk,vagram,7,17,-2.0,3.5,,,1,10.0,11.0,3.0,3.5",
+        "walk,vagram,8,17,nan,3.5,14,critic,3,12.0,13.0,103.0,103.5",
+        "walk,vagram,7,20,nan,3.5,20,critic,1,11.0,12.0,4.0,4.5",
+        "walk,vagram,8,20,nan,3.5,14,critic,3,13.0,14.0,104.0,104.5",
     ]
 
 
@@ -56,12 +56,12 @@ def test_only_the_row_of_timing_depends_on_the_clock():
 
 def test_progress_line_gives_steps_returns_and_time():
     evaluated = [each for each in ITERATIONS if each.returns.size]
-    lines = [rows.progress_line("run", p, first=8, last=20) for p in evaluated]
+    lines = [rows.progress_line("run", p, last=20) for p in evaluated]
     assert lines == [
         "run: step 8 of 20, return -7 (-8 to -6), 4 s",
-        "run: step 11 of 20, return -4 (-4 to -4), 10 s, 30 s left",
-        "run: step 17 of 20, return -2 (-2 to -2), 1 diverged, 15 s, 5 s left",
-        "run: step 20 of 20, 2 diverged, 16 s, 0 s left",
+        "run: step 11 of 20, return -4 (-4 to -4), 10 s",
+        "run: step 17 of 20, return -2 (-2 to -2), 1 diverged (critic), 15 s, 5 s left",
+        "run: step 20 of 20, 2 diverged (critic), 16 s, 0 s left",
     ]
 
 

@@ -403,9 +403,8 @@ def test_train_runs_writes_the_rows_and_lines_of_each_iteration(tmp_path, monkey
     )
     run_config = loop.RunConfig(num_seeds=2, first_seed=7, total_steps=LAST)
     lines = train(tmp_path, cases.spec(run_config=run_config), checkpoint_every=0)
-    around = {"first": cases.WARM_UP, "last": LAST}
     evaluated = [each for each in iterations if each.returns.size]
-    assert lines[1:] == [rows.progress_line("run", p, **around) for p in evaluated]
+    assert lines[1:] == [rows.progress_line("run", p, last=LAST) for p in evaluated]
     constant = {"env": "session_cases:Line", "loss": "none"}
     for name, rows_of in (("metrics", rows.metric_rows), ("model", rows.model_rows)):
         for progress in iterations:

@@ -327,7 +327,7 @@ def train_lanes(
     steps = range(config.warmup_steps, run_config.total_steps + 1)
     steps = steps[:: config.steps_per_epoch]
     first = steps.index(restored.env_steps) if restored else 0
-    any_alive = True
+    any_alive, seconds_left = True, _SecondsLeft(steps[-1])
     for index in range(first, len(steps)):
         metrics, returns, lengths = {}, np.empty(0), np.empty(0)
         # Diverged lanes are frozen, so there is nothing to compute if all are.
@@ -345,11 +345,28 @@ def train_lanes(
             metrics=devices.fetch_all(metrics),
             metric_shapes=metric_shapes,
             diverged_at=devices.fetch_all(state.diverged_at),
+            diverged_by=devices.fetch_all(state.diverged_by),
             dropped=devices.fetch_all(state.dropped),
             seconds=time.monotonic() - began,
+            seconds_left=seconds_left(steps[index]) if index > first else None,
         )
         any_alive = bool(np.any(progress.diverged_at < 0))
         yield state, rows.of_lanes(progress, slice(num_lanes))
+
+
+class _SecondsLeft:
+    """Estimates the time until the last step from the speed after the first epoch."""
+
+    def __init__(self, last: int):
+        self._last, self._start = last, None
+
+    def __call__(self, env_steps: int) -> float | None:
+        now = time.monotonic()
+        if self._start is None:  # the first epoch has compiled the programs
+            self._start = env_steps, now
+            return None
+        steps, seconds = env_steps - self._start[0], now - self._start[1]
+        return seconds / steps * (self._last - env_steps)
 
 
 def _first_states(

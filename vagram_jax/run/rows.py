@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vagram_jax.analysis import stats
+from vagram_jax.mbpo import DIVERGED_BY
+
 MODEL = "model/"
 """The prefix of the metrics that become columns of `model.csv`."""
 
@@ -29,8 +32,11 @@ class Progress(NamedTuple):
       metric_shapes: names of all metrics of an epoch to their shapes in one lane, `()`
         or `(n,)`, in the order of the columns of `model.csv`.
       diverged_at: `[L]`, the step of the divergence, or -1.
+      diverged_by: `[L]`, its cause, an index of `mbpo.DIVERGED_BY`.
       dropped: `[L]`, number of transitions dropped so far as not finite.
       seconds: seconds since the start of training.
+      seconds_left: seconds until the end at the speed since the first epoch, which
+        includes compilation; None before the second epoch.
     """
 
     env_steps: int
@@ -39,8 +45,10 @@ class Progress(NamedTuple):
     metrics: Mapping[str, np.ndarray]
     metric_shapes: Mapping[str, tuple[int, ...]]
     diverged_at: np.ndarray
+    diverged_by: np.ndarray
     dropped: np.ndarray
     seconds: float
+    seconds_left: float | None
 
 
 def of_lanes(progress: Progress, lanes: slice) -> Progress:
@@ -50,6 +58,7 @@ def of_lanes(progress: Progress, lanes: slice) -> Progress:
         lengths=progress.lengths[lanes],
         metrics={name: values[lanes] for name, values in progress.metrics.items()},
         diverged_at=progress.diverged_at[lanes],
+        diverged_by=progress.diverged_by[lanes],
         dropped=progress.dropped[lanes],
     )
 
@@ -78,6 +87,7 @@ def metric_rows(
             "return": float(progress.returns[lane]),
             "length": float(progress.lengths[lane]),
             "diverged_at": diverged_at if diverged_at >= 0 else None,
+            "diverged_by": DIVERGED_BY[progress.diverged_by[lane]] or None,
             "dropped": int(progress.dropped[lane]),
         }
         for name in names:
@@ -118,31 +128,31 @@ def timing_row(progress: Progress, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def progress_line(name: str, progress: Progress, *, first: int, last: int) -> str:
+def progress_line(name: str, progress: Progress, *, last: int) -> str:
     """One line with steps, returns of the seeds, time spent and time left.
+
+    The return is the interquartile mean over the seeds that have one, with the lowest
+    and the highest.
 
     Args:
       name: name of the run.
       progress: of its lanes, with an evaluation.
-      first: the step at which training began.
-      last: the step at which it will end.
-
-    Returns:
-      The line.
+      last: the step at which training will end.
     """
-    alive = progress.returns[np.isfinite(progress.returns)]
-    done = progress.env_steps - first
+    returns = progress.returns[np.isfinite(progress.returns)]
     text = f"{name}: step {progress.env_steps} of {last}"
-    if alive.size:
-        text += (
-            f", return {np.median(alive):.0f} ({alive.min():.0f} to {alive.max():.0f})"
-        )
-    if alive.size < progress.returns.size:
-        text += f", {progress.returns.size - alive.size} diverged"
+    if returns.size:
+        text += f", return {stats.iqm(returns):.0f} "
+        text += f"({returns.min():.0f} to {returns.max():.0f})"
+    causes = [DIVERGED_BY[cause] for cause in progress.diverged_by if cause]
+    if causes:
+        text += f", {len(causes)} diverged ({', '.join(sorted(set(causes)))})"
+    broken = progress.returns.size - returns.size - len(causes)
+    if broken:
+        text += f", {broken} without a return"
     text += f", {progress.seconds:.0f} s"
-    if done > 0:
-        left = progress.seconds / done * (last - progress.env_steps)
-        text += f", {left:.0f} s left"
+    if progress.seconds_left is not None:
+        text += f", {progress.seconds_left:.0f} s left"
     return text
 
 

@@ -375,8 +375,8 @@ def _write_rows(
         metrics = rows.metric_rows(own, run.seeds, constant)
         files.append_rows(run.folder / "metrics.csv", metrics)
         if metrics:
-            first, last = spec.algorithm.warmup_steps, spec.run_config.total_steps
-            report(rows.progress_line(spec.name, own, first=first, last=last))
+            last = spec.run_config.total_steps
+            report(rows.progress_line(spec.name, own, last=last))
 
 
 def _remove_later(chunk: _Chunk, layout: devices.Layout, step: int) -> None:

@@ -272,5 +272,5 @@ def test_join_repeats_the_last_row():
 def test_a_manifest_lists_files_and_arrays(run):
     manifest = files.read_json(manifest_of(run))
     assert set(manifest["files"]) == {"arrays.npz"}
-    assert (manifest["format"], manifest["step"], manifest["seeds"]) == (1, 8, [0, 1])
+    assert (manifest["format"], manifest["step"], manifest["seeds"]) == (2, 8, [0, 1])
     assert manifest["arrays"][".empty"] == ["float32", 2, 0, 3]

@@ -184,10 +184,10 @@ def test_read_rows_refuses_a_column_name_that_occurs_twice(tmp_path):
 
 def test_keep_rows_removes_later_rows_and_an_incomplete_line(tmp_path):
     path = tmp_path / "x.csv"
-    path.write_text("env_steps,a\n10,1\n20,2\n30,3\n40,")
-    files.keep_rows(path, env_steps=20)
-    assert path.read_text() == "env_steps,a\n10,1\n20,2\n"
-    files.append_rows(path, [{"env_steps": 30, "a": 5}])
+    path.write_text("seed,env_steps\n0,10\n0,20\n0,30\n0,")
+    files.keep_rows(path, env_steps=20, seeds=[0], others=[])
+    assert path.read_text() == "seed,env_steps\n0,10\n0,20\n"
+    files.append_rows(path, [{"seed": 0, "env_steps": 30}])
     assert len(files.read_rows(path)) == 3
 
 
@@ -195,21 +195,20 @@ def test_keep_rows_removes_rows_of_the_named_seeds_only(tmp_path):
     path = tmp_path / "x.csv"
     # Seed 2 has finished; the remaining lines keep their bytes.
     remaining = ["0,10,1.50", "1,10,2", "2,20,3e0", "2,30,4"]
-    removed = ["0,20,5", "1,30,6"]
+    removed = ["0,20,5", "1,30,6", "3,10,7"]  # seed 3 isn't of the run
     lines = ["seed,env_steps,a", *remaining[:2], *removed, *remaining[2:], "2,4"]
     path.write_text("\n".join(lines))
-    files.keep_rows(path, env_steps=10, seeds=range(2))
+    files.keep_rows(path, env_steps=10, seeds=range(2), others=range(3))
     assert path.read_text() == "\n".join(["seed,env_steps,a", *remaining, ""])
-    files.keep_rows(path, env_steps=-1, seeds=[0, 1])
+    files.keep_rows(path, env_steps=-1, seeds=[0, 1], others=[2])
     assert path.read_text() == "\n".join(["seed,env_steps,a", *remaining[2:], ""])
 
 
 @pytest.mark.parametrize(
     ("content", "seeds"),
     [
-        ("seed,env_steps\n0,10\n1,10\n", None),
         ("seed,env_steps\n0,10\n1,10\n", range(2)),
-        ("seed,env_st", None),
+        ("seed,env_st", range(2)),
         (None, range(3)),
     ],
 )
@@ -217,7 +216,7 @@ def test_keep_rows_leaves_no_file_without_rows(tmp_path, content, seeds):
     path = tmp_path / "x.csv"
     if content is not None:
         path.write_text(content)
-    files.keep_rows(path, env_steps=9, seeds=seeds)
+    files.keep_rows(path, env_steps=9, seeds=seeds, others=[])
     assert listing(tmp_path) == []
     # So the next rows may have other columns.
     files.append_rows(path, [{"seed": 0, "env_steps": 1, "a": 2}])
@@ -225,13 +224,12 @@ def test_keep_rows_leaves_no_file_without_rows(tmp_path, content, seeds):
 
 
 @pytest.mark.parametrize(
-    ("content", "seeds", "name"),
-    [("a\n1\n", None, "env_steps"), ("env_steps\n9\n", [0], "seed")],
+    ("content", "name"), [("seed\n1\n", "env_steps"), ("env_steps\n9\n", "seed")]
 )
-def test_keep_rows_refuses_rows_without_steps_or_seeds(tmp_path, content, seeds, name):
+def test_keep_rows_refuses_rows_without_steps_or_seeds(tmp_path, content, name):
     (tmp_path / "x.csv").write_text(content)
     with pytest.raises(ResultsError, match=f"without a whole number as {name}"):
-        files.keep_rows(tmp_path / "x.csv", env_steps=5, seeds=seeds)
+        files.keep_rows(tmp_path / "x.csv", env_steps=5, seeds=[0], others=[])
 
 
 def test_write_json_writes_null_for_what_json_lacks_as_as_json_says(tmp_path):
@@ -278,35 +276,6 @@ def test_write_text_and_write_bytes_replace_the_whole_file(tmp_path):
     files.write_bytes(path, b"\x00")
     assert path.read_bytes() == b"\x00"
     assert listing(tmp_path) == ["x.txt"]
-
-
-def test_sync_waits_for_a_file_and_for_the_names_in_a_folder(tmp_path, monkeypatch):
-    path = tmp_path / "x"
-    path.write_text("x")
-    synced, fsync = [], os.fsync
-
-    def recorded(descriptor):
-        synced.append(os.fstat(descriptor).st_ino)
-        fsync(descriptor)
-
-    before = set(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self") else None
-    monkeypatch.setattr(files.os, "fsync", recorded)
-    files.sync(path)
-    files.sync(str(tmp_path))
-    assert synced == [path.stat().st_ino, tmp_path.stat().st_ino]
-    if before is not None:
-        assert set(os.listdir("/proc/self/fd")) == before
-
-
-def test_sync_reports_a_file_that_the_disk_refuses_but_no_folder(tmp_path, monkeypatch):
-    (tmp_path / "x").write_text("x")
-    monkeypatch.setattr(files.os, "fsync", fail_with(errno.EIO, "Input/output error"))
-    with pytest.raises(ResultsError, match="x: Input/output error") as error:
-        files.sync(tmp_path / "x")
-    one_line(error)
-    files.sync(tmp_path)  # some systems can't sync a folder
-    with pytest.raises(ResultsError, match="No such file"):
-        files.sync(tmp_path / "missing")
 
 
 def test_check_writable_leaves_nothing_behind_and_refuses_a_file_in_the_way(tmp_path):

@@ -173,7 +173,7 @@ def test_the_heartbeat_keeps_a_lock_young_and_survives_a_failed_beat(
         os.utime(path, (0, 0))
         wait_until(lambda: lock.owner(tmp_path).age_s < 10)
         text = path.read_bytes()
-        path.unlink()
+        path.write_bytes(b"{")  # as on a network drive that is slow
         time.sleep(0.05)
         path.write_bytes(text)
         os.utime(path, (0, 0))
@@ -195,6 +195,44 @@ def test_a_lock_that_another_machine_broke_is_reported_and_left_to_it(
     assert len(lines) == 1
     assert lock.owner(tmp_path).host == "far-away"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_that_was_removed_is_noticed_before_anything_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.02)
+    lines = []
+    with lock.hold(tmp_path, report=lines.append) as held:
+        held.check()
+        for path in tmp_path.iterdir():
+            path.unlink()
+        with pytest.raises(lock.LockedError, match=r"lock\.json: removed.*--resume"):
+            held.check()
+        wait_until(lambda: lines)
+        # The files of another process, which may start now, are left to it.
+        sign(tmp_path)
+        (tmp_path / ".lock").touch()
+    assert {path.name for path in tmp_path.iterdir()} == {lock.NAME, ".lock"}
+
+
+@pytest.mark.parametrize("name", [lock.NAME, ".lock"])
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_lock_that_is_no_file_is_refused_or_replaced(tmp_path, name, kind):
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("precious")
+    path = folder / name
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    try:
+        take(folder)  # a rename replaces a link and a FIFO
+    except files.ResultsError as error:
+        assert "\n" not in str(error)
+        assert name == ".lock" or kind == "folder"
+    assert victim.read_text() == "precious"
+    assert lock.owner(folder) is None
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, SystemExit])

@@ -15,10 +15,12 @@ ON = {"device": "CPU", "layout": {"seed_mode": "vmap", "seed_chunk": 0}}
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run with a record."""
-    return results.create_run(
+    """The folder of a run with a record and a row."""
+    folder = results.create_run(
         tmp_path, "study", "run", SETTINGS, on=ON, labels={"loss": "mse"}
     )
+    files.append_rows(folder / "timing.csv", [{"seed": 0, "env_steps": 8}])
+    return folder
 
 
 def resume(root, settings=SETTINGS, **options):
@@ -36,13 +38,14 @@ def test_a_record_holds_settings_labels_versions_device_and_start(run):
     # The simulator, and the package whose model files it reads.
     assert {"python", "mujoco", "gymnasium"} <= set(record["versions"])
     assert record["started"].endswith("+00:00")
-    assert listing(run) == ["config.json"]
+    assert listing(run) == ["config.json", "timing.csv"]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"config": 1}', "{", None])
 def test_read_and_resume_refuse_a_damaged_record_in_one_line(tmp_path, text):
     folder = tmp_path / "study" / "run"
     folder.mkdir(parents=True)
+    files.append_rows(folder / "timing.csv", [{"seed": 0, "env_steps": 8}])
     if text is not None:
         (folder / "config.json").write_text(text)
     with pytest.raises(ResultsError, match=r"config\.json: ") as error:

@@ -89,14 +89,24 @@ def test_create_run_refuses_a_finished_run_and_keeps_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "metrics.csv", "timing.csv", "failure.json", "checkpoints"]
+    "name", ["metrics.csv", "model.csv", "timing.csv", "checkpoints"]
 )
 def test_create_run_refuses_the_files_of_an_unfinished_run(tmp_path, name):
     folder = tmp_path / "study" / "run"
     folder.mkdir(parents=True)
-    (folder / name).write_text("{}")
+    (folder / name).mkdir() if name == "checkpoints" else (folder / name).touch()
     with pytest.raises(ResultsError, match="an unfinished run"):
         results.create_run(tmp_path, "study", "run", {})
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_failed_before_it_was_trained_blocks_nothing(tmp_path, resume):
+    folder = results.create_run(tmp_path, "study", "run", {"batch_size": 10**9})
+    files.write_json(folder / "failure.json", {"reason": "out of memory"})
+    corrected = {"batch_size": 256}
+    results.create_run(tmp_path, "study", "run", corrected, resume=resume)
+    assert listing(folder) == ["config.json"]
+    assert files.read_json(folder / "config.json")["config"] == corrected
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 A piece is what one process saves of one run at one step:
 
     <run>/checkpoints/000004000/seeds-0-3/arrays.npz      NumPy's format, no pickles
-                                          manifest.json   shapes, sizes and SHA-256
+                                          manifest.json   shapes, sizes, SHA-256, notes
 
 A piece appears in one rename, so it is complete or missing; damage is noticed by its
-SHA-256. Which seeds share a piece depends on devices and chunks; any seeds can be read
-back together. `run.states` converts states to the arrays saved here.
+SHA-256. Its notes say which settings and rows it belongs to. Which seeds share a piece
+depends on devices and chunks; any seeds can be read back together. `run.states`
+converts states to the arrays saved here.
 """
 
 from __future__ import annotations
@@ -15,28 +16,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
-import shutil
 import threading
-import uuid
-import zipfile
+import types
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vagram_jax.storage import files
+from vagram_jax.storage import disk, files
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file format; other versions are refused."""
 KEPT = 2
 """Number of finished checkpoints that stay while the next one is written."""
+_MAX_SEEDS = 1_000_000  # of a piece; the name of a folder could claim any number
+SETTINGS = "settings"
+"""The key of a piece's notes that holds the settings of its run."""
 _FOLDER = "checkpoints"
-_STEP = re.compile(r"\d{9,}")
-_PIECE = re.compile(r"seeds-(\d+)-(\d+)")
-_MAX_MANIFEST = 16 * 2**20
+_ARRAYS, _MANIFEST = "arrays.npz", "manifest.json"
+_STEP = re.compile(r"\d{9,18}")
+_PIECE = re.compile(r"seeds-(\d{1,10})-(\d{1,10})")
+_UNFINISHED = re.compile(r"\.seeds-(\d{1,10})-\d{1,10}\.[0-9a-f]+\.tmp")
 
 Arrays = Mapping[str, np.ndarray]
 """Names to arrays `[lanes, ...]`; a lane is one seed."""
@@ -53,11 +57,13 @@ class Piece(NamedTuple):
       run: folder of the run.
       seeds: consecutive seeds, one per row of the arrays.
       arrays: names to `[len(seeds), ...]`.
+      notes: what the manifest says besides, for JSON.
     """
 
     run: Path
     seeds: range
     arrays: Arrays
+    notes: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def save(piece: Piece, step: int) -> None:
@@ -71,11 +77,11 @@ def save(piece: Piece, step: int) -> None:
       ResultsError: it can't be written; the pieces of other steps are unchanged.
     """
     folder = _piece_folder(piece.run, step, piece.seeds)
-    temporary = _temporary(folder)
+    temporary = files.unfinished(folder)
     with files.one_line(folder):
-        temporary.mkdir(parents=True)
         try:
-            _write_arrays(temporary / "arrays.npz", piece.arrays)
+            disk.make_folder(temporary)
+            _write_arrays(temporary / _ARRAYS, piece.arrays)
             body = {
                 "format": FORMAT,
                 "step": step,
@@ -84,18 +90,19 @@ def save(piece: Piece, step: int) -> None:
                     name: [str(array.dtype), *array.shape]
                     for name, array in piece.arrays.items()
                 },
-                "files": _digests(temporary),
+                "files": {_ARRAYS: _size_and_digest(temporary / _ARRAYS)},
+                "notes": files.as_json(piece.notes),
             }
             manifest = body | {"sha256": _digest(body)}
-            files.write_json(temporary / "manifest.json", manifest)
-            # A folder can only be renamed onto an empty one.
-            shutil.rmtree(folder, ignore_errors=True)
-            os.rename(temporary, folder)
-            files.sync(folder.parent)
-            files.sync(folder.parent.parent)
-            files.sync(piece.run)
+            files.write_json(temporary / _MANIFEST, manifest)
+            _remove(folder)  # a folder can only be renamed onto an empty one
+            disk.make_folder(folder.parent)
+            disk.rename(temporary, folder.name)
+            for parent in (folder.parent.parent, piece.run):
+                disk.sync(parent)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                disk.remove(temporary)
             raise
 
 
@@ -138,23 +145,28 @@ def newest(
     at_most: int | None = None,
     strict: bool = False,
     report: Callable[[str], None] = print,
+    check: Callable[[int], str | None] = lambda _: None,
 ) -> int | None:
-    """Returns the last step at which all seeds of all runs have undamaged pieces.
+    """Returns the last step at which all seeds of all runs have usable pieces.
 
     Args:
       runs: folders of runs, each with its seeds.
       at_most: ignore later steps.
       strict: refuse a damaged piece instead of using an earlier step.
-      report: receives one line per damaged piece.
+      report: receives one line per piece that can't be used.
+      check: takes a step with undamaged pieces, and returns in one line what else
+        makes them unusable.
 
     Returns:
-      The step, or None.
+      The step, or None if all pieces are damaged.
 
     Raises:
-      CheckpointError: a damaged piece while `strict`, or one in another format.
+      CheckpointError: a piece that can't be used while `strict`, one in another format,
+        or `check` objects to every step with undamaged pieces.
     """
     pieces_of_runs = [(_pieces(run), seeds) for run, seeds in runs]
     steps = set.intersection(*(set(pieces) for pieces, _ in pieces_of_runs))
+    objections = []
     for step in sorted(steps, reverse=True):
         complete = all(
             set(seeds) <= set(pieces[step]) for pieces, seeds in pieces_of_runs
@@ -165,13 +177,46 @@ def newest(
             pieces[step][seed] for pieces, seeds in pieces_of_runs for seed in seeds
         }
         damages = [text for folder in sorted(folders) if (text := _damage(folder))]
-        if not damages:
+        problem = damages[0] if damages else check(step)
+        if problem is None:
             return step
+        objections += [] if damages else [problem]
         if strict:
             raise CheckpointError(
-                f"{damages[0]}; leave out --strict to use an earlier checkpoint"
+                f"{problem}; leave out --strict to use an earlier checkpoint"
             )
-        report(f"{damages[0]}; trying an earlier checkpoint")
+        report(f"{problem}; trying an earlier checkpoint")
+    if objections:
+        raise CheckpointError(
+            f"{objections[0]}; no earlier checkpoint fits; restore the file, or train "
+            "again with --overwrite"
+        )
+    return None
+
+
+def notes(run: Path, step: int) -> list[dict[str, Any]]:
+    """Returns the notes of all pieces of a run at one step that have some.
+
+    Raises:
+      CheckpointError: a piece in another format.
+    """
+    manifests = []
+    for folder in sorted(set(_pieces(run).get(step, {}).values())):
+        try:
+            manifests.append(_manifest(folder))
+        except CheckpointError:
+            raise
+        except files.ResultsError:
+            continue  # damaged; `newest` reports it
+    return [manifest["notes"] for manifest in manifests if manifest["notes"]]
+
+
+def settings(run: Path) -> Mapping[str, Any] | None:
+    """The settings in the notes of the latest undamaged piece of a run, or None."""
+    for step in reversed(steps(run)):
+        for each in notes(run, step):
+            if isinstance(found := each.get(SETTINGS), dict):
+                return found
     return None
 
 
@@ -188,9 +233,11 @@ def prune(run: Path, seeds: range, *, later_than: int | None = None) -> None:
       ResultsError: a piece can't be removed.
     """
     pieces = _pieces(run)
-    for unfinished in (run / _FOLDER).glob("*/.seeds-*.tmp"):  # of a killed process
-        if int(unfinished.name.split("-")[1]) in seeds:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    for step, name in _entries(run):
+        unfinished = _UNFINISHED.fullmatch(name)  # of a killed process
+        if unfinished and int(unfinished[1]) in seeds:
+            with files.one_line(run / _FOLDER / step / name):
+                disk.remove(run / _FOLDER / step / name)
     for step, by_seed in pieces.items():
         for folder in {by_seed[seed] for seed in seeds if seed in by_seed}:
             sharing = [seed for seed in by_seed if by_seed[seed] == folder]
@@ -236,16 +283,21 @@ class Writer:
     """
 
     def __init__(
-        self, report: Callable[[str], None] = print, *, saved: int | None = None
+        self,
+        report: Callable[[str], None] = print,
+        *,
+        saved: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
         """Creates a writer.
 
         Args:
           report: receives one line per save that fails.
           saved: the step that is on the disk already.
+          check: called before each save; an error that it raises prevents the save.
         """
         self.saved = saved
-        self._report = report
+        self._report, self._check = report, check
         self._thread: threading.Thread | None = None
         self._error: files.ResultsError | None = None
         self._pruned_at_end: set[tuple[Path, range]] = set()
@@ -281,6 +333,7 @@ class Writer:
 
     def _save(self, pieces: Sequence[Piece], step: int) -> None:
         try:
+            self._check()
             for piece in pieces:
                 # Before saving, since another process may be one step behind.
                 prune(piece.run, piece.seeds)
@@ -294,47 +347,48 @@ class Writer:
             self._report(f"no checkpoint at step {step}: {error}; training continues")
 
 
+def _entries(run: Path) -> list[tuple[str, str]]:
+    """The names of steps, each with the names in its folder."""
+    with files.one_line(run / _FOLDER):
+        steps_ = [name for name in disk.names(run / _FOLDER) if _STEP.fullmatch(name)]
+        return [(s, name) for s in steps_ for name in disk.names(run / _FOLDER / s)]
+
+
 def _pieces(run: Path) -> dict[int, dict[int, Path]]:
     """The folder of the piece of each seed, for each step."""
     pieces: dict[int, dict[int, Path]] = {}
-    for folder in (run / _FOLDER).glob("*/seeds-*"):
-        name = _PIECE.fullmatch(folder.name)
-        if name and _STEP.fullmatch(folder.parent.name) and not folder.is_symlink():
-            seeds = range(int(name[1]), int(name[2]) + 1)
-            by_seed = pieces.setdefault(int(folder.parent.name), {})
-            by_seed |= dict.fromkeys(seeds, folder)
+    for step, name in _entries(run):
+        folder, match = run / _FOLDER / step / name, _PIECE.fullmatch(name)
+        if match and disk.is_folder(folder):
+            first, last = int(match[1]), int(match[2])
+            if first <= last < first + _MAX_SEEDS:
+                by_seed = pieces.setdefault(int(step), {})
+                by_seed |= dict.fromkeys(range(first, last + 1), folder)
     return pieces
 
 
-def _piece_folder(run: Path, step: int, seeds: range) -> Path:
+def _piece_folder(run: Path, step: int, seeds: Sequence[int]) -> Path:
     return run / _FOLDER / f"{step:09d}" / f"seeds-{seeds[0]}-{seeds[-1]}"
-
-
-def _temporary(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _remove(folder: Path) -> None:
     """Renames a piece before removing it, so that no reader sees half of it."""
+    temporary = files.unfinished(folder)
     with files.one_line(folder):
-        temporary = _temporary(folder)
         # Another process with seeds of the same piece may have removed it already.
         with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, temporary)
-            shutil.rmtree(temporary)
-    with contextlib.suppress(OSError):  # another process still has pieces there
-        folder.parent.rmdir()
+            disk.rename(folder, temporary.name)
+            disk.remove(temporary)
+        disk.remove_empty(folder.parent)  # another process may have pieces there
 
 
 def _damage(folder: Path) -> str | None:
     """One line on what is damaged in a piece, or None; raises for another format."""
     try:
-        manifest = _manifest(folder)
-        for name, (size, digest) in manifest["files"].items():
-            path = folder / name
-            with files.one_line(path):
-                if path.stat().st_size != size or _file_digest(path) != digest:
-                    return f"{path}: damaged, its SHA-256 differs from the manifest's"
+        manifest, path = _manifest(folder), folder / _ARRAYS
+        with files.one_line(path):
+            if _size_and_digest(path) != manifest["files"][_ARRAYS]:
+                return f"{path}: damaged, its SHA-256 differs from the manifest's"
     except CheckpointError:
         raise
     except files.ResultsError as error:
@@ -344,61 +398,86 @@ def _damage(folder: Path) -> str | None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """Reads and verifies the manifest of a piece."""
-    path = folder / "manifest.json"
+    path = folder / _MANIFEST
+    manifest = files.read_json(path)
+    if not isinstance(manifest, dict):
+        raise files.ResultsError(f"{path}: damaged, not a JSON object")
     with files.one_line(path):
-        if path.stat().st_size > _MAX_MANIFEST:
-            raise files.ResultsError(f"{path}: damaged, too long")
-        manifest = files.read_json(path)
-        if not isinstance(manifest, dict):
-            raise files.ResultsError(f"{path}: damaged, not a JSON object")
         if manifest.pop("sha256", None) != _digest(manifest):
             raise files.ResultsError(f"{path}: damaged, its SHA-256 differs")
-    if manifest["format"] != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: format {manifest['format']}; this version reads format {FORMAT}; "
-            "resume with the version that wrote it, or start again with --overwrite"
+            f"{path}: format {manifest.get('format')}; this version reads format "
+            f"{FORMAT}; resume with the version that wrote it, or start again with "
+            "--overwrite"
         )
-    seeds = range(manifest["seeds"][0], manifest["seeds"][-1] + 1)
+    if not _is_valid(manifest):
+        raise files.ResultsError(f"{path}: damaged, a field is missing or has no sense")
+    seeds = manifest["seeds"]
     if folder != _piece_folder(folder.parents[2], manifest["step"], seeds):
         raise files.ResultsError(f"{path}: damaged, it belongs to another folder")
     return manifest
+
+
+def _is_valid(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest has the fields that `save` writes, with values of their types.
+
+    Its SHA-256 is no secret, so a valid one doesn't exclude this.
+    """
+    try:
+        step, seeds = manifest["step"], manifest["seeds"]
+        size, digest = manifest["files"][_ARRAYS]
+        shapes = manifest["arrays"].values()
+        numbers = [step, size, *seeds, *(n for _, *shape in shapes for n in shape)]
+        return (
+            all(type(number) is int and number >= 0 for number in numbers)
+            and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+            and all(shape[1] == len(seeds) for shape in shapes)
+            and all(math.prod(shape) <= size for _, *shape in shapes)
+            and isinstance(digest, str)
+            and isinstance(manifest["notes"], dict)
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return False
 
 
 def _read(
     folder: Path, names: Container[str] | None
 ) -> tuple[list[int], dict[str, np.ndarray]]:
     """The seeds of a piece, and its arrays of these names; None means all."""
-    manifest, path = _manifest(folder), folder / "arrays.npz"
-    try:
-        with files.one_line(path), np.load(path) as arrays:
-            wanted = [x for x in manifest["arrays"] if names is None or x in names]
-            return manifest["seeds"], {name: arrays[name] for name in wanted}
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise files.ResultsError(f"{path}: damaged: {error}") from None
+    manifest, path = _manifest(folder), folder / _ARRAYS
+    wanted = {
+        x: y for x, y in manifest["arrays"].items() if names is None or x in names
+    }
+    with files.one_line(path), disk.open_file(path, "rb") as file:
+        try:
+            with np.load(file) as stored:
+                # Compressed arrays could be much larger than the file.
+                if any(x.compress_type for x in stored.zip.infolist()):
+                    raise ValueError("an array is compressed")
+                arrays = {name: stored[name] for name in wanted}
+        except Exception as error:  # zipfile and NumPy raise many types for bad bytes
+            reason = files.printable(str(error))
+            raise files.ResultsError(f"{path}: damaged: {reason}") from None
+    if any([str(x.dtype), *x.shape] != wanted[name] for name, x in arrays.items()):
+        raise files.ResultsError(f"{path}: damaged, its arrays have other shapes")
+    return manifest["seeds"], arrays
 
 
 def _write_arrays(path: Path, arrays: Arrays) -> None:
     for name, array in arrays.items():
         if array.dtype.kind not in "biufc":  # NumPy would store text or a pickle
             raise CheckpointError(f"{path}: {name}: {array.dtype} can't be saved")
-    # NumPy's option `allow_pickle` could have the name of an array, but none has.
-    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    with disk.open_file(path, "xb") as file:
+        # NumPy's option `allow_pickle` could have the name of an array, but none has.
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    disk.sync(path)
 
 
-def _digests(folder: Path) -> dict[str, list[Any]]:
-    """Size and SHA-256 of every file in a folder, after all are on the disk."""
-    digests = {}
-    for path in sorted(folder.rglob("*")):
-        files.sync(path)
-        if path.is_file():
-            name = path.relative_to(folder).as_posix()
-            digests[name] = [path.stat().st_size, _file_digest(path)]
-    return digests
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _size_and_digest(path: Path) -> list[Any]:
+    with disk.open_file(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")  # pyright: ignore[reportArgumentType]
+        return [os.fstat(file.fileno()).st_size, digest.hexdigest()]
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Reads and writes CSV, JSON and other files so that a crash leaves no broken file.
 
 A whole file appears in one rename. A CSV grows by whole lines; a line that a crash cut
-off is recognized when the file is read. Nothing is unpickled.
+off is recognized when the file is read. Nothing is unpickled, and no link is followed
+(see `disk`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ import tempfile
 import uuid
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from vagram_jax.storage import disk
 
 # Eighteen digits fit any 64-bit integer column; Python itself reads more.
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _FLOAT = re.compile(r"-?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|inf|nan)")
 # A spreadsheet evaluates a cell that begins with one of these as a formula (CWE-1236).
 _FORMULA = ("=", "+", "-", "@", "\t")
+_MAX_JSON = 16 * 2**20
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 class ResultsError(OSError):
@@ -33,7 +38,7 @@ class ResultsError(OSError):
     status = 5
 
 
-def append_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
+def append_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Appends rows to a CSV as whole lines and waits until they are on the disk.
 
     The first call writes the header. A write that fails midway is undone, so that the
@@ -44,22 +49,25 @@ def append_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> N
       path: the file; it is created if missing.
       rows: column names to numbers, text or None; all rows have the same columns.
 
+    Returns:
+      The lines of the rows, without the header.
+
     Raises:
       ResultsError: the file has other columns, ends in an incomplete line, or can't be
         written.
       ValueError: a value that would be read back as a different one.
     """
     if not rows:
-        return
-    fields = _as_fields(path, rows)
-    is_new = not os.path.lexists(path)
-    with one_line(path), open(path, "a+b", buffering=0) as file:
+        return b""
+    path, fields = Path(path), _as_fields(path, rows)
+    with one_line(path), disk.open_file(path, "ab") as file:
         size = file.seek(0, os.SEEK_END)
         header = _stored_header(path, file, size) if size else list(fields[0])
-        text = _as_lines(path, fields, header, with_header=not size)
-        _write_or_undo(file, text, size)
-        if is_new:
-            sync(Path(path).parent)
+        lines = _as_lines(path, fields, header)
+        _write_or_undo(file, lines if size else _as_line(header) + lines, size)
+        if not size:
+            disk.sync(path.parent)
+    return lines
 
 
 def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -74,7 +82,8 @@ def write_rows(path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]) -> No
       ValueError: a value that would be read back as a different one.
     """
     fields = _as_fields(path, rows)
-    write_bytes(path, _as_lines(path, fields, list(fields[0]), with_header=True))
+    header = list(fields[0])
+    write_bytes(path, _as_line(header) + _as_lines(path, fields, header))
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -105,38 +114,64 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def keep_rows(
-    path: str | os.PathLike, *, env_steps: int, seeds: Container[int] | None = None
+    path: str | os.PathLike,
+    *,
+    env_steps: int,
+    seeds: Container[int],
+    others: Container[int],
 ) -> None:
     """Removes the rows after a checkpoint, so that a resumed run writes none twice.
 
-    An incomplete last line is removed too. The other lines keep their bytes. A file
+    An incomplete last line is removed too. The other lines keep their bytes. A table
     without rows left is deleted.
 
     Args:
-      path: the file; a missing one stays missing.
+      path: a CSV with the columns `seed` and `env_steps`; a missing one stays missing.
       env_steps: the last step whose rows stay.
-      seeds: the seeds whose rows are removed; None means all.
+      seeds: the seeds whose later rows are removed.
+      others: seeds that keep all rows unless they are in `seeds`; rows of any further
+        seed are removed.
 
     Raises:
       ResultsError: the file can't be read or written, or a line is damaged.
     """
-    if not os.path.lexists(path):
-        return
-    lines, rows = _whole_lines(path)[0], read_rows(path)
-    for name in ("env_steps",) if seeds is None else ("env_steps", "seed"):
+    path = Path(path)
+    with one_line(path):
+        if disk.status(path) is None:
+            return
+        lines = seed_lines(path)
+        kept = [
+            line
+            for seed, step, line in lines
+            if (step <= env_steps if seed in seeds else seed in others)
+        ]
+        if not kept:
+            disk.remove(path)
+        elif len(kept) < len(lines) or is_cut_off(path):
+            header = _whole_lines(path)[0][0] + b"\n"
+            write_bytes(path, header + b"".join(kept))
+
+
+def seed_lines(path: str | os.PathLike) -> list[tuple[int, int, bytes]]:
+    """Reads the lines of a table, without the header and an incomplete last line.
+
+    Args:
+      path: a CSV with the columns `seed` and `env_steps`.
+
+    Returns:
+      Seed, step and line of each row.
+
+    Raises:
+      ResultsError: as `read_rows`, or a row has no whole number in these columns.
+    """
+    lines, rows = _whole_lines(path)[0][1:], read_rows(path)
+    for name in ("seed", "env_steps"):
         if not all(isinstance(row.get(name), int) for row in rows):
             raise ResultsError(f"{path}: a row without a whole number as {name}")
-    remaining = lines[:1] + [
-        line
-        for line, row in zip(lines[1:], rows, strict=True)
-        if row["env_steps"] <= env_steps
-        or (seeds is not None and row["seed"] not in seeds)
+    return [
+        (row["seed"], row["env_steps"], line + b"\n")
+        for row, line in zip(rows, lines, strict=True)
     ]
-    if len(remaining) < 2:
-        with one_line(path):
-            os.unlink(path)
-        return
-    write_bytes(path, b"".join(line + b"\n" for line in remaining))
 
 
 def is_cut_off(path: str | os.PathLike) -> bool:
@@ -166,13 +201,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file.
 
+    Returns:
+      The value. Characters that can't be printed, such as those that control a
+      terminal, are replaced by their escapes.
+
     Raises:
-      ResultsError: the file can't be read or isn't valid JSON.
+      ResultsError: the file can't be read, isn't valid JSON or is longer than 16 MB.
     """
     with one_line(path):
-        data = Path(path).read_bytes()
+        data = disk.read(Path(path), limit=_MAX_JSON)
     try:
-        return json.loads(data, parse_constant=_refuse)
+        return _printable(json.loads(data, parse_constant=_refuse))
     except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path}: no valid JSON: {error}") from None
 
@@ -184,36 +223,52 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
       ResultsError: the file can't be written; an existing file keeps its contents.
     """
     path = Path(path)
-    # A unique name: two writers must not share an unfinished file.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = unfinished(path)
     with one_line(path):
         try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with disk.open_file(temporary, "xb") as file:
+                disk.write(file, data)
+            disk.rename(temporary, path.name)
         except OSError:
             with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+                disk.remove(temporary)
             raise
-        sync(path.parent)
 
 
-def sync(path: str | os.PathLike) -> None:
-    """Waits until a file, or the names in a folder, are on the disk.
+def set_aside(path: str | os.PathLike) -> str:
+    """Copies a file to the first free name of `<name>.1`, `<name>.2` and so on.
+
+    Returns:
+      The name of the copy.
 
     Raises:
-      ResultsError: the file can't be synced.
+      ResultsError: the file can't be read, or the copy can't be written.
     """
-    # A rename is durable only when its folder is; some systems can't open a folder.
-    allowed = (OSError,) if os.path.isdir(path) else ()
-    with one_line(path), contextlib.suppress(*allowed):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    path = Path(path)
+    with one_line(path):
+        data, used = disk.read(path), disk.names(path.parent)
+        number = next(
+            n for n in range(1, len(used) + 2) if f"{path.name}.{n}" not in used
+        )
+        copy = path.with_name(f"{path.name}.{number}")
+        write_bytes(copy, data)
+    return copy.name
+
+
+def unfinished(path: Path) -> Path:
+    """A unique name beside a path, for what is renamed to the path once it is whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process left under a name from `unfinished`.
+
+    Raises:
+      ResultsError: it can't be removed.
+    """
+    with one_line(folder):
+        for name in filter(_UNFINISHED.fullmatch, disk.names(folder)):
+            disk.remove(folder / name)
 
 
 def as_json(value: Any) -> Any:
@@ -242,6 +297,11 @@ def as_json(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int):
         return value
     raise TypeError(f"as_json: {value!r}; JSON accepts numbers, text, lists and dicts")
+
+
+def printable(text: str) -> str:
+    """Replaces characters that can't be printed, such as line breaks, by escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def check_writable(folder: str | os.PathLike) -> None:
@@ -279,7 +339,7 @@ def one_line(path: Any) -> Iterator[None]:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ResultsError(f"{path}: {reason}") from None
+        raise ResultsError(printable(f"{path}: {reason}")) from None
 
 
 def _as_fields(path: Any, rows) -> list[dict[str, str]]:
@@ -289,21 +349,23 @@ def _as_fields(path: Any, rows) -> list[dict[str, str]]:
     return [{name: _field(path, name, row[name]) for name in row} for row in rows]
 
 
-def _as_lines(path: Any, fields, header: Sequence[str], *, with_header: bool) -> bytes:
+def _as_lines(path: Any, fields, header: Sequence[str]) -> bytes:
     """Rows as lines of a CSV, in the column order of the header."""
-    lines = [header] if with_header else []
     for row in fields:
         if different := sorted(set(row) ^ set(header)):
             raise ResultsError(
                 f"{path}: rows and file differ in the columns {', '.join(different)}"
             )
-        lines.append([row[name] for name in header])
+    return b"".join(_as_line([row[name] for name in header]) for row in fields)
+
+
+def _as_line(fields: Sequence[str]) -> bytes:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    csv.writer(text, lineterminator="\n").writerow(fields)
     return text.getvalue().encode()
 
 
-def _stored_header(path: Any, file: io.FileIO, size: int) -> list[str]:
+def _stored_header(path: Any, file: IO[bytes], size: int) -> list[str]:
     file.seek(size - 1)
     if file.read(1) != b"\n":
         raise ResultsError(f"{path}: ends in an incomplete line; remove it")
@@ -311,15 +373,12 @@ def _stored_header(path: Any, file: io.FileIO, size: int) -> list[str]:
     return _split_line(path, 1, file.readline().rstrip(b"\n"))
 
 
-def _write_or_undo(file: io.FileIO, data: bytes, size: int) -> None:
+def _write_or_undo(file: IO[bytes], data: bytes, size: int) -> None:
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
+        disk.write(file, data)
     except OSError:
         with contextlib.suppress(OSError):
-            file.truncate(size)
+            disk.truncate(file, size)
         raise
 
 
@@ -374,9 +433,18 @@ def _split_line(path: Any, number: int, line: bytes) -> list[str]:
 def _whole_lines(path: str | os.PathLike) -> tuple[list[bytes], bool]:
     """The lines that end in a newline, and whether an incomplete line follows."""
     with one_line(path):
-        *lines, rest = Path(path).read_bytes().split(b"\n")
+        *lines, rest = disk.read(Path(path)).split(b"\n")
     return lines, bool(rest)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _printable(value: Any) -> Any:
+    """A value from JSON, with all its texts printable."""
+    if isinstance(value, dict):
+        return {printable(name): _printable(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value

@@ -3,13 +3,14 @@
 `filelock` locks the file `.lock`; the system releases it when its process ends. Other
 machines may not see that lock. So `lock.json` names the owner, and the owner updates
 its modification time as a heartbeat. A lock from another machine without a heartbeat is
-only broken when the user asks for it.
+only broken when the user asks for it. An owner whose `lock.json` is gone stops.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import socket
 import threading
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 import filelock
 
-from vagram_jax.storage import files
+from vagram_jax.storage import disk, files
 
 NAME = "lock.json"
 """The file that names the owner."""
@@ -30,7 +31,7 @@ _LOCK_FILE = ".lock"
 
 
 class LockedError(files.ResultsError):
-    """Another process owns the run. One line: who, since when, what to do."""
+    """This process doesn't own the run. One line: who does, what to do."""
 
 
 class Owner(NamedTuple):
@@ -62,17 +63,24 @@ class Lock:
         self._owner = tuple(record.values())
 
     def check(self) -> None:
-        """Checks that no other process has taken the lock.
+        """Checks that this process still owns the run; call it before each write.
 
         Raises:
-          LockedError: another machine broke the lock, for lack of a heartbeat.
+          LockedError: the lock was removed, or another process has taken it.
+          ResultsError: the folder can't be read.
         """
+        with files.one_line(self._path):
+            if disk.status(self._path) is None:
+                raise LockedError(
+                    f"{self._path}: removed while the run was training, so that "
+                    "another process could start; continue with --resume"
+                )
         current = owner(self._path.parent)
         # An owner file that can't be read now may be readable at the next check.
         if current is not None and current[:3] != self._owner:
             raise LockedError(
                 f"{self._path}: lost: pid {current.pid} on {current.host} took the run "
-                f"over at {current.started}; stop one of the two"
+                f"over at {current.started}; let it finish"
             )
 
     def _beat(self, stop: threading.Event, report: Callable[[str], None]) -> None:
@@ -80,7 +88,7 @@ class Lock:
         while not stop.wait(HEARTBEAT_S):
             try:
                 self.check()
-                os.utime(self._path)
+                disk.touch(self._path)
             except LockedError as error:
                 report(str(error))
                 return
@@ -91,7 +99,7 @@ class Lock:
         """Removes the owner file, unless it is another process's by now."""
         with contextlib.suppress(OSError):
             self.check()
-            self._path.unlink()
+            disk.remove(self._path)
 
 
 @contextlib.contextmanager
@@ -103,11 +111,11 @@ def hold(
     Args:
       folder: folder of the run; it exists.
       break_stale: take over a lock whose owner, on another machine, has no heartbeat.
-      report: receives one line when a dead owner's lock is taken over, or when another
-        machine takes over this one.
+      report: receives one line when a dead owner's lock is taken over, or when this
+        one is lost.
 
     Yields:
-      The lock, whose `check` raises if another process has taken it.
+      The lock, whose `check` raises if it was removed or taken over.
 
     Raises:
       LockedError: another process owns the run, or may still own it.
@@ -134,11 +142,15 @@ def owner(folder: Path) -> Owner | None:
     """Reads who holds a run's lock, dead or alive; None without a readable lock."""
     path = folder / NAME
     try:
-        age_s = time.time() - path.stat().st_mtime
+        found = disk.status(path)
         record = files.read_json(path)
-        return Owner(record["host"], record["pid"], record["started"], age_s)
+        names = record["host"], record["pid"], record["started"]
     except (OSError, KeyError, TypeError):
         return None
+    is_valid = [isinstance(*pair) for pair in zip(names, (str, int, str), strict=True)]
+    if found is None or not all(is_valid):
+        return None
+    return Owner(*names, time.time() - found.st_mtime)
 
 
 def is_held(folder: Path) -> bool:
@@ -159,20 +171,31 @@ def is_held(folder: Path) -> bool:
 @contextlib.contextmanager
 def _system_lock(folder: Path) -> Iterator[None]:
     """Locks the folder among the processes of this machine."""
-    lock = filelock.FileLock(folder / _LOCK_FILE)
+    path = folder / _LOCK_FILE
+    lock = filelock.FileLock(path)
     with files.one_line(folder / NAME):
-        os.stat(folder)  # filelock would create the folder
+        found = disk.status(path)  # raises for a link on the way
+        if not disk.is_folder(folder):  # filelock would create the folder
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        if found is not None and not disk.is_file(path):
+            raise OSError(errno.EINVAL, f"{_LOCK_FILE} is not a file; remove it")
         try:
             lock.acquire(blocking=False)
         except filelock.Timeout:
             raise LockedError(_held_by(folder)) from None
+    own = disk.status(path)
     try:
         yield
     finally:
-        # Removed while it is locked: filelock refuses a lock on a removed file.
-        with contextlib.suppress(OSError):
-            os.unlink(folder / _LOCK_FILE)
-        lock.release()
+        # Removed while it is locked: filelock refuses a lock on a removed file. A lock
+        # that was removed before may be another process's by now.
+        try:
+            with contextlib.suppress(OSError):
+                current = disk.status(path)
+                if own and current and own.st_ino == current.st_ino:
+                    disk.remove(path)
+        finally:
+            lock.release()
 
 
 def _check_dead(path: Path, previous: Owner, break_stale: bool) -> None:

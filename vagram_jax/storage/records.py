@@ -76,16 +76,37 @@ def resume(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
       ValueError: settings differ; names them.
     """
     record = read(folder)
-    changed = differences({"then": record["config"], "now": now["config"]})
-    steps = changed.pop(_MAY_GROW, None)
-    if steps and len(steps) == 2 and steps["now"] > steps["then"]:
-        record["config"][_MAY_GROW] = steps["now"]
-    elif steps:
-        changed[_MAY_GROW] = steps
+    check_settings(folder, record["config"], now["config"])
+    record["config"][_MAY_GROW] = now["config"].get(_MAY_GROW)
+    kinds = ("versions", "device", "layout", "numerics", "revision")
+    others = {k: now[k] for k in kinds if k in now and now[k] != record.get(k)}
+    entry = {"started": now["started"], "command": now["command"], "changed": others}
+    earlier = record.get("resumed")
+    earlier = earlier if isinstance(earlier, list) else []
+    return record | {"resumed": [*earlier, entry]}
+
+
+def check_settings(
+    folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Checks that a run may be resumed with these settings.
+
+    Args:
+      folder: folder of the run, for the message.
+      then: the settings that it was trained with.
+      now: the settings to go on with.
+
+    Raises:
+      ValueError: settings differ, other than by more steps; names them.
+    """
+    changed = differences({"then": then, "now": now})
+    before, after = (x.get(_MAY_GROW) for x in (then, now))
+    if isinstance(before, int) and isinstance(after, int) and after > before:
+        del changed[_MAY_GROW]
     if changed:
         lines = [
             f"{key} was {values.get('then')}, is {values.get('now')}"
-            for key, values in changed.items()
+            for key, values in sorted(changed.items())
         ]
         listed = "; ".join(lines[:6])
         if len(lines) > 6:
@@ -94,17 +115,13 @@ def resume(folder: Path, now: Mapping[str, Any]) -> dict[str, Any]:
             f"results: {folder} can't be resumed with other settings: {listed}; only "
             f"{_MAY_GROW} may grow"
         )
-    kinds = ("versions", "device", "layout", "revision")
-    others = {k: now[k] for k in kinds if k in now and now[k] != record.get(k)}
-    entry = {"started": now["started"], "command": now["command"], "changed": others}
-    return record | {"resumed": [*record.get("resumed", []), entry]}
 
 
 def read(folder: Path) -> dict[str, Any]:
     """Reads the record of a run.
 
     Returns:
-      The record, with a mapping under `config`.
+      The record, with a mapping under `config`, and scalars by name under `labels`.
 
     Raises:
       ResultsError: it can't be read, or has no config.
@@ -112,6 +129,11 @@ def read(folder: Path) -> dict[str, Any]:
     record = files.read_json(folder / NAME)
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise ResultsError(f"{folder / NAME}: holds no config")
+    labels = record.setdefault("labels", {})
+    if not isinstance(labels, dict) or any(
+        isinstance(value, dict | list) for value in labels.values()
+    ):
+        raise ResultsError(f"{folder / NAME}: labels={labels!r}; names to scalars")
     return record
 
 
@@ -155,6 +177,11 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     }
 
 
+def without_paths(text: str) -> str:
+    """A text without the folders of absolute paths."""
+    return _ABSOLUTE.sub("", text)
+
+
 def _command(argv: Sequence[str]) -> str:
     """The command line without absolute paths, so that it holds on any machine."""
     program = Path(argv[0])
@@ -165,7 +192,7 @@ def _command(argv: Sequence[str]) -> str:
         start = ["python", "-m", spec.name.removesuffix(".__main__")]
     else:
         start = ["python", os.path.basename(argv[0])]
-    return shlex.join([*start, *(_ABSOLUTE.sub("", each) for each in argv[1:])])
+    return shlex.join([*start, *map(without_paths, argv[1:])])
 
 
 @functools.cache

@@ -6,6 +6,7 @@
                           timing.csv    one row per epoch
                           checkpoints/  the state of training, see `checkpoint`
                           failure.json  why an unfinished run stopped
+                          metrics.csv.1 a table from before a restart at step 0
                           summary.json  written when the run has finished
                           policy-seed0.mp4, .gif or .html   a film, see `render`
 
@@ -17,25 +18,29 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
+import stat
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vagram_jax.storage import files, records
+from vagram_jax.storage import checkpoint, disk, files, records
 from vagram_jax.storage.files import ResultsError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _RESERVED = re.compile(r"(CON|PRN|AUX|NUL|COM\d|LPT\d)(\..*)?", re.IGNORECASE)
 _STUDY_FILES = (".json", ".html", ".png")
-_RUN_FILES = (records.NAME, "metrics.csv", "model.csv", "timing.csv", "summary.json")
-_RUN_FILES += ("failure.json", "checkpoints")
+# In the order in which they are removed: a run without checkpoints isn't continued, and
+# without its record nobody knows its settings.
+_TRAINED = ("checkpoints", "summary.json", "metrics.csv", "model.csv", "timing.csv")
+_RUN_FILES = (*_TRAINED, "failure.json", records.NAME)
 _PICTURE = re.compile(r"policy-seed([0-9]+)\.(mp4|gif|html)")
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
-# The columns that every table must have, with the types of their values.
+# The columns that every table must have, with the types of their values. Other columns
+# hold numbers.
 _NUMBER = int | float | None
+_TEXTS = ("env", "loss")  # the only columns that aren't numbers
 _COLUMNS = {
     "metrics.csv": {
         "env": str,
@@ -43,7 +48,7 @@ _COLUMNS = {
         "seed": int,
         "env_steps": int,
         "return": _NUMBER,
-        "diverged_at": _NUMBER,
+        "diverged_at": int | None,
     },
     "model.csv": {"seed": int, "env_steps": int},
     "timing.csv": {"seed": int, "env_steps": int, "wall_time_s": int | float},
@@ -120,8 +125,8 @@ def check_run(
       `root/study/run`, absolute; it may be missing.
 
     Raises:
-      ResultsError: a bad name, a folder outside root or that can't be written, or an
-        existing run while neither `overwrite` nor `resume` is set.
+      ResultsError: a bad name, a folder that can't be written, a link, or a trained run
+        while neither `overwrite` nor `resume` is set.
       ValueError: both `overwrite` and `resume` are set.
     """
     if overwrite and resume:
@@ -135,14 +140,17 @@ def check_run(
             raise ResultsError(
                 f"results: {folder} is reached by a link; remove the link"
             )
-        exists = any(os.path.lexists(folder / name) for name in _RUN_FILES)
+        files.check_writable(folder)
+        for name in _RUN_FILES:
+            _check_kind(folder / name)
+        # What failed before it was trained doesn't block a corrected command.
+        exists = any(disk.status(folder / name) for name in _TRAINED)
     if exists and not (overwrite or resume):
         state = "a finished" if is_finished(folder) else "an unfinished"
         raise ResultsError(
             f"results: {folder} holds {state} run; --resume continues it, "
             "--overwrite replaces it, --study=NAME puts the new one elsewhere"
         )
-    files.check_writable(folder)
     return folder
 
 
@@ -167,7 +175,9 @@ def create_run(
       on: where the run computes, such as `device`; recorded beside the config.
       labels: what distinguishes the run from the others of its study; recorded beside
         the config.
-      overwrite: first remove an existing run, with its checkpoints.
+      overwrite: first remove an existing run, with its checkpoints. If this is
+        interrupted, what is left is of the old run and is never continued as the new
+        one.
       resume: keep an existing run; its record gets an entry.
 
     Returns:
@@ -181,14 +191,18 @@ def create_run(
     """
     folder = check_run(root, study, run, overwrite=overwrite, resume=resume)
     record = records.new(config, on=on, labels=labels)
-    if resume and (folder / records.NAME).exists():
-        record = records.resume(folder, record)
+    if resume and any(disk.status(folder / name) for name in _TRAINED):
+        if disk.status(folder / records.NAME):
+            record = records.resume(folder, record)
+        elif settings := checkpoint.settings(folder):
+            records.check_settings(folder, settings, record["config"])
     with files.one_line(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder)
+        files.remove_unfinished(folder)
         if overwrite:
             _clear(folder)
         for name in ("failure.json", "summary.json"):
-            (folder / name).unlink(missing_ok=True)
+            disk.remove(folder / name)
     files.write_json(folder / records.NAME, record)
     return folder
 
@@ -206,7 +220,7 @@ def is_finished(
       ResultsError: the record of a finished run can't be read.
     """
     folder = Path(folder)
-    if not (folder / "summary.json").exists():
+    if not disk.is_file(folder / "summary.json"):
         return False
     if config is None:
         return True
@@ -220,16 +234,15 @@ def read_run(folder: str | os.PathLike) -> Run:
     Raises:
       ResultsError: a file is damaged or a link, or there is no config; names the file.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     check_name(folder.name, what="run")
     for path in (folder, *(folder / name for name in _RUN_FILES)):
-        if path.is_symlink():
-            raise ResultsError(f"{path}: is a link; it could point out of the study")
+        _check_kind(path)
     record = records.read(folder)
     tables, notes = {}, []
     for name in _COLUMNS:
         tables[name] = _read_table(folder / name)
-        if (folder / name).exists() and files.is_cut_off(folder / name):
+        if disk.is_file(folder / name) and files.is_cut_off(folder / name):
             notes.append(f"{name}: the last line is cut off and was left out")
     finished = is_finished(folder)
     if not finished:
@@ -246,23 +259,44 @@ def read_run(folder: str | os.PathLike) -> Run:
     )
 
 
-def read_runs(folder: str | os.PathLike) -> list[Run]:
-    """Reads every run of a study, sorted by name: the subfolders with a `config.json`.
+def run_folders(study: str | os.PathLike) -> list[Path]:
+    """Lists the folders of the runs of a study, by name: those with a `config.json`.
 
-    Returns:
-      At least one run.
+    Raises:
+      ResultsError: the study can't be read.
+    """
+    study = Path(study)
+    with files.one_line(study):
+        folders = [path for path in study.iterdir() if not path.is_symlink()]
+    return sorted(path for path in folders if os.path.lexists(path / records.NAME))
+
+
+def read_runs(
+    folder: str | os.PathLike, *, report: Callable[[str], None] | None = None
+) -> list[Run]:
+    """Reads every run of a study, sorted by name.
+
+    Args:
+      folder: of the study.
+      report: takes a line for each run that can't be read, which is left out; None
+        raises instead.
 
     Raises:
       ResultsError: there is no run, or one can't be read.
     """
-    folder = Path(folder)
-    with files.one_line(folder):
-        runs = sorted(p for p in folder.iterdir() if (p / records.NAME).is_file())
-    if not runs:
+    paths, runs = run_folders(folder), []
+    if not paths:
         raise ResultsError(
             f"{folder}: no run in it; a run is a folder with {records.NAME}"
         )
-    return [read_run(path) for path in runs]
+    for path in paths:
+        try:
+            runs.append(read_run(path))
+        except ResultsError as error:
+            if report is None:
+                raise
+            report(str(error))
+    return runs
 
 
 def picture_path(folder: str | os.PathLike, seed: int, kind: str) -> Path:
@@ -281,26 +315,54 @@ def pictures(folder: str | os.PathLike) -> list[tuple[int, str]]:
 
 
 def _clear(folder: Path) -> None:
+    """Removes a run; each folder and file vanishes in one step."""
     for name in (*_RUN_FILES, *(name for _, name in pictures(folder))):
         path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if disk.is_folder(path):
+            path = files.unfinished(path)
+            disk.rename(folder / name, path.name)
+        disk.remove(path)
+        disk.sync(folder)  # in this order also after a loss of power
+
+
+def _check_kind(path: Path) -> None:
+    """Raises unless a path is missing, or a folder or file as it should be."""
+    with files.one_line(path):
+        found = disk.status(path)
+    if found is None:
+        return
+    is_right = stat.S_ISREG if path.name in _RUN_FILES[1:] else stat.S_ISDIR
+    if stat.S_ISLNK(found.st_mode):
+        raise ResultsError(f"{path}: is a link, which isn't followed; remove it")
+    if not is_right(found.st_mode):
+        kind = "file" if is_right is stat.S_ISREG else "folder"
+        raise ResultsError(f"{path}: is not a {kind}; remove it")
 
 
 def _read_table(path: Path) -> list[dict[str, Any]]:
     """Reads the rows of a table and checks its columns; none if it is missing."""
-    if not path.exists():
+    if not disk.is_file(path):
         return []
     rows, columns = files.read_rows(path), _COLUMNS[path.name]
     if rows and (missing := set(columns) - set(rows[0])):
         raise ResultsError(f"{path}:1: lacks the column {', '.join(sorted(missing))}")
+    first_lines: dict[tuple[int, int], int] = {}
     for number, row in enumerate(rows, start=2):
-        for name, kind in columns.items():
-            if not isinstance(row[name], kind):
+        for name, value in row.items():
+            kind = str if name in _TEXTS else columns.get(name, _NUMBER)
+            if not isinstance(value, kind):
                 accepted = "text" if kind is str else "a number"
                 raise ResultsError(
-                    f"{path}:{number}: {name}={row[name]!r}; {accepted} is accepted"
+                    f"{path}:{number}: {name}={value!r}; {accepted} is accepted"
                 )
+        first = first_lines.setdefault((row["seed"], row["env_steps"]), number)
+        if first != number:
+            raise ResultsError(
+                f"{path}:{number}: seed and env_steps are those of line {first}; "
+                "remove one of the two"
+            )
+        if row.get("env") != rows[0].get("env"):
+            raise ResultsError(
+                f"{path}:{number}: env={row['env']!r} differs from line 2"
+            )
     return rows

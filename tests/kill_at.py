@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from vagram_jax.storage import checkpoint, files
+from vagram_jax.storage import checkpoint, disk, files
 
 
 def die():
@@ -52,9 +52,8 @@ MOMENTS = {
     "metrics": lambda n: at_call(files, "_write_or_undo", n, half_a_line),
     "before_metrics": lambda n: at_call(files, "append_rows", n),
     "arrays": lambda n: at_call(checkpoint, "_write_arrays", n, half_an_array),
-    "digests": lambda n: at_call(checkpoint, "_digests", n),
-    "rename": lambda n: at_call(os, "rename", n),
-    "replace": lambda n: at_call(os, "replace", n),
+    "digests": lambda n: at_call(checkpoint, "_size_and_digest", n),
+    "rename": lambda n: at_call(disk, "rename", n),
     "prune": lambda n: at_call(checkpoint, "prune", n),
     "after": lambda n: threading.Thread(
         target=lambda: (time.sleep(n / 10), die()), daemon=True

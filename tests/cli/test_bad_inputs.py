@@ -209,6 +209,7 @@ def test_an_unknown_loss_gets_the_known_losses(refused):
     [
         ("vagram,vagrm", "did you mean vagram?"),
         ("mle,mle", "--losses=mle,mle: each loss once, and at least one"),
+        ("none,sac", "runs none and sac: have the same settings; leave one of"),
         ("", "--losses=: each loss once, and at least one"),
     ],
 )
@@ -256,11 +257,18 @@ def test_a_results_folder_inside_a_file_is_refused(refused, tmp_path, inner):
     assert str(tmp_path / "file") in line
 
 
+def trained_run(root, name, settings):
+    """The folder of a run with a record and a row."""
+    run = results.create_run(root / "results", "pendulum", name, settings)
+    files.append_rows(run / "timing.csv", [{"seed": 0, "env_steps": 8}])
+    return run
+
+
 @pytest.mark.parametrize(("command", "loss"), [("train", "vagram"), ("compare", "mle")])
 @pytest.mark.parametrize("state", ["a finished", "an unfinished"])
 def test_an_existing_run_is_refused(refused, tmp_path, command, loss, state):
     # A comparison also trains other losses: one existing run is enough.
-    run = results.create_run(tmp_path / "results", "pendulum", loss, {})
+    run = trained_run(tmp_path, loss, {})
     if state == "a finished":
         files.write_json(run / "summary.json", {})
     status, line = refused(command=command)
@@ -270,8 +278,7 @@ def test_an_existing_run_is_refused(refused, tmp_path, command, loss, state):
 
 
 def test_a_run_with_other_settings_is_not_resumed(refused, tmp_path):
-    run = results.create_run(tmp_path / "results", "pendulum", "vagram", {"old": 1})
-    files.write_json(run / "failure.json", {})
+    trained_run(tmp_path, "vagram", {"old": 1})
     status, line = refused("--resume")
     assert status == 2
     assert "can't be resumed with other settings: old was 1, is None; " in line
@@ -283,7 +290,7 @@ def test_a_run_with_other_settings_is_not_resumed(refused, tmp_path):
 def test_a_run_with_a_damaged_record_is_not_resumed(
     refused, tmp_path, record, is_finished
 ):
-    run = results.create_run(tmp_path / "results", "pendulum", "vagram", {})
+    run = trained_run(tmp_path, "vagram", {})
     (run / "config.json").write_text(record)
     if is_finished:
         files.write_json(run / "summary.json", {})

@@ -164,6 +164,7 @@ def test_a_launcher_submits_shards_that_finish_the_grid(tmp_path):
         (["--grid=los=mle"], "did you mean loss"),
         (["--grid=loss=mle", "--shard=2/2"], "--shard=2/2; I/N"),
         (["--grid=loss=mle,mle"], "a value occurs twice"),
+        (["--grid=sac.discount=0.9,0.90"], "0.9 and vagram_discount-0.90: have the"),
         (["--grid=num_seeds=0"], "num_seeds=0"),
         (["--grid=loss=mle,nonsense", "--shard=0/2"], "loss='nonsense'; known: "),
     ],

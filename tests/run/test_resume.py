@@ -91,8 +91,8 @@ def test_a_killed_run_ends_like_a_whole_one(root, whole):
 
 
 # Each moment occurs several times in a run; the number is the one of its death.
-MOMENTS = [("digests", 9), ("before_metrics", 12), ("replace", 7), ("prune", 6)]
-MOMENTS += [("metrics", 30), ("arrays", 9), ("rename", 8)]
+MOMENTS = [("digests", 9), ("before_metrics", 12), ("rename", 7), ("prune", 6)]
+MOMENTS += [("metrics", 30), ("arrays", 9), ("rename", 23)]
 
 
 @pytest.mark.slow

@@ -65,8 +65,9 @@ def test_an_environment_that_fails_is_named_with_the_step_that_is_saved(
     tmp_path, monkeypatch
 ):
     def write_and_break(*args):
-        append(*args)
+        lines = append(*args)
         monkeypatch.setattr(Simulated, "fails", True)
+        return lines
 
     append = files.append_rows
     after(5, monkeypatch, files, "append_rows", write_and_break)  # of step 11

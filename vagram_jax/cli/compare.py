@@ -28,7 +28,7 @@ def main(env_config, algorithm, run_config) -> int:
       The exit status.
 
     Raises:
-      ConfigError: no loss, or one twice.
+      ConfigError: no loss, or one twice, also under another name.
     """
     options, curves = train.session_options(run_config.num_seeds), published_curves()
     losses = LOSSES.value
@@ -42,6 +42,7 @@ def main(env_config, algorithm, run_config) -> int:
         )
         for loss in losses
     ]
+    grid.check_distinct(specs)
     study = train.study_name(grid.study_name(env_config))
     session.train_runs(specs, train.RESULTS.value, study, options=options)
     return train.show(Path(train.RESULTS.value) / study, losses, curves)

@@ -68,7 +68,8 @@ def main() -> int:
     picture = film.picture(policy.env, episodes, kind=kind, size=size, fps=FPS.value)
     default = results.picture_path(run, policy.seed, picture.kind)
     path = Path(OUTPUT.value or default)
-    files.write_bytes(path, picture.data)
+    # The user may name a folder by a link.
+    files.write_bytes(path.parent.resolve() / path.name, picture.data)
     print(f"{path}: {picture.note}")
     return 0
 

@@ -61,7 +61,8 @@ def main(names: list[str]) -> int:
     _check_preset(names[0], study)
     _check_seeds()
     name = train.study_name(f"{Path(names[0]).stem}-{PRESET.value}")
-    folder = Path(train.RESULTS.value) / results.check_name(name, what="study")
+    root = Path(train.RESULTS.value).resolve()
+    folder = root / results.check_name(name, what="study")
     with files.one_line(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return study.run(

@@ -21,7 +21,7 @@ from vagram_jax import config
 from vagram_jax.analysis import report
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import configs, flags, train
-from vagram_jax.cli.report import published_curves
+from vagram_jax.cli.report import print_problems, published_curves
 from vagram_jax.run import devices, grid, session
 from vagram_jax.run.grid import RunSpec
 from vagram_jax.storage import files, results
@@ -56,16 +56,17 @@ def main(env_config, algorithm, run_config) -> int:
     if LAUNCHER.value != "here":
         return _submit()
     study = train.study_name(f"{grid.study_name(env_config)}-sweep")
+    root = Path(train.RESULTS.value).resolve()
     low, high = (len(specs) * i // count for i in (number, number + 1))
     statuses = session.train_runs(
         specs[low:high],
-        train.RESULTS.value,
+        root,
         study,
         options=dataclasses.replace(options, resume=not options.overwrite),
         keep_going=True,
     )
     if devices.is_first():
-        _write_table(Path(train.RESULTS.value) / study, specs, curves)
+        _write_table(root / study, specs, curves)
     return statuses[0] if statuses else 0
 
 
@@ -90,6 +91,7 @@ def specs_of_grid(base) -> list[RunSpec]:
     ]
     if len({spec.name for spec in specs}) < len(specs):
         raise config.ConfigError(f"--grid={GRID.value}: a value occurs twice")
+    grid.check_distinct(specs)
     return grid.by_program(specs)
 
 
@@ -129,6 +131,7 @@ def _write_table(folder: Path, specs: Sequence[RunSpec], curves) -> None:
     if not names:
         return
     study = Study.load(folder)
+    print_problems(study)
     by_name = {result.name: result for result in study.results}
     table = [
         {"run": name} | row for name in names for row in study.seed_rows(by_name[name])

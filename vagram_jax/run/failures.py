@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from vagram_jax.run import devices
-from vagram_jax.storage import checkpoint, files
+from vagram_jax.storage import checkpoint, files, lock
 
 FAILURE = "failure.json"
 """The file in a run's folder that says why it stopped."""
@@ -40,6 +40,8 @@ def recorded(folders: Sequence[Path]) -> Iterator[None]:
     """Writes why a run stopped to its folder, unless a signal stopped it."""
     try:
         yield
+    except lock.LockedError:
+        raise  # the folder may be another process's by now
     except Exception as error:
         if devices.is_first() and getattr(error, "status", 0) <= SIGNAL:
             for folder in folders:
@@ -64,7 +66,7 @@ def explained(writer: checkpoint.Writer) -> Iterator[None]:
     """
     try:
         yield
-    except checkpoint.CheckpointError:
+    except (checkpoint.CheckpointError, lock.LockedError):
         raise
     except files.ResultsError as error:
         raise files.ResultsError(

@@ -119,6 +119,24 @@ def cell(text: str) -> str | int | float:
         return text
 
 
+def check_distinct(specs: Sequence[RunSpec]) -> None:
+    """Checks that no run is trained twice, which would count its seeds twice.
+
+    Raises:
+      ConfigError: two runs have the same settings, such as the losses "none" and "sac",
+        or the discounts 0.9 and 0.90.
+    """
+    names: dict[str, str] = {}
+    for spec in specs:
+        settings = json.dumps(spec.settings, sort_keys=True)
+        if settings in names:
+            raise config.ConfigError(
+                f"runs {names[settings]} and {spec.name}: have the same settings; "
+                "leave one of them out"
+            )
+        names[settings] = spec.name
+
+
 def by_program(specs: Sequence[RunSpec]) -> list[RunSpec]:
     """The runs in an order in which those that share a program are neighbors."""
     keys = [_program_key(spec) for spec in specs]

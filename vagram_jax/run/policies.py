@@ -132,7 +132,7 @@ def load_policy(
 
 def _configs(folder: Path) -> tuple[EnvConfig, MBPOConfig, RunConfig]:
     """The settings of a run; unknown keys are refused."""
-    if not (folder / "config.json").is_file():
+    if not os.path.lexists(folder / "config.json"):
         runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
         hint = f"it is a study with {', '.join(runs)}" if runs else "check the path"
         raise ResultsError(

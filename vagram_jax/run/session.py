@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -23,14 +24,15 @@ from vagram_jax import envs
 from vagram_jax.analysis import summary
 from vagram_jax.envs import base
 from vagram_jax.mbpo import MBPOState
-from vagram_jax.run import devices, failures, grid, loop, rows, signals, states
+from vagram_jax.run import chunks, devices, failures, grid, loop, rows, signals
+from vagram_jax.run.chunks import Chunk, RunLanes
 from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
-from vagram_jax.run.loop import Lanes, Programs, RunConfig
+from vagram_jax.run.loop import Programs, RunConfig
 from vagram_jax.run.rows import Progress
-from vagram_jax.storage import checkpoint, files, lock, results
-
-TABLES = ("metrics.csv", "model.csv", "timing.csv")
+from vagram_jax.run.tables import Tables
+from vagram_jax.storage import checkpoint, disk, files, lock, records, results
+from vagram_jax.storage.lock import Lock
 
 _print = partial(print, flush=True)
 
@@ -48,7 +50,8 @@ class SessionOptions:
       checkpoint_every: epochs between two checkpoints; 0 saves only when a run ends.
       resume: skip finished runs and resume interrupted ones.
       overwrite: replace runs that exist.
-      strict: refuse a damaged checkpoint instead of using the previous one.
+      strict: on `resume`, refuse a checkpoint that can't be used instead of using the
+        previous one, and refuse to start at step 0 for lack of one.
       break_lock: take the lock of an owner on another machine without a heartbeat.
     """
 
@@ -122,15 +125,15 @@ def train_runs(
       DeviceError: the lanes need more memory than a device has.
       RunError: training was stopped by a signal, the environment or lack of memory.
     """
-    report = report if devices.is_first() else _ignore
+    report, root = report if devices.is_first() else _ignore, Path(root).resolve()
     specs, environments = check_runs(specs)
     if devices.is_first():
         ways = {"overwrite": options.overwrite, "resume": options.resume}
         for spec in specs:
             results.check_run(root, study, spec.name, **ways)
-    folder, unfinished, statuses = Path(root) / study, [], []
+    folder, unfinished, statuses = root / study, [], []
     for spec in specs:
-        if options.resume and results.is_finished(folder / spec.name, spec.settings):
+        if options.resume and _is_finished(spec, folder / spec.name):
             report(f"{spec.name}: finished already")
         else:
             unfinished.append(spec)
@@ -147,50 +150,17 @@ def train_runs(
     return statuses
 
 
-class _RunLanes(NamedTuple):
-    """The lanes of one run among those of a program.
-
-    Attributes:
-      spec: the run.
-      folder: its folder.
-      seeds: one per lane.
-      lanes: which lanes.
-    """
-
-    spec: RunSpec
-    folder: Path
-    seeds: range
-    lanes: slice
-
-
-class _Chunk(NamedTuple):
-    """Lanes that train at the same time.
-
-    Attributes:
-      runs: their runs, which differ only in numbers.
-      num_padded: number of lanes of the program, a multiple of the devices.
-    """
-
-    runs: list[_RunLanes]
-    num_padded: int
-
-    @property
-    def run_config(self) -> RunConfig:
-        """Length, seeds and evaluations, the same for all runs."""
-        return self.runs[0].spec.run_config
-
-    @property
-    def lanes(self) -> Lanes:
-        """Seeds and configs of the lanes, without padding."""
-        return loop.stack_lanes(
-            [seed for run in self.runs for seed in run.seeds],
-            [run.spec.algorithm for run in self.runs for _ in run.seeds],
-        )
-
-    def own(self, layout: devices.Layout) -> list[_RunLanes]:
-        """The runs on this process's devices; lanes are counted from its first."""
-        own = devices.own_lanes(layout, self.num_padded)
-        return _cut(self.runs, own.start, own.stop)
+def _is_finished(spec: RunSpec, folder: Path) -> bool:
+    """Whether a run has finished and has the rows of its last checkpoint."""
+    if not results.is_finished(folder, spec.settings):
+        return False
+    objection = None
+    # The user may have deleted the checkpoints, or an earlier version wrote them.
+    with contextlib.suppress(checkpoint.CheckpointError):
+        for step in checkpoint.steps(folder)[-1:]:
+            objection = chunks.objection(spec, folder, step)
+    # Only the first process checks the tables.
+    return bool(devices.agree(int(objection is None)))
 
 
 def _train_group(
@@ -206,10 +176,10 @@ def _train_group(
     for spec in specs:
         seeds = loop.seeds_of(spec.run_config)
         lanes = slice(num_lanes, num_lanes + len(seeds))
-        runs.append(_RunLanes(spec, study / spec.name, seeds, lanes))
+        runs.append(RunLanes(spec, study / spec.name, seeds, lanes))
         num_lanes = lanes.stop
     folders, run_config = [run.folder for run in runs], specs[0].run_config
-    with own_folders(folders, break_lock=options.break_lock, report=report):
+    with own_folders(folders, break_lock=options.break_lock, report=report) as locks:
         if devices.is_first():
             _create_folders(runs, options)
         names = ", ".join(spec.name for spec in specs)
@@ -218,9 +188,15 @@ def _train_group(
             programs = loop.make_programs(run_config, env, options.layout)
             size = min(_chunk_size(run_config, options) or num_lanes, num_lanes)
             for first in range(0, num_lanes, size):
-                part = _cut(runs, first, first + size)
-                chunk = _Chunk(part, options.layout.padded(size))
-                _train_chunk(chunk, programs, options=options, stop=stop, report=report)
+                part = chunks.cut(runs, first, first + size)
+                _train_chunk(
+                    Chunk(part, options.layout.padded(size)),
+                    programs,
+                    locks,
+                    options=options,
+                    stop=stop,
+                    report=report,
+                )
         for folder in folders if devices.is_first() else ():
             write_summary(folder)
 
@@ -231,7 +207,7 @@ def own_folders(
     *,
     break_lock: bool = False,
     report: Callable[[str], None] = _print,
-) -> Iterator[None]:
+) -> Iterator[list[Lock]]:
     """Locks the folders of runs while the block runs; makes those that are missing.
 
     Args:
@@ -240,30 +216,25 @@ def own_folders(
       report: takes a line if the lock of a dead owner is taken.
 
     Yields:
-      Nothing.
+      The locks; none in all processes but the first.
 
     Raises:
       LockedError: another process owns one of the runs.
       ResultsError: a folder or its lock can't be written.
     """
     with contextlib.ExitStack() as stack:
+        locks = []
         for folder in folders if devices.is_first() else ():
             with files.one_line(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+                disk.make_folder(folder)
             # Called last: a folder that is new and whose lock is refused is removed.
-            stack.callback(_remove_if_empty, folder)
-            stack.enter_context(
-                lock.hold(folder, break_stale=break_lock, report=report)
-            )
-        yield
+            stack.callback(disk.remove_empty, folder)
+            hold = lock.hold(folder, break_stale=break_lock, report=report)
+            locks.append(stack.enter_context(hold))
+        yield locks
 
 
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _create_folders(runs: Sequence[_RunLanes], options: SessionOptions) -> None:
+def _create_folders(runs: Sequence[RunLanes], options: SessionOptions) -> None:
     """Records the settings of runs in their folders."""
     layout = {"seed_mode": options.layout.mode, "seed_chunk": options.seed_chunk}
     for spec, folder, *_ in runs:
@@ -272,11 +243,25 @@ def _create_folders(runs: Sequence[_RunLanes], options: SessionOptions) -> None:
             folder.parent.name,
             spec.name,
             spec.settings,
-            on={"device": devices.describe(), "layout": layout},
+            on={
+                "device": devices.describe(),
+                "layout": layout,
+                "numerics": _numerics(),
+            },
             labels=spec.labels,
             overwrite=options.overwrite,
             resume=options.resume,
         )
+
+
+def _numerics() -> dict[str, Any]:
+    """What else decides numbers: XLA's flags, JAX's precision and random generator."""
+    return {
+        "xla_flags": records.without_paths(os.environ.get("XLA_FLAGS", "")),
+        "x64": jax.config.jax_enable_x64,
+        "prng": jax.config.jax_default_prng_impl,
+        "threefry_partitionable": jax.config.jax_threefry_partitionable,
+    }
 
 
 def _chunk_size(run_config: RunConfig, options: SessionOptions) -> int:
@@ -291,22 +276,52 @@ def _chunk_size(run_config: RunConfig, options: SessionOptions) -> int:
     return math.lcm(run_config.num_seeds, jax.device_count())
 
 
-def _cut(runs: Sequence[_RunLanes], start: int, stop: int) -> list[_RunLanes]:
-    """The parts of runs in the lanes from `start` to `stop`, counted from `start`."""
-    parts = []
-    for run in runs:
-        offset = run.lanes.start
-        low, high = max(start, offset), min(stop, run.lanes.stop)
-        if low < high:
-            seeds = run.seeds[low - offset : high - offset]
-            lanes = slice(low - start, high - start)
-            parts.append(run._replace(seeds=seeds, lanes=lanes))
-    return parts
+class _Recorder:
+    """Writes the rows and checkpoints of a chunk while this process owns its runs.
+
+    Attributes:
+      writer: of the checkpoints.
+    """
+
+    def __init__(
+        self,
+        chunk: Chunk,
+        layout: devices.Layout,
+        locks: Sequence[Lock],
+        *,
+        report: Callable[[str], None],
+    ):
+        self.writer = checkpoint.Writer(report, check=self._check)
+        self._chunk, self._layout, self._locks = chunk, layout, locks
+        self._report = report
+        self._runs = chunk.runs if devices.is_first() else []
+        self._tables = [Tables(run.folder, run.seeds) for run in self._runs]
+
+    def append(self, progress: Progress) -> None:
+        """Appends the rows of an epoch to the tables, in the first process."""
+        self._check()
+        for run, tables in zip(self._runs, self._tables, strict=True):
+            spec, own = run.spec, rows.of_lanes(progress, run.lanes)
+            constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
+            if tables.append(own, constant):
+                last = spec.run_config.total_steps
+                line = rows.progress_line(spec.name, own, last=last)
+                self._report(line)
+
+    def save(self, state: MBPOState, step: int) -> None:
+        """Starts saving a checkpoint of this process's lanes."""
+        pieces = chunks.pieces(state, self._chunk, self._layout, self._tables)
+        self.writer.save(pieces, step)
+
+    def _check(self) -> None:
+        for held in self._locks:
+            held.check()
 
 
 def _train_chunk(
-    chunk: _Chunk,
+    chunk: Chunk,
     programs: Programs,
+    locks: Sequence[Lock],
     *,
     options: SessionOptions,
     stop: signals.Stop,
@@ -314,12 +329,11 @@ def _train_chunk(
 ) -> None:
     """Trains the lanes of one program to the end of their runs."""
     layout, run_config = options.layout, chunk.run_config
-    restored = _restore(chunk, options, report) if options.resume else None
-    first_step = restored.env_steps if restored else -1
-    _remove_later(chunk, layout, first_step)
+    restored, first_step = _restore(chunk, options, report)
     if first_step >= run_config.total_steps:
         return
-    writer = checkpoint.Writer(report, saved=first_step if restored else None)
+    recorder = _Recorder(chunk, layout, locks, report=report)
+    recorder.writer.saved = first_step if restored else None
     iterations = loop.train_lanes(
         run_config,
         chunk.lanes,
@@ -329,22 +343,37 @@ def _train_chunk(
         restored=restored,
     )
     received = 0
-    with _progress_bar(run_config) as bar, failures.explained(writer):
+    with _progress_bar(run_config) as bar, failures.explained(recorder.writer):
         for state, progress in iterations:
             step = progress.env_steps
             bar.update(step - bar.n)
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
-            _write_rows(chunk.runs, progress, report)
+            recorder.append(progress)
             is_last = step == run_config.total_steps
             received = 0 if is_last else stop.agreed()
             if is_last or received or _is_checkpoint_due(chunk, step, options):
-                writer.save(_pieces(state, chunk, layout), step)
+                recorder.save(state, step)
             if received:
                 break
-        writer.close()
+        recorder.writer.close()
     if received:
-        raise failures.stopped(received, writer)
+        raise failures.stopped(received, recorder.writer)
+
+
+def _restore(
+    chunk: Chunk, options: SessionOptions, report: Callable[[str], None]
+) -> tuple[loop.Restored | None, int]:
+    """The checkpoint to resume from, and its step, -1 without one.
+
+    Checkpoints and rows after that step are removed.
+    """
+    layout, restored = options.layout, None
+    if options.resume:
+        restored = chunks.restore(chunk, layout, strict=options.strict, report=report)
+    step = restored.env_steps if restored else -1
+    chunks.remove_later(chunk, layout, step)
+    return restored, step
 
 
 def _progress_bar(run_config: RunConfig) -> tqdm:
@@ -355,99 +384,10 @@ def _progress_bar(run_config: RunConfig) -> tqdm:
     )
 
 
-def _is_checkpoint_due(chunk: _Chunk, step: int, options: SessionOptions) -> bool:
+def _is_checkpoint_due(chunk: Chunk, step: int, options: SessionOptions) -> bool:
     config, every = chunk.runs[0].spec.algorithm, options.checkpoint_every
     epoch = (step - config.warmup_steps) // config.steps_per_epoch
     return every > 0 and epoch % every == 0
-
-
-def _write_rows(
-    runs: Sequence[_RunLanes], progress: Progress, report: Callable[[str], None]
-) -> None:
-    """Appends the rows of an epoch to the tables of all runs, in the first process."""
-    for run in runs if devices.is_first() else ():
-        spec, own = run.spec, rows.of_lanes(progress, run.lanes)
-        constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
-        model = rows.model_rows(own, run.seeds, constant)
-        files.append_rows(run.folder / "model.csv", model)
-        timing = rows.timing_row(own, run.seeds)
-        files.append_rows(run.folder / "timing.csv", [timing])
-        metrics = rows.metric_rows(own, run.seeds, constant)
-        files.append_rows(run.folder / "metrics.csv", metrics)
-        if metrics:
-            last = spec.run_config.total_steps
-            report(rows.progress_line(spec.name, own, last=last))
-
-
-def _remove_later(chunk: _Chunk, layout: devices.Layout, step: int) -> None:
-    """Removes checkpoints and rows after a step; they would count as newer ones."""
-    for run in chunk.own(layout):
-        checkpoint.prune(run.folder, run.seeds, later_than=step)
-    for run in chunk.runs if devices.is_first() else ():
-        for name in TABLES:
-            files.keep_rows(run.folder / name, env_steps=step, seeds=run.seeds)
-
-
-def _pieces(
-    state: MBPOState, chunk: _Chunk, layout: devices.Layout
-) -> list[checkpoint.Piece]:
-    """The checkpoints of this process's lanes, copied to the host."""
-    arrays = states.pack(state)
-    return [
-        checkpoint.Piece(
-            run.folder,
-            run.seeds,
-            {name: array[run.lanes] for name, array in arrays.items()},
-        )
-        for run in chunk.own(layout)
-    ]
-
-
-def _restore(
-    chunk: _Chunk, options: SessionOptions, report: Callable[[str], None]
-) -> loop.Restored | None:
-    """Reads the latest checkpoint that all processes can read; None without one."""
-    layout = options.layout
-    own = [(run.folder, run.seeds) for run in chunk.own(layout)]
-    if not own:  # this process has only copies of the last lane
-        own = [(chunk.runs[-1].folder, chunk.runs[-1].seeds[-1:])]
-    step = _latest_step(own, options, report)
-    if step is None:
-        return None
-    arrays = [checkpoint.load(folder, step, seeds) for folder, seeds in own]
-    for run in chunk.runs:
-        report(f"{run.spec.name}: resuming from step {step}")
-    return loop.Restored(
-        env_steps=step,
-        arrays=checkpoint.join(
-            arrays, len(devices.own_lanes(layout, chunk.num_padded))
-        ),
-        seconds=_seconds(chunk.runs[0], step),
-    )
-
-
-def _latest_step(own, options: SessionOptions, report) -> int | None:
-    """The latest step whose checkpoints are undamaged in every process."""
-    at_most = None
-    while True:
-        newest = checkpoint.newest(
-            own, at_most=at_most, strict=options.strict, report=report
-        )
-        step = -1 if newest is None else newest
-        at_most = devices.agree(step)
-        if devices.agree(int(step == at_most)):
-            return None if at_most < 0 else at_most
-
-
-def _seconds(run: _RunLanes, step: int) -> float:
-    """The time that a run had taken at a step, from its table."""
-    path = run.folder / "timing.csv"
-    seconds = [
-        row.get("wall_time_s") or 0.0
-        for row in (files.read_rows(path) if path.exists() else [])
-        if row.get("seed") == run.seeds[0] and row["env_steps"] <= step
-    ]
-    return max(seconds, default=0.0)
 
 
 def write_summary(folder: Path) -> None:

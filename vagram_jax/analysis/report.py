@@ -63,7 +63,7 @@ def write_report(
         title=folder.name,
         verdict=sentences,
         result_rows=_result_rows(study.summaries),
-        notes=_notes(runs),
+        notes=[*study.problems, *_notes(runs)],
         figures=_figures(folder),
         films=_films(folder, runs),
         seed_rows=_seed_rows(study.evaluated),

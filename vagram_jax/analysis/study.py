@@ -25,42 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from vagram_jax.analysis import plots, stats, summary, verdicts
+from vagram_jax.analysis import designs, plots, stats, summary, verdicts
+from vagram_jax.analysis.designs import Design
 from vagram_jax.analysis.stats import Interval
 from vagram_jax.analysis.verdicts import Comparison, Label, Setting
 from vagram_jax.storage import files, results
 from vagram_jax.storage.files import ResultsError
 
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
-
-
-@dataclasses.dataclass(frozen=True)
-class Design:
-    """How the runs of a study are compared.
-
-    Attributes:
-      contrast: the label whose values are compared with each other.
-      methods: values of `contrast` that are judged.
-      baselines: values of `contrast` that the methods are compared with.
-      axis: the label on the horizontal axis of the figures; by default the figures show
-        one row per value of `contrast`.
-      metric: the column of `finals.csv` that holds the compared number.
-      higher_is_better: False for errors.
-    """
-
-    contrast: str = "loss"
-    methods: Sequence[str] = ("vagram", "vagram_mixed")
-    baselines: Sequence[str] = (
-        "mle",
-        "mle_raw",
-        "mse",
-        "mse_raw",
-        "mse_normalized",
-        "sac",
-    )
-    axis: str = ""
-    metric: str = "final_return"
-    higher_is_better: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +74,7 @@ class Study:
       record: the content of `study.json`.
       runs: the runs themselves, also those without an evaluation; empty if only
         `finals.csv` was kept.
+      problems: a line for each run that can't be read and is left out.
     """
 
     folder: Path
@@ -109,6 +82,7 @@ class Study:
     results: Sequence[Result]
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     runs: Sequence[results.Run] = ()
+    problems: Sequence[str] = ()
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Study:
@@ -121,32 +95,34 @@ class Study:
           The study.
 
         Raises:
-          ResultsError: a file is damaged, a run lacks the label that the design
-            contrasts, or there is neither a run with an evaluation nor a `finals.csv`.
+          ResultsError: a file of the study is damaged, a run lacks the label that the
+            design contrasts, or there is neither a run with an evaluation nor a
+            `finals.csv`.
         """
-        folder = Path(folder)
+        folder, problems = Path(folder).resolve(), []
         record: Mapping[str, Any] = {}
         if (folder / "study.json").exists():
             record = files.read_json(folder / "study.json")
-        design = _read_design(folder / "study.json", record)
-        with files.one_line(folder):
-            has_runs = any(folder.glob("*/config.json"))
+        design = designs.from_record(folder / "study.json", record)
+        has_runs = bool(results.run_folders(folder))
         if not has_runs and not (folder / "finals.csv").exists():
             raise ResultsError(
                 f"{folder}: no run in it, and no finals.csv; a run is a folder with "
                 "config.json"
             )
-        runs = results.read_runs(folder) if has_runs else []
+        runs = results.read_runs(folder, report=problems.append) if has_runs else []
         evaluated = [run for run in runs if run.metrics]
         if has_runs and not evaluated:
-            raise ResultsError(f"{folder}: no run has an evaluation yet")
+            reason = problems[0] if problems else "no run has an evaluation yet"
+            raise ResultsError(f"{folder}: {reason}")
         if evaluated:
             all_results = _from_runs(folder, evaluated)
         else:
             all_results = _from_finals(folder, design)
         if not all(design.contrast in result.labels for result in all_results):
             raise ResultsError(f"{folder}: a run lacks the label {design.contrast!r}")
-        return cls(folder, design, _ordered(all_results, design), record, runs)
+        ordered = _ordered(all_results, design)
+        return cls(folder, design, ordered, record, runs, problems)
 
     @functools.cached_property
     def evaluated(self) -> list[results.Run]:
@@ -393,23 +369,6 @@ class Study:
         )
 
 
-def _read_design(path: Path, record: Any) -> Design:
-    given = record.get("design", {}) if isinstance(record, dict) else None
-    if record == {}:
-        return Design()
-    accepted = [field.name for field in dataclasses.fields(Design)]
-    if not isinstance(given, dict) or not set(given) <= set(accepted):
-        raise ResultsError(
-            f"{path}: design={given!r}; a mapping with the keys {', '.join(accepted)} "
-            "is accepted"
-        )
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-    }
-    return Design(**values)
-
-
 def _from_runs(folder: Path, runs: Sequence[results.Run]) -> list[Result]:
     try:
         finals = summary.finals_per_run(runs)
@@ -442,6 +401,16 @@ def _from_finals(folder: Path, design: Design) -> list[Result]:
     if not rows or (missing := needed - set(rows[0])):
         lacks = ", ".join(sorted(missing)) if rows else "any row"
         raise ResultsError(f"{folder / 'finals.csv'}: lacks {lacks}")
+    texts = [
+        name
+        for name in needed - {design.contrast}
+        for row in rows
+        if isinstance(row[name], str)
+    ]
+    if texts:
+        raise ResultsError(
+            f"{folder / 'finals.csv'}: {texts[0]}: a text; numbers are accepted"
+        )
     columns = [c for c in rows[0] if c not in ("seed", design.metric, "diverged")]
     groups: dict[tuple, list] = {}
     for row in rows:

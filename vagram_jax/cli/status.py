@@ -2,13 +2,15 @@
 
     vagram status results/pendulum-10-sweep
 
-A folder is a study or holds studies; the default is `results`. The return is that of
+A folder is a study or holds studies; the default is `results`. A run whose files are
+damaged gets a line that says so. The return is that of
 the tables: the interquartile mean over the seeds of each seed's last evaluations, where
 a diverged seed counts with the lowest return of the study.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,18 +26,18 @@ def main(folders: list[str]) -> int:
     """Prints one line per run and returns the exit status.
 
     Raises:
-      ResultsError: a folder has no run in it, or a file is damaged.
+      ResultsError: a folder has no run in it, or can't be read.
     """
     lines = [_HEADER]
     for folder in folders or ["results"]:
-        records = Path(folder).resolve().glob("**/config.json")
-        studies: dict[Path, list[Path]] = {}
-        for run in sorted(path.parent for path in records):
-            studies.setdefault(run.parent, []).append(run)
+        path = Path(folder).resolve()
+        records = [p for p in path.glob("**/config.json") if not p.parent.is_symlink()]
+        studies = sorted({record.parents[1] for record in records})
         if not studies:
             raise files.ResultsError(f"{folder}: no run in it")
-        for study, runs in studies.items():
-            lines += _rows_of_study(study, runs)
+        for study in studies:
+            shown = [record.parent for record in records if study in record.parents]
+            lines += _rows_of_study(study, shown)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for cells in lines:
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
@@ -43,25 +45,41 @@ def main(folders: list[str]) -> int:
     return 0
 
 
-def _rows_of_study(study: Path, folders: Sequence[Path]) -> list[list[str]]:
-    runs = {run.name: run for run in results.read_runs(study)}
+def _rows_of_study(study: Path, shown: Sequence[Path]) -> list[list[str]]:
+    """One row for each shown run; that of a damaged run says what is damaged."""
+    runs: dict[str, results.Run] = {}
+    problems: dict[str, str] = {}
+    for folder in results.run_folders(study):
+        try:
+            runs[folder.name] = results.read_run(folder)
+        except files.ResultsError as error:
+            problems[folder.name] = str(error)
     floors = summary.floor_per_env([run for run in runs.values() if run.metrics])
-    return [_row(folder, runs[folder.name], floors) for folder in folders]
+    rows = []
+    for folder in sorted(shown):
+        try:
+            if folder.name in problems:
+                raise files.ResultsError(problems[folder.name])
+            row = _row(folder, runs[folder.name], floors)
+        except (files.ResultsError, ValueError) as error:
+            row = [f"damaged: {error}", *["-"] * (len(_HEADER) - 2)]
+        row = [f"{study.name}/{folder.name}", *row]
+        rows.append([files.printable(cell) for cell in row])
+    return rows
 
 
 def _row(folder: Path, run: results.Run, floors: Mapping[str, float]) -> list[str]:
-    state, seeds, final = _state(folder), str(run.config["num_seeds"]), "-"
+    state, seeds, final = _state(folder), str(_setting(run, "num_seeds")), "-"
     if run.metrics:
         finals = summary.final_returns(run.metrics, floor=floors[summary.env_of(run)])
         final = summary.format_number(float(stats.iqm(finals.values)))
         if finals.diverged:
             seeds += f", {len(finals.diverged)} diverged"
-    total, timing = run.config["total_steps"], run.timing
+    total, timing = _setting(run, "total_steps"), run.timing
     # Groups of seeds train one after the other, each with its own clock.
     clocks = {row["seed"]: row["wall_time_s"] for row in timing}
     left = _seconds_left(timing, total) if state.startswith("running") else None
     return [
-        f"{folder.parent.name}/{folder.name}",
         state,
         f"{timing[-1]['env_steps'] if timing else 0} of {total}",
         seeds,
@@ -71,15 +89,23 @@ def _row(folder: Path, run: results.Run, floors: Mapping[str, float]) -> list[st
     ]
 
 
+def _setting(run: results.Run, name: str) -> int:
+    """A whole number of a run's config."""
+    if not isinstance(value := run.config.get(name), int):
+        raise files.ResultsError(f"config.json: {name}={value!r}; a whole number")
+    return value
+
+
 def _state(folder: Path) -> str:
     if results.is_finished(folder):
         return "finished"
     owner = lock.owner(folder)
     if owner is not None and lock.is_held(folder):
         return f"running (pid {owner.pid} on {owner.host}, {owner.age_s:.0f} s ago)"
-    failure = folder / "failure.json"
-    if failure.exists():
-        return f"failed: {files.read_json(failure)['reason']}"
+    if os.path.lexists(folder / "failure.json"):
+        failure = files.read_json(folder / "failure.json")
+        reason = failure.get("reason") if isinstance(failure, dict) else None
+        return f"failed: {reason}"
     return "stopped; --resume continues it"
 
 
@@ -95,6 +121,8 @@ def _seconds_left(timing: Sequence[Mapping[str, Any]], total: int) -> float | No
 
 
 def _duration(seconds: float) -> str:
+    if not abs(seconds) < 1e9:  # in a damaged table
+        return "-"
     if seconds < 100:
         return f"{seconds:.0f} s"
     shape = "%H:%M:%S" if seconds < 86_400 else f"{seconds // 86_400:.0f} d %H:%M"

@@ -14,7 +14,7 @@ from vagram_jax import config
 from vagram_jax.analysis import report, summary
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import flags
-from vagram_jax.cli.report import published_curves
+from vagram_jax.cli.report import print_problems, published_curves
 from vagram_jax.run import cache, devices, grid, session
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
@@ -121,6 +121,7 @@ def show(study: Path, names: Sequence[str], curves=None) -> int:
     if not devices.is_first():
         return 0
     loaded = Study.load(study)
+    print_problems(loaded)
     page = report.write_report(loaded, curves)
     summaries = {name: loaded.summaries[name] for name in names}
     print(f"\n{summary.table(summaries)}")

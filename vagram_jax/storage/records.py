@@ -100,13 +100,15 @@ def check_settings(
       ValueError: settings differ, other than by more steps; names them.
     """
     changed = differences({"then": then, "now": now})
+    steps = changed.pop(_MAY_GROW, None)
     before, after = (x.get(_MAY_GROW) for x in (then, now))
-    if isinstance(before, int) and isinstance(after, int) and after > before:
-        del changed[_MAY_GROW]
+    may_grow = isinstance(before, int) and isinstance(after, int) and after > before
+    if steps and not may_grow:
+        changed[_MAY_GROW] = steps
     if changed:
         lines = [
             f"{key} was {values.get('then')}, is {values.get('now')}"
-            for key, values in sorted(changed.items())
+            for key, values in changed.items()
         ]
         listed = "; ".join(lines[:6])
         if len(lines) > 6:

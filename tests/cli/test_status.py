@@ -93,6 +93,17 @@ def test_status_adds_the_times_of_groups_of_seeds(study, lines):
     assert shown.endswith("00:13:20  00:05:00")
 
 
+def test_status_shows_a_damaged_run_in_one_line_beside_the_others(study, lines):
+    record = '{"config": {"num_seeds": "\\u001b[2J\\n"}}'
+    (study / "study" / "stopped" / "config.json").write_text(record)
+    (study / "study" / "waiting" / "metrics.csv").write_text("a,b\n1\n")
+    shown = lines(study)
+    assert len(shown) == 5
+    assert r"damaged: config.json: num_seeds='\\x1b[2J\\n'" in shown["stopped"]
+    assert "metrics.csv:2: damaged: 1 fields" in shown["waiting"]
+    assert "100 of 100" in shown["finished"]
+
+
 def test_status_refuses_a_folder_without_a_run(tmp_path):
     with pytest.raises(files.ResultsError, match="no run in it"):
         status.main([str(tmp_path)])

@@ -18,13 +18,23 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments import foreign_models, measure
-from vagram_jax import dynamics, envs, fit, imagine, losses, replay, sac
+from vagram_jax import (
+    dynamics,
+    envs,
+    fit,
+    imagine,
+    losses,
+    replay,
+    sac,
+    schedules,
+)
 from vagram_jax.cli import flags
 from vagram_jax.config import ConfigError
 from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import episodes
 from vagram_jax.envs.mujoco import tasks
 from vagram_jax.fit import FitConfig
+from vagram_jax.imagine import ImagineConfig
 from vagram_jax.run import devices, loop, states
 from vagram_jax.storage import checkpoint, files
 from vagram_jax.types import Transition
@@ -60,7 +70,7 @@ _MODEL_OPTIONS = {
     "normalized reward": {"normalize_reward": True},
 }
 _ROLLOUT_OPTIONS = {
-    "clipped states": {"bounds": (-jnp.ones(_OBS_DIM), jnp.ones(_OBS_DIM))},
+    "clipped states": {"clip": True},
     "a limit of disagreement": {"max_disagreement": 1.0},
 }
 
@@ -153,9 +163,8 @@ def _rollouts(options):
             starts,
             act=sac.policy(agent, config=_SAC),
             termination=lambda obs, action, next_obs: jnp.bool_(False),
-            horizon=5,
-            max_horizon=5,
-            **options,
+            horizon=jnp.int32(5),
+            config=ImagineConfig(horizon=schedules.constant(5), **options),
         )
 
     return lambda: program(model, agent)

@@ -54,7 +54,7 @@ def above_two(obs, action, next_obs):
     return next_obs[0] >= 2.0
 
 
-@functools.partial(jax.jit, static_argnames=("act", "termination", "max_horizon"))
+@functools.partial(jax.jit, static_argnames=("act", "termination", "clip"))
 def run(
     params,
     start,
@@ -63,8 +63,7 @@ def run(
     termination=never,
     seed=0,
     horizon=5,
-    max_horizon=5,
-    bounds=None,
+    clip=False,
     max_disagreement=None,
 ):
     return imagine.imagine(
@@ -75,9 +74,11 @@ def run(
         act=act,
         termination=termination,
         horizon=horizon,
-        max_horizon=max_horizon,
-        bounds=bounds,
-        max_disagreement=max_disagreement,
+        config=imagine.ImagineConfig(
+            horizon=schedules.constant(HORIZON),
+            clip=clip,
+            max_disagreement=max_disagreement,
+        ),
     )
 
 
@@ -197,18 +198,29 @@ def test_imagine_draws_different_actions_for_each_key_and_step():
     assert len(np.unique([first, second])) == 2 * HORIZON * 4
 
 
-def test_imagine_clips_states_to_the_bounds():
-    bounds = jnp.array([-1.0]), jnp.array([2.0])
-    rollouts, valid = run(counting_model(), column(0.0, 5.0), bounds=bounds)
+def within(params, low, high):
+    """The model with bounds of its data."""
+    bounds = {"obs_low": jnp.array([low]), "obs_high": jnp.array([high])}
+    return params.replace(normalizer=params.normalizer.replace(**bounds))
+
+
+def test_imagine_clips_states_to_the_range_of_the_data():
+    params = within(counting_model(), -1.0, 2.0)
+    rollouts, valid = run(params, column(0.0, 5.0), clip=True)
     np.testing.assert_array_equal(rollouts.obs[:, 0, 0], [0, 1, 2, 2, 2])
     np.testing.assert_array_equal(rollouts.next_obs[:, 1, 0], [2] * 5)
     assert valid.all()
 
 
 def test_imagine_asks_for_a_termination_at_the_clipped_state():
-    bounds = jnp.array([-9.0]), jnp.array([1.5])
-    _, valid = run(counting_model(), column(0.0), bounds=bounds, termination=above_two)
+    params = within(counting_model(), -9.0, 1.5)
+    _, valid = run(params, column(0.0), clip=True, termination=above_two)
     assert valid.all()
+
+
+def test_imagine_clips_only_on_request():
+    rollouts, _ = run(within(counting_model(), -1.0, 2.0), column(0.0))
+    np.testing.assert_array_equal(rollouts.obs[:, 0, 0], [0, 1, 2, 3, 4])
 
 
 def test_imagine_stops_where_the_members_disagree_too_much():

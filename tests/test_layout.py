@@ -279,9 +279,9 @@ def unsafe(tree):
 def test_no_file_changes_the_process_at_import_or_unpickles():
     errors = {file: unsafe(tree) for file, tree in TREES.items()}
     assert {file: actual for file, actual in errors.items() if actual} == {}
-    # JAX executes what it loads from its cache, so only `devices` may set one.
+    # JAX executes what it loads from its cache, so only `cache` may set one.
     users = [file for file, text in FILES.items() if "compilation_cache" in text]
-    assert users == ["vagram_jax/run/devices.py"]
+    assert users == ["vagram_jax/run/cache.py"]
 
 
 def test_unsafe_code_is_recognized():

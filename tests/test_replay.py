@@ -197,10 +197,3 @@ def test_take_returns_the_given_rows():
 
 def test_capacity_is_the_number_of_rows():
     assert empty(5).capacity == 5
-
-
-def test_bounds_are_those_of_the_rows_that_were_written():
-    state = add(empty(6), rows_of([3, -5, 2]), np.ones(3, bool))
-    low, high = jax.jit(replay.bounds)(state)
-    np.testing.assert_array_equal(low, [-5.0, -4.875])
-    np.testing.assert_array_equal(high, [3.5, 3.625])  # of a successor

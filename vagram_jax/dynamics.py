@@ -50,19 +50,23 @@ class DynamicsConfig:
 
 @struct.dataclass(kw_only=True)
 class Normalizer:
-    """Means and standard deviations of the inputs and targets of the network.
+    """Statistics of the data: scales of the network, and bounds of the observations.
 
     Attributes:
       input_mean: `[obs_dim + action_dim]`.
       input_std: `[obs_dim + action_dim]`.
       target_mean: `[obs_dim + 1]`, of the network's targets, last the reward.
       target_std: `[obs_dim + 1]`.
+      obs_low: `[obs_dim]`, the lowest observation.
+      obs_high: `[obs_dim]`, the highest observation.
     """
 
     input_mean: jax.Array  # [obs_dim + action_dim]
     input_std: jax.Array  # [obs_dim + action_dim]
     target_mean: jax.Array  # [obs_dim + 1]
     target_std: jax.Array  # [obs_dim + 1]
+    obs_low: jax.Array  # [obs_dim]
+    obs_high: jax.Array  # [obs_dim]
 
 
 @struct.dataclass(kw_only=True)
@@ -103,6 +107,8 @@ def init_dynamics(
             input_std=jnp.ones(in_dim),
             target_mean=jnp.zeros(out_dim),
             target_std=jnp.ones(out_dim),
+            obs_low=jnp.full(obs_dim, -jnp.inf),
+            obs_high=jnp.full(obs_dim, jnp.inf),
         ),
         config=config,
     )
@@ -198,7 +204,7 @@ def bounds_penalty(network: Params, *, config: DynamicsConfig) -> jax.Array:
 def fit_normalizer(
     params: DynamicsParams, data: Transition, where: jax.Array
 ) -> DynamicsParams:
-    """Sets the normalizer to the mean and standard deviation of the data.
+    """Sets the normalizer to the statistics of the data.
 
     Targets are scaled only where the config asks for it.
 
@@ -209,13 +215,17 @@ def fit_normalizer(
     """
     inputs = jnp.concatenate([data.obs, data.action], axis=-1)
     input_mean, input_std = moments(inputs, where)
-    normalizer = params.normalizer.replace(input_mean=input_mean, input_std=input_std)
+    obs_low, obs_high = _bounds(jnp.stack([data.obs, data.next_obs]), where)
     target_mean, target_std = moments(targets(data, target=params.config.target), where)
     scaled = _scaled_targets(params)
     return params.replace(
-        normalizer=normalizer.replace(
+        normalizer=Normalizer(
+            input_mean=input_mean,
+            input_std=input_std,
             target_mean=jnp.where(scaled, target_mean, 0.0),
             target_std=jnp.where(scaled, target_std, 1.0),
+            obs_low=obs_low,
+            obs_high=obs_high,
         )
     )
 
@@ -301,6 +311,14 @@ def _predict_one(params: DynamicsParams, obs, action) -> Prediction:
     state, reward = step[..., :-1], step[..., -1]
     next_obs = state if params.config.target == "next_obs" else obs + state
     return Prediction(next_obs, reward, log_var)
+
+
+def _bounds(obs: jax.Array, where: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns lowest and highest of `[2, N, obs_dim]` over the rows that count."""
+    where = where[:, None]
+    low = jnp.min(obs, axis=(0, 1), where=where, initial=jnp.inf)
+    high = jnp.max(obs, axis=(0, 1), where=where, initial=-jnp.inf)
+    return low, high
 
 
 def _scaled_targets(params: DynamicsParams) -> jax.Array:

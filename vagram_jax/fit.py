@@ -184,14 +184,7 @@ def fit(
         elites=dynamics.elites_of(last.best_score, params.config.num_elites),
         was_finite=state.was_finite | jnp.any(jnp.isfinite(last.last_score)),
     )
-    metrics = {
-        "model/epochs": last.epoch,
-        "model/steps": last.steps,
-        "model/train_loss": last.train_loss,
-        "model/holdout_loss": last.best_score,
-        "model/improved": jnp.sum(last.improved),
-        "model/finite": jnp.sum(jnp.isfinite(last.last_score)),
-    }
+    metrics = _summarize(last)
     if prepared is not None and loss.prepares_weights:
         metrics["model/weightless"] = _weightless(prepared, valid)
     return new_state, metrics | _diagnose(
@@ -376,6 +369,17 @@ def _scores(problem: _Problem, network: Params) -> jax.Array:
         network, batch
     )  # [E, M]
     return jnp.mean(errors, axis=1, where=jnp.arange(rows.size) < data.num_score)
+
+
+def _summarize(last: _Progress) -> Metrics:
+    return {
+        "model/epochs": last.epoch,
+        "model/steps": last.steps,
+        "model/train_loss": last.train_loss,
+        "model/holdout_loss": last.best_score,
+        "model/improved": jnp.sum(last.improved),
+        "model/finite": jnp.sum(jnp.isfinite(last.last_score)),
+    }
 
 
 def _diagnose(params, value_fn, loss: ModelLoss, split: _Data, best) -> Metrics:

@@ -53,9 +53,7 @@ def imagine(
     act: ActFn,
     termination: TerminationFn,
     horizon: jax.Array,
-    max_horizon: int,
-    bounds: tuple[jax.Array, jax.Array] | None = None,
-    max_disagreement: jax.Array | float | None = None,
+    config: ImagineConfig,
 ) -> tuple[Transition, jax.Array]:
     """Rolls out the policy in the dynamics model.
 
@@ -67,11 +65,8 @@ def imagine(
       start_obs: `[B, obs_dim]`, real states.
       act: the policy.
       termination: returns whether one step ends an episode.
-      horizon: int scalar, length of the rollouts, at most `max_horizon`.
-      max_horizon: T, the static bound of `horizon`.
-      bounds: lowest and highest value of each state dimension, `[obs_dim]` each, to
-        which imagined states are clipped; None means no clipping.
-      max_disagreement: limit of the members' disagreement, see `ImagineConfig`.
+      horizon: int scalar, length of the rollouts, at most T = `max_horizon(config)`.
+      config: the limits of the rollouts; their number is that of `start_obs`.
 
     Returns:
       `[T, B, ...]` transitions, and a `[T, B]` bool mask of the valid ones. Rows are
@@ -89,12 +84,10 @@ def imagine(
             key_model, params, elites, obs, action
         )
         finite = jnp.all(jnp.isfinite(next_obs), axis=-1) & jnp.isfinite(reward)
-        valid = alive & finite & (t < horizon)
-        if max_disagreement is not None:
-            at_start = max_disagreement * jnp.quantile(disagreement, 0.95)
-            limit = jnp.where(t == 0, at_start, limit)
-            valid &= disagreement <= limit
-        if bounds is not None:
+        limit = jnp.where(t == 0, _limit(disagreement, config), limit)
+        valid = alive & finite & (t < horizon) & (disagreement <= limit)
+        if config.clip:
+            bounds = params.normalizer.obs_low, params.normalizer.obs_high
             next_obs = jnp.clip(next_obs, *bounds)
         transition = Transition(
             obs=obs,
@@ -104,12 +97,16 @@ def imagine(
             terminated=jax.vmap(termination)(obs, action, next_obs),
             truncated=jnp.zeros_like(valid),
         )
-        alive = valid & ~transition.terminated
-        return (next_obs, alive, limit), (transition, valid)
+        return (next_obs, valid & ~transition.terminated, limit), (transition, valid)
 
-    alive = jnp.ones(start_obs.shape[0], bool)
-    keys = jax.random.split(key, max_horizon)
-    _, rollouts = jax.lax.scan(
-        step, (start_obs, alive, jnp.inf), (keys, jnp.arange(max_horizon))
-    )
-    return rollouts
+    length = max_horizon(config)
+    start = start_obs, jnp.ones(start_obs.shape[0], bool), jnp.inf
+    inputs = jax.random.split(key, length), jnp.arange(length)
+    return jax.lax.scan(step, start, inputs)[1]
+
+
+def _limit(disagreement: jax.Array, config: ImagineConfig) -> jax.Array | float:
+    """Returns the largest disagreement that is accepted, from that at the starts."""
+    if config.max_disagreement is None:
+        return jnp.inf
+    return config.max_disagreement * jnp.quantile(disagreement, 0.95)

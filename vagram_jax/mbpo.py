@@ -339,9 +339,7 @@ def add_imagined(
         act=sac.policy(state.agent, config=config.sac),
         termination=_termination_fn(env, state, config),
         horizon=horizon,
-        max_horizon=imagine.max_horizon(config.imagine),
-        bounds=replay.bounds(state.replay) if config.imagine.clip else None,
-        max_disagreement=config.imagine.max_disagreement,
+        config=config.imagine,
     )
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollouts)
     imagined = replay.add(state.imagined, flat, valid.reshape(-1))

@@ -95,18 +95,6 @@ def sample(key: jax.Array, state: ReplayState, shape: tuple[int, ...]) -> Transi
     return take(state.data, rows)
 
 
-def bounds(state: ReplayState) -> tuple[jax.Array, jax.Array]:
-    """Returns lowest and highest observation of the buffer, `[obs_dim]` each.
-
-    An empty buffer has none: infinity and minus infinity.
-    """
-    valid = (jnp.arange(state.capacity) < state.size)[:, None]
-    obs, next_obs = state.data.obs, state.data.next_obs
-    lows = [jnp.min(x, axis=0, where=valid, initial=jnp.inf) for x in (obs, next_obs)]
-    highs = [jnp.max(x, axis=0, where=valid, initial=-jnp.inf) for x in (obs, next_obs)]
-    return jnp.minimum(*lows), jnp.maximum(*highs)
-
-
 def take(data: Transition, rows: jax.Array) -> Transition:
     """Returns the given rows of transitions.
 

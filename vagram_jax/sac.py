@@ -236,12 +236,7 @@ def update(
       `sac/temperature`, `sac/q_mean`, and `sac/q_max`, the largest magnitude of a
       critic's value in the batch.
     """
-    subset = None
-    if config.min_critics is not None:
-        key, key_subset = jax.random.split(key)
-        subset = jax.random.choice(
-            key_subset, config.num_critics, (config.min_critics,), replace=False
-        )
+    key, subset = _draw_subset(key, config)
     # One draw takes less time on a CPU than a split and two draws.
     noise_next, noise_now = jax.random.normal(key, (2, *batch.action.shape))
     target = bellman_target(noise_next, state, batch, config=config, subset=subset)
@@ -341,6 +336,15 @@ def tanh_gaussian_log_prob(
 
 def _normalize(state: SACState, obs: jax.Array, config: SACConfig) -> jax.Array:
     return (obs - state.obs_mean) / state.obs_std if config.normalize_obs else obs
+
+
+def _draw_subset(key, config: SACConfig) -> tuple[jax.Array, jax.Array | None]:
+    """Returns a key for what follows, and the target critics of the minimum."""
+    if config.min_critics is None:
+        return key, None
+    key, key_subset = jax.random.split(key)
+    shape = (config.min_critics,)
+    return key, jax.random.choice(key_subset, config.num_critics, shape, replace=False)
 
 
 def _update_critics(state: SACState, obs, action, target, config):

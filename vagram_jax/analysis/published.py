@@ -67,7 +67,8 @@ def load(path: str | os.PathLike) -> dict[str, list[PublishedCurve]]:
         groups.setdefault(key, []).append(_numbers(path, number, row))
     curves: dict[str, list[PublishedCurve]] = {}
     for (env, algorithm), points in groups.items():
-        env_steps, mean, std, seeds = np.array(sorted(points, key=lambda point: point[0])).T
+        points.sort(key=lambda point: point[0])
+        env_steps, mean, std, seeds = np.array(points).T
         curve = PublishedCurve(algorithm, env_steps, mean, std, int(seeds.min()))
         curves.setdefault(env, []).append(curve)
     return curves

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vagram_jax import config
 from vagram_jax.cli import flags, train
-from vagram_jax.cli.report import published_curves
+from vagram_jax.cli import report as report_command
 from vagram_jax.run import grid, session
 
 LOSSES = flags.DEFINE_list(
@@ -30,7 +30,8 @@ def main(env_config, algorithm, run_config) -> int:
     Raises:
       ConfigError: no loss, or one twice, also under another name.
     """
-    options, curves = train.session_options(run_config.num_seeds), published_curves()
+    options = train.session_options(run_config.num_seeds)
+    curves = report_command.published_curves()
     losses = LOSSES.value
     if not losses or len(set(losses)) < len(losses):
         raise config.ConfigError(

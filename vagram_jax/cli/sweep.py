@@ -21,7 +21,7 @@ from vagram_jax import config
 from vagram_jax.analysis import report
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import configs, flags, train
-from vagram_jax.cli.report import print_problems, published_curves
+from vagram_jax.cli import report as report_command
 from vagram_jax.run import devices, grid, session
 from vagram_jax.run.grid import RunSpec
 from vagram_jax.storage import files, results
@@ -48,7 +48,7 @@ def main(env_config, algorithm, run_config) -> int:
     Returns:
       The exit status of the first run that failed, 0 without one.
     """
-    (number, count), curves = _shard(), published_curves()
+    (number, count), curves = _shard(), report_command.published_curves()
     options = train.session_options(run_config.num_seeds * len(points(GRID.value)))
     specs = specs_of_grid((env_config, algorithm, run_config))
     if count > 1 or LAUNCHER.value != "here":
@@ -131,7 +131,7 @@ def _write_table(folder: Path, specs: Sequence[RunSpec], curves) -> None:
     if not names:
         return
     study = Study.load(folder)
-    print_problems(study)
+    report_command.print_problems(study)
     by_name = {result.name: result for result in study.results}
     table = [
         {"run": name} | row for name in names for row in study.seed_rows(by_name[name])

@@ -14,7 +14,7 @@ from vagram_jax import config
 from vagram_jax.analysis import report, summary
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import flags
-from vagram_jax.cli.report import print_problems, published_curves
+from vagram_jax.cli import report as report_command
 from vagram_jax.run import cache, devices, grid, session
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
@@ -54,7 +54,8 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 
 
 def main(env_config, algorithm, run_config) -> int:
     """Trains, prints the table and writes the report; returns the exit status."""
-    options, curves = session_options(run_config.num_seeds), published_curves()
+    options = session_options(run_config.num_seeds)
+    curves = report_command.published_curves()
     labels = {"loss": grid.loss_label(algorithm)}
     spec = grid.make_spec((env_config, algorithm, run_config), labels)
     study = study_name(grid.study_name(env_config))
@@ -110,7 +111,7 @@ def show(study: Path, names: Sequence[str], curves=None) -> int:
     Args:
       study: folder of the study.
       names: names of the runs in the table.
-      curves: published curves for the report, as from `published_curves`.
+      curves: published curves for the report, as from `cli.report.published_curves`.
 
     Returns:
       The exit status, `flags.STATUS_DIVERGED` if all seeds of these runs diverged.
@@ -121,7 +122,7 @@ def show(study: Path, names: Sequence[str], curves=None) -> int:
     if not devices.is_first():
         return 0
     loaded = Study.load(study)
-    print_problems(loaded)
+    report_command.print_problems(loaded)
     page = report.write_report(loaded, curves)
     summaries = {name: loaded.summaries[name] for name in names}
     print(f"\n{summary.table(summaries)}")

@@ -40,7 +40,8 @@ _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 # The columns that every table must have, with the types of their values. Other columns
 # hold numbers.
 _NUMBER = int | float | None
-_TEXTS = ("env", "loss")  # the only columns that aren't numbers
+# The only columns that aren't numbers.
+_TEXTS = {"env": str, "loss": str, "diverged_by": str | None}
 _COLUMNS = {
     "metrics.csv": {
         "env": str,
@@ -349,9 +350,9 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
     first_lines: dict[tuple[int, int], int] = {}
     for number, row in enumerate(rows, start=2):
         for name, value in row.items():
-            kind = str if name in _TEXTS else columns.get(name, _NUMBER)
+            kind = columns.get(name, _TEXTS.get(name, _NUMBER))
             if not isinstance(value, kind):
-                accepted = "text" if kind is str else "a number"
+                accepted = "text" if name in _TEXTS else "a number"
                 raise ResultsError(
                     f"{path}:{number}: {name}={value!r}; {accepted} is accepted"
                 )

@@ -14,7 +14,8 @@ from pathlib import Path
 # imports only those before it.
 FLOW = [
     *("types", "schedules", "config", "envs", "replay", "networks", "dynamics"),
-    *("losses", "diagnostics", "fit", "termination", "imagine", "sac", "mbpo"),
+    *("losses", "diagnostics", "fit", "termination", "imagine", "sac"),
+    *("divergence", "mbpo"),
     "evaluate",
 ]
 # The folders around the method, with the parts of the package that each may import.

@@ -12,7 +12,7 @@ import mbpo_cases as cases
 import numpy as np
 import pytest
 
-from vagram_jax import dynamics, losses, mbpo, replay, sac, schedules
+from vagram_jax import divergence, dynamics, losses, mbpo, replay, sac, schedules
 from vagram_jax.fit import DynamicsState
 from vagram_jax.types import Transition
 
@@ -87,7 +87,9 @@ def test_epoch_gives_each_stage_and_the_next_epoch_a_different_key(monkeypatch):
     monkeypatch.setattr(mbpo.fitting, "fit", fit)
     for name in ("add_imagined", "interact"):
         monkeypatch.setattr(mbpo, name, stage)
-    monkeypatch.setattr(mbpo, "freeze_if_diverged", lambda old, new, *_, **__: new)
+    monkeypatch.setattr(
+        mbpo.divergence, "freeze_if_diverged", lambda old, new, *_, **__: new
+    )
     monkeypatch.setattr(mbpo, "_errors_on_new", lambda *_, **__: {})
     state = cases.start().replace(key=jax.random.key(0))
     for _ in range(3):
@@ -374,7 +376,9 @@ def test_mixed_batches_are_real_without_a_model():
 # --- Divergence -----------------------------------------------------------------------
 
 
-_freeze_if_diverged = jax.jit(mbpo.freeze_if_diverged)
+_freeze_if_diverged = jax.jit(
+    divergence.freeze_if_diverged, static_argnames="has_model"
+)
 
 
 def judged(
@@ -405,11 +409,13 @@ def judged(
     metrics = {"sac/q_max": jnp.float32(q_max), "sac/temperature": jnp.float32(1e6)}
     agent = CONFIG.sac.replace(discount=discount, initial_temperature=temperature)
     algorithm = CONFIG.replace(sac=agent, divergence_slack=slack)
-    actual = _freeze_if_diverged(state(0), state(1), metrics, config=algorithm)
+    actual = _freeze_if_diverged(
+        state(0), state(1), metrics, config=algorithm, has_model=True
+    )
     assert float(actual.agent["w"]) == float(actual.alive)
     assert int(actual.diverged_at) == (-1 if actual.alive else 1)
     assert bool(actual.alive) == (int(actual.diverged_by) == 0)
-    return mbpo.DIVERGED_BY[int(actual.diverged_by)]
+    return divergence.CAUSES[int(actual.diverged_by)]
 
 
 @pytest.mark.parametrize(
@@ -471,5 +477,5 @@ def test_a_seed_whose_model_is_never_fitted_is_frozen(monkeypatch, loss, learnin
         state
     )
     assert not state.alive
-    assert mbpo.DIVERGED_BY[int(state.diverged_by)] == "model"
+    assert divergence.CAUSES[int(state.diverged_by)] == "model"
     assert int(metrics["model/finite"]) == int(metrics["model/improved"]) == 0

@@ -8,7 +8,6 @@ then steps the environment and updates the agent after each step (MBPO, Janner e
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import cast
 
 import jax
@@ -17,6 +16,7 @@ from flax import struct
 
 from vagram_jax import (
     diagnostics,
+    divergence,
     dynamics,
     imagine,
     losses,
@@ -37,12 +37,6 @@ from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.schedules import Schedule
 from vagram_jax.termination import TerminationConfig, TerminationState
 from vagram_jax.types import Metrics, TerminationFn, Transition
-
-DIVERGED_BY = ("", "parameter", "critic", "model")
-"""Why a seed is frozen, by the number in `MBPOState.diverged_by`.
-
-A parameter isn't finite, a critic exceeds its bound, or no fit of the model was finite.
-"""
 
 NO_MODEL = "none"
 """The loss name for plain SAC on real data, without a dynamics model."""
@@ -103,7 +97,7 @@ class MBPOState:
       agent: the agent.
       alive: bool scalar; False once the seed has diverged, which freezes its state.
       diverged_at: int32 scalar, the step of the divergence, -1 while alive.
-      diverged_by: int32 scalar, an index of `DIVERGED_BY`.
+      diverged_by: int32 scalar, an index of `divergence.CAUSES`.
       dropped: int32 scalar, transitions left out because a number wasn't finite.
     """
 
@@ -288,7 +282,10 @@ def improve_policy(
     metrics |= agent_metrics
     if config.loss != NO_MODEL:
         metrics |= _errors_on_new(new, env=env, config=config)
-    return freeze_if_diverged(state, new, metrics, config=config), metrics
+    new = divergence.freeze_if_diverged(
+        state, new, metrics, config=config, has_model=config.loss != NO_MODEL
+    )
+    return new, metrics
 
 
 def epoch(
@@ -425,46 +422,6 @@ def mixed_batches(
         lambda x, y: jnp.where(is_real.reshape(-1, *[1] * (x.ndim - 2)), x, y),
         real,
         imagined,
-    )
-
-
-def freeze_if_diverged(
-    old: MBPOState, new: MBPOState, metrics: Metrics, *, config: MBPOConfig
-) -> MBPOState:
-    """Returns the new state of a healthy seed, or the old one of a diverged seed.
-
-    A seed has diverged when a parameter isn't finite, when no fit of the model so far
-    was finite, or when the value of a critic exceeds `divergence_slack (max |r| +
-    alpha_0 action_dim) / (1 - discount)`. The bound has the initial temperature
-    alpha_0: a temperature that runs away takes the values along and is detected.
-    Selecting keeps NaN out of all other seeds.
-
-    Args:
-      old: the state before the epoch.
-      new: the state after it.
-      metrics: metrics of the epoch.
-      config: the algorithm.
-    """
-    learned = (new.agent, new.dynamics.params.network, new.termination)
-    finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(learned)]
-    fitted = new.dynamics.was_finite | (config.loss == NO_MODEL)
-    reward = jnp.max(jnp.abs(new.replay.data.reward))
-    bonus = config.sac.initial_temperature * new.replay.data.action.shape[-1]
-    bound = config.divergence_slack * (reward + bonus)
-    within = metrics["sac/q_max"] * (1.0 - config.sac.discount) <= bound
-    failed = ~jnp.stack([jnp.all(jnp.stack(finite)), within, fitted])
-    healthy = ~jnp.any(failed)
-    alive = old.alive & healthy
-    has_failed_now = old.alive & ~healthy
-    state = jax.tree.map(partial(episodes.choose, alive), new, old)
-    return state.replace(
-        alive=alive,
-        diverged_at=jnp.where(has_failed_now, new.env_steps, old.diverged_at).astype(
-            jnp.int32
-        ),
-        diverged_by=jnp.where(
-            has_failed_now, 1 + jnp.argmax(failed), old.diverged_by
-        ).astype(jnp.int32),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from vagram_jax.analysis import figures, plots, published, stats, summary
+from vagram_jax.analysis import figures, maps, plots, published, stats, summary
 from vagram_jax.storage.files import ResultsError
 from vagram_jax.storage.results import Run
 
@@ -89,7 +89,7 @@ def test_learning_curves_end_published_curves_where_the_runs_end():
 def test_attention_shows_shares_and_errors_of_the_last_quarter_of_fits():
     runs = [make_run("mle"), make_run("vagram")]
     runs[1].model.reverse()  # the order of the rows doesn't matter
-    figure = plots.attention([dataclasses.replace(runs[0], model=()), *runs])
+    figure = maps.attention([dataclasses.replace(runs[0], model=()), *runs])
     share, error = [axes for axes in figure.axes if axes.images]
     expected = np.arange(1, 6)
     for axes, scale in ((share, 1 / 15), (error, 0.1)):
@@ -110,21 +110,21 @@ def test_attention_shows_shares_and_errors_of_the_last_quarter_of_fits():
 def test_attention_of_fewer_than_four_fits_shows_the_last():
     run = make_run("mle")
     run.model[:] = [row for row in run.model if row["env_steps"] > 500]
-    share = plots.attention([run]).axes[0].images[0].get_array()
+    share = maps.attention([run]).axes[0].images[0].get_array()
     np.testing.assert_allclose(share, [np.arange(1, 6) / 15])
 
 
 def test_num_dims_counts_state_dimensions():
     run = make_run("mle", dims=5)
-    assert plots.num_dims(run) == 5
-    assert plots.num_dims(dataclasses.replace(run, model=())) == 0
+    assert maps.num_dims(run) == 5
+    assert maps.num_dims(dataclasses.replace(run, model=())) == 0
 
 
 def test_attention_marks_the_first_distractor():
-    axes = plots.attention([make_run("mle", dims=5, distractors=2)]).axes[0]
+    axes = maps.attention([make_run("mle", dims=5, distractors=2)]).axes[0]
     assert {line.get_xdata()[0] for line in axes.lines} == {2.5}
     assert "distractors" in axes.get_xlabel()
-    axes = plots.attention([make_run("mle", distractors=0)]).axes[0]
+    axes = maps.attention([make_run("mle", distractors=0)]).axes[0]
     assert not axes.lines
     assert "distractors" not in axes.get_xlabel()
 
@@ -135,7 +135,7 @@ def test_attention_leaves_out_numbers_that_are_missing_or_not_finite():
         for dim in range(5):
             del row[f"attention_dim_{dim}"]
     partial.model[-1]["attention_dim_0"] = math.nan
-    axes = plots.attention([missing, partial]).axes[0]
+    axes = maps.attention([missing, partial]).axes[0]
     share = np.ma.getmaskarray(axes.images[0].get_array())
     assert share.tolist() == [[True] * 5, [False] * 5]
     assert y_labels(axes) == ["missing\n0/4 seeds", "partial\n3/4 seeds"]
@@ -144,15 +144,15 @@ def test_attention_leaves_out_numbers_that_are_missing_or_not_finite():
 
 def test_attention_has_separate_maps_for_other_numbers_of_dimensions():
     runs = [make_run("a", dims=3, distractors=0), make_run("b", dims=40)]
-    maps = [axes.images[0] for axes in plots.attention(runs).axes if axes.images]
-    assert [each.get_array().shape[1] for each in maps] == [3, 3, 40, 40]
+    images = [axes.images[0] for axes in maps.attention(runs).axes if axes.images]
+    assert [each.get_array().shape[1] for each in images] == [3, 3, 40, 40]
 
 
 def test_attention_rejects_missing_columns_and_names():
     with pytest.raises(ValueError, match="attention_dim_0"):
-        plots.attention([Run(name="a", config={}, record={}, metrics=[])])
+        maps.attention([Run(name="a", config={}, record={}, metrics=[])])
     with pytest.raises(ValueError, match="2 dim_names"):
-        plots.attention([make_run("a")], dim_names=["x", "y"])
+        maps.attention([make_run("a")], dim_names=["x", "y"])
 
 
 def test_figures_have_room_for_long_names_and_accept_dollar_signs(recwarn, monkeypatch):
@@ -160,7 +160,7 @@ def test_figures_have_room_for_long_names_and_accept_dollar_signs(recwarn, monke
     runs = [make_run("x" * 64), make_run("a$b$_^{" * 9)]
     figures.png(plots.learning_curves(runs, resamples=20))
     names = [*["angular_velocity_of_the_left_foot"] * 4, "$d1"]
-    figure = plots.attention(runs, dim_names=names)
+    figure = maps.attention(runs, dim_names=names)
     figures.png(figure)
     assert figure.axes[0].get_xticklabels()[0].get_text() == names[0]
     labels = {"x_label": "return / $max$", "title": "$x"}
@@ -283,7 +283,7 @@ def test_performance_profiles_reject_different_tasks_and_few_seeds(values, messa
 
 
 PLOTS = {
-    "attention": lambda path: plots.attention([make_run("mle")], path),
+    "attention": lambda path: maps.attention([make_run("mle")], path),
     "forest": lambda path: plots.forest(EFFECTS, path, x_label="x"),
     "intervals": lambda path: plots.intervals(PROFILED["mle"], path),
     "learning_curves": lambda path: plots.learning_curves(

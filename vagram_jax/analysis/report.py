@@ -18,7 +18,7 @@ from typing import Any
 
 import jinja2
 
-from vagram_jax.analysis import figures, plots, stats, summary
+from vagram_jax.analysis import figures, maps, plots, stats, summary
 from vagram_jax.analysis.published import PublishedCurve
 from vagram_jax.analysis.study import Study
 from vagram_jax.storage import files, records, results
@@ -52,8 +52,8 @@ def write_report(
     try:
         curves = folder / "learning_curves.png"
         plots.learning_curves(study.evaluated, curves, against=against)
-        if any(map(plots.num_dims, study.evaluated)):
-            plots.attention(study.evaluated, folder / "attention.png")
+        if any(map(maps.num_dims, study.evaluated)):
+            maps.attention(study.evaluated, folder / "attention.png")
     except ValueError as error:
         raise ResultsError(f"{folder}: {error}") from None
     sentences = verdict(study.summaries)

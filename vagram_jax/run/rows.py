@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vagram_jax import divergence
 from vagram_jax.analysis import stats
-from vagram_jax.mbpo import DIVERGED_BY
 
 MODEL = "model/"
 """The prefix of the metrics that become columns of `model.csv`."""
@@ -32,7 +32,7 @@ class Progress(NamedTuple):
       metric_shapes: names of all metrics of an epoch to their shapes in one lane, `()`
         or `(n,)`, in the order of the columns of `model.csv`.
       diverged_at: `[L]`, the step of the divergence, or -1.
-      diverged_by: `[L]`, its cause, an index of `mbpo.DIVERGED_BY`.
+      diverged_by: `[L]`, its cause, an index of `divergence.CAUSES`.
       dropped: `[L]`, number of transitions dropped so far as not finite.
       seconds: seconds since the start of training.
       seconds_left: seconds until the end at the speed since the first epoch, which
@@ -87,7 +87,7 @@ def metric_rows(
             "return": float(progress.returns[lane]),
             "length": float(progress.lengths[lane]),
             "diverged_at": diverged_at if diverged_at >= 0 else None,
-            "diverged_by": DIVERGED_BY[progress.diverged_by[lane]] or None,
+            "diverged_by": divergence.CAUSES[progress.diverged_by[lane]] or None,
             "dropped": int(progress.dropped[lane]),
         }
         for name in names:
@@ -144,7 +144,7 @@ def progress_line(name: str, progress: Progress, *, last: int) -> str:
     if returns.size:
         text += f", return {stats.iqm(returns):.0f} "
         text += f"({returns.min():.0f} to {returns.max():.0f})"
-    causes = [DIVERGED_BY[cause] for cause in progress.diverged_by if cause]
+    causes = [divergence.CAUSES[cause] for cause in progress.diverged_by if cause]
     if causes:
         text += f", {len(causes)} diverged ({', '.join(sorted(set(causes)))})"
     broken = progress.returns.size - returns.size - len(causes)

@@ -32,7 +32,7 @@ _VARIANTS = {
     "target_critics": _MIXED | {"sac.value_critics": "target"},
     "action_held": _MIXED | {"sac.value_through_policy": "false"},
     "clipped": _MIXED | {"gradients.clip_quantile": "0.95"},
-    "not_normalized": {"loss": "vagram"},
+    "not_normalized": {"loss": "vagram", "weights.normalize": "false"},
     "gaussian_head": _MIXED | {"loss": "vagram_nll"},
     "unbounded": {"loss": "vagram_unbounded"},
     "value_weighted": {"loss": "value_weighted"},

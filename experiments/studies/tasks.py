@@ -15,6 +15,8 @@ _SHARED = {
     "dynamics.hidden": "16,16",
     "distractors": "15",
     "first_seed": "100",
+    "sac.normalize_obs": "false",
+    "sac.critic_layer_norm": "false",
 }
 _SMALL = {
     "pendulum": {

@@ -1,6 +1,6 @@
 """Compares losses on one task: same seeds, one table, one report.
 
-    vagram compare --config=pendulum --losses=vagram,mle,mse_normalized
+    vagram compare --config=pendulum --losses=vagram,mle,mse_normalized,sac
 
 Files are written as training goes on, to `results/<study>/<loss>/`.
 """
@@ -16,7 +16,7 @@ from vagram_jax.run import grid, session
 
 LOSSES = flags.DEFINE_list(
     "losses",
-    ["vagram", "mle", "mse_normalized"],
+    ["vagram", "mle", "mse_normalized", "sac"],
     "Losses to compare, by registered name; sac is plain SAC without a model.",
 )
 

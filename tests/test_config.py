@@ -296,3 +296,30 @@ def test_vmap_maps_a_leaf():
     doubled = jax.vmap(lambda agent: 2 * agent.discount)(many)
     # Doubling is exact in floating point.
     assert (doubled == 2 * rates).all()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (Run(loss="mee"), "loss='mee'; accepted: mle, mse, vagram; did you mean mse?"),
+        (Run(hidden=(64, 0)), "hidden=0; accepted: at least 1"),
+        (Run(normalise=1), "normalise=1; true or false is accepted"),
+        (
+            Run(agent=Agent(discount=2.0)),
+            "agent.discount=2.0; accepted: above 0 and at most 1",
+        ),
+    ],
+)
+def test_check_fields_refuses_what_a_mapping_could_not_give(made, message):
+    with pytest.raises(config.ConfigError) as error:
+        config.check_fields(made)
+    assert str(error.value) == f"config: {message}"
+
+
+def test_check_fields_accepts_numbers_that_jax_traces():
+    @jax.jit
+    def checked(agent):
+        config.check_fields(agent)
+        return agent.discount
+
+    assert checked(Agent(discount=0.5)) == 0.5

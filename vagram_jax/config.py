@@ -16,6 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import struct
 
 from vagram_jax import schedules
@@ -72,6 +73,27 @@ def from_mapping(config_type: type, mapping: Mapping[str, Any]) -> Any:
       ConfigError: an unknown key, a wrong type or a value out of range.
     """
     return split(mapping, config_type)[0]
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Refuses a config that `from_mapping` wouldn't return, such as one made directly.
+
+    Numbers that a transformation of JAX traces can't be checked and are accepted.
+
+    Args:
+      config: a config dataclass.
+      prefix: text before each name in a message.
+
+    Raises:
+      ConfigError: a wrong type or a value out of range.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in _fields(type(config)):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if _nested_type(field):
+            check_fields(value, prefix=f"{key}.")
+        elif not any(isinstance(x, jax.Array) for x in jax.tree.leaves(value)):
+            _read(key, value, field, hints)
 
 
 def split(mapping: Mapping[str, Any], *config_types: type) -> tuple[Any, ...]:
@@ -196,12 +218,18 @@ def _build(config_type: type, mapping: Mapping[str, Any], prefix: str) -> Any:
         if inner:
             values[field.name] = _build(inner, value, prefix=f"{key}.")
         else:
-            accepts = field.metadata.get("accepts", {})
-            values[field.name] = _convert(key, value, hints[field.name])
-            if accepts.get("whole"):
-                values[field.name] = _to_whole(key, values[field.name])
-            _check_accepts(key, values[field.name], accepts)
+            values[field.name] = _read(key, value, field, hints)
     return config_type(**values)
+
+
+def _read(key: str, value: Any, field: dataclasses.Field, hints) -> Any:
+    """Converts the value of one field, or refuses it."""
+    accepts = field.metadata.get("accepts", {})
+    value = _convert(key, value, hints[field.name])
+    if accepts.get("whole"):
+        value = _to_whole(key, value)
+    _check_accepts(key, value, accepts)
+    return value
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from vagram_jax import networks
-from vagram_jax.config import ConfigError, static
+from vagram_jax.config import ConfigError, check_fields, static
 from vagram_jax.types import Params, Prediction, Transition
 
 
@@ -115,7 +115,8 @@ def init_dynamics(
 
 
 def check(config: DynamicsConfig) -> None:
-    """Raises `ConfigError` if there are more elites than members."""
+    """Raises `ConfigError` for a value out of range, or more elites than members."""
+    check_fields(config, prefix="dynamics.")
     if config.num_elites > config.num_members:
         raise ConfigError(
             f"config: dynamics.num_elites={config.num_elites}; at most "

@@ -26,7 +26,7 @@ from vagram_jax import (
     termination,
 )
 from vagram_jax import fit as fitting
-from vagram_jax.config import ConfigError, leaf, nested, static
+from vagram_jax.config import ConfigError, check_fields, leaf, nested, static
 from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import base, episodes
 from vagram_jax.fit import DynamicsState, FitConfig
@@ -138,10 +138,12 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
     """Returns the config with "auto" settings resolved, or refuses it.
 
     Raises:
-      ConfigError: an unknown loss, a setting that the loss doesn't read, a model head
-        that it can't use, more elites than members, a buffer smaller than the warm-up,
-        or no termination function where imagination needs one.
+      ConfigError: a value out of range, an unknown loss, a setting that the loss
+        doesn't read, a model head that it can't use, more elites than members, a buffer
+        smaller than the warm-up, or no termination function where imagination needs
+        one.
     """
+    check_fields(config)
     dynamics.check(config.dynamics)
     sac.check(config.sac)
     if config.warmup_steps > config.replay_capacity:

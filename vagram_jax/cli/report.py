@@ -1,6 +1,6 @@
 """Rewrites the report of studies, with their figures and summaries, from their files.
 
-    vagram report results/pendulum-10
+    vagram report results/pendulum-15
     vagram report results/hopper --against=published.csv
 
 It needs no accelerator and doesn't load JAX.

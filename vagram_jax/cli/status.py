@@ -1,6 +1,6 @@
 """Shows the state of runs: finished, running, stopped or failed, and the time left.
 
-    vagram status results/pendulum-10-sweep
+    vagram status results/pendulum-15-sweep
 
 A folder is a study or holds studies; the default is `results`. A run whose files are
 damaged gets a line that says so. The return is that of

@@ -48,6 +48,8 @@ def main(env_config, algorithm, run_config) -> int:
     Returns:
       The exit status of the first run that failed, 0 without one.
     """
+    if SHARDS.value < 1:
+        raise config.ConfigError(f"--shards={SHARDS.value}; at least 1")
     (number, count), curves = _shard(), report_command.published_curves()
     options = train.session_options(run_config.num_seeds * len(points(GRID.value)))
     specs = specs_of_grid((env_config, algorithm, run_config))

@@ -79,6 +79,13 @@ def session_options(num_lanes: int) -> session.SessionOptions:
     for flag in (CHECKPOINT_EVERY, SEED_CHUNK):
         if flag.value < 0:
             raise config.ConfigError(f"--{flag.name}={flag.value}; at least 0")
+    if not RESULTS.value:
+        raise config.ConfigError("--results=: the name of a folder is accepted")
+    for flag in (COORDINATOR, NUM_PROCESSES, PROCESS_ID):
+        if flag.value is not None and not DISTRIBUTED.value:
+            raise config.ConfigError(
+                f"--{flag.name}={flag.value}: only with --distributed; add it"
+            )
     if RESUME.value and OVERWRITE.value:
         raise config.ConfigError("--resume and --overwrite exclude each other")
     if CPU_DEVICES.value is not None and CPU_DEVICES.value < 1:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 
 from vagram_jax import evaluate, mbpo, sac
-from vagram_jax.config import ConfigError, static
+from vagram_jax.config import ConfigError, check_fields, static
 from vagram_jax.envs import EnvConfig, base, episodes
 from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
 from vagram_jax.run import devices, rows, states
@@ -115,11 +115,12 @@ def check(run_config: RunConfig, config: MBPOConfig, env: base.Env) -> MBPOConfi
       The algorithm with "auto" settings resolved.
 
     Raises:
-      ConfigError: as `mbpo.check`, or `total_steps` isn't the warm-up plus a whole
-        number of epochs.
+      ConfigError: as `mbpo.check`, a value out of range, or `total_steps` isn't the
+        warm-up plus a whole number of epochs.
       EnvError: the episode length is unknown.
     """
     episodes.length(env)
+    check_fields(run_config)
     config = mbpo.check(config, env)
     rest = run_config.total_steps - config.warmup_steps
     if rest <= 0 or rest % config.steps_per_epoch:

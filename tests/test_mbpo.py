@@ -382,7 +382,13 @@ _freeze_if_diverged = jax.jit(
 
 
 def judged(
-    q_max, reward=2.0, temperature=0.5, discount=0.9, slack=10.0, was_finite=True
+    q_max,
+    reward=2.0,
+    temperature=0.5,
+    discount=0.9,
+    slack=10.0,
+    was_finite=True,
+    num_rows=2,
 ):
     """Why a seed that goes from 0 to 1 has diverged, or ""; two action dimensions."""
 
@@ -392,7 +398,9 @@ def judged(
         )
         return state_with(
             env_steps=jnp.int32(value),
-            replay=buffer_of([0.0]).replace(data=rows_of([-reward, 0.0])),
+            replay=buffer_of([0.0]).replace(
+                data=rows_of([-reward, 0.0]), size=jnp.int32(num_rows)
+            ),
             dynamics=DynamicsState(
                 params=model,
                 opt_state=None,
@@ -437,6 +445,10 @@ def test_freeze_if_diverged_bounds_the_critics_by_possible_returns(bound, number
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_freeze_if_diverged_flags_a_non_finite_value(value):
     assert judged(value) == "critic"
+
+
+def test_freeze_if_diverged_names_an_environment_that_gave_no_data():
+    assert judged(1.0, num_rows=0) == "environment"
 
 
 def test_freeze_if_diverged_names_a_model_that_was_never_fitted():

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from vagram_jax.envs import episodes
 from vagram_jax.types import Metrics
 
-CAUSES = ("", "parameter", "critic", "model")
+CAUSES = ("", "environment", "parameter", "critic", "model")
 """Why a seed is frozen, by the number in `MBPOState.diverged_by`.
 
-A parameter isn't finite, a critic exceeds its bound, or no fit of the model was finite.
+No transition so far was finite, a parameter isn't finite, a critic exceeds its bound,
+or no fit of the model was finite.
 """
 
 
@@ -23,10 +24,15 @@ def freeze_if_diverged(
 ) -> Any:
     """Returns the new state of a healthy seed, or the old one of a diverged seed.
 
-    A seed has diverged when a parameter isn't finite, when no fit of the model so far
-    was finite, or when the value of a critic exceeds `divergence_slack (max |r| +
-    alpha_0 action_dim) / (1 - discount)`. The bound has the initial temperature
-    alpha_0: a temperature that runs away takes the values along and is detected.
+    A seed has diverged when
+
+    - no transition so far was finite: it would train on rows that were never written;
+    - a parameter isn't finite;
+    - the value of a critic exceeds `divergence_slack (max |r| + alpha_0 action_dim) /
+      (1 - discount)`. The bound has the initial temperature alpha_0: a temperature that
+      runs away takes the values along and is detected;
+    - no fit of the model so far was finite.
+
     Selecting keeps NaN out of all other seeds.
 
     Args:
@@ -43,7 +49,8 @@ def freeze_if_diverged(
     bonus = config.sac.initial_temperature * new.replay.data.action.shape[-1]
     bound = config.divergence_slack * (reward + bonus)
     within = metrics["sac/q_max"] * (1.0 - config.sac.discount) <= bound
-    failed = ~jnp.stack([jnp.all(jnp.stack(finite)), within, fitted])
+    has_data = new.replay.size > 0
+    failed = ~jnp.stack([has_data, jnp.all(jnp.stack(finite)), within, fitted])
     healthy = ~jnp.any(failed)
     alive = old.alive & healthy
     has_failed_now = old.alive & ~healthy

@@ -1,6 +1,7 @@
 """The host loop: when it trains and evaluates, and what it yields."""
 
 import jax
+import jax.numpy as jnp
 import mbpo_cases
 import numpy as np
 import probe_envs
@@ -10,7 +11,7 @@ from session_cases import CONFIG, LAST, RUN, SEEDS, STEPS, programs_once
 
 from vagram_jax import config
 from vagram_jax.envs import EnvError
-from vagram_jax.run import devices, loop, states
+from vagram_jax.run import devices, failures, loop, states
 
 __all__ = ["programs_once"]
 pytestmark = pytest.mark.usefixtures("programs_once")
@@ -31,7 +32,8 @@ def train(run_config=RUN, algorithm=CONFIG):
 
 def assert_equal(progress, expected):
     """All but the time is equal."""
-    one, other = (each._asdict() | {"seconds": 0} for each in (progress, expected))
+    clock = {"seconds": 0, "seconds_left": 0}
+    one, other = (each._asdict() | clock for each in (progress, expected))
     np.testing.assert_equal(one, other)
 
 
@@ -122,6 +124,29 @@ def test_a_diverged_seed_has_no_return_from_then_on():
         np.testing.assert_array_equal(
             np.isnan(progress.returns), progress.diverged_at >= 0
         )
+
+
+def test_the_time_left_is_known_after_the_second_epoch(trained):
+    left = [progress.seconds_left for progress in trained[1]]
+    assert left[:2] == [None, None]  # compiling takes most of the first epoch
+    assert all(seconds >= 0 for seconds in left[2:])
+    assert left[-1] == 0
+
+
+def test_an_environment_that_is_never_finite_is_refused(monkeypatch):
+    programs = cases.programs()
+
+    def warm_up(*args):
+        state = programs.warm_up(*args)
+        return state.replace(
+            replay=state.replay.replace(size=jnp.zeros_like(state.replay.size))
+        )
+
+    changed = programs._replace(warm_up=warm_up)
+    monkeypatch.setattr(loop, "make_programs", lambda *_: changed)
+    with pytest.raises(failures.RunError, match="no finite transition in 8") as error:
+        train()
+    assert error.value.status == 3
 
 
 def test_progress_counts_the_transitions_of_each_seed_that_were_dropped(monkeypatch):

@@ -21,7 +21,7 @@ from vagram_jax import evaluate, mbpo, sac
 from vagram_jax.config import ConfigError, check_fields, static
 from vagram_jax.envs import EnvConfig, base, episodes
 from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
-from vagram_jax.run import devices, rows, states
+from vagram_jax.run import devices, failures, rows, states
 from vagram_jax.run.rows import Progress
 from vagram_jax.types import Metrics
 
@@ -286,6 +286,7 @@ def train(
       ConfigError: as `check`.
       EnvError: as `check`.
       DeviceError: the seeds need more memory than a device has.
+      RunError: no step of the warm-up was finite.
     """
     config = check(run_config, config, env)
     layout = layout or devices.Layout()
@@ -320,11 +321,13 @@ def train_lanes(
     Raises:
       CheckpointError: `restored` belongs to other states.
       DeviceError: as `train`.
+      RunError: as `train`.
     """
     config, num_lanes = lanes.configs, len(lanes.seeds)
     began = time.monotonic() - (restored.seconds if restored else 0.0)
     lanes = _put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
     state, metric_shapes = _first_states(programs, lanes, layout, restored)
+    _check_stored(state)
     steps = range(config.warmup_steps, run_config.total_steps + 1)
     steps = steps[:: config.steps_per_epoch]
     first = steps.index(restored.env_steps) if restored else 0
@@ -353,6 +356,17 @@ def train_lanes(
         )
         any_alive = bool(np.any(progress.diverged_at < 0))
         yield state, rows.of_lanes(progress, slice(num_lanes))
+
+
+def _check_stored(state: MBPOState) -> None:
+    """Refuses to train without data: the environment returns NaN from the start."""
+    if not np.any(devices.fetch_all(state.replay.size)):
+        steps = int(np.max(devices.fetch_all(state.env_steps)))
+        raise failures.RunError(
+            f"the environment returned no finite transition in {steps} steps; check "
+            "what its reset and step return for NaN and infinity",
+            3,
+        )
 
 
 class _SecondsLeft:

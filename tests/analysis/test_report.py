@@ -215,7 +215,7 @@ def test_write_report_rejects_other_folders_in_one_line(tmp_path):
 def row(low, high, *, seeds=10, diverged=0, env="toy", steps=500):
     numbers = {"iqm": (low + high) / 2, "low": low, "high": high, "seconds": 1.0}
     numbers |= {"seeds": seeds, "diverged": diverged, "env_steps": steps}
-    return {"env": env, "loss": "x"} | numbers
+    return {"env": env, "loss": "x", "warnings": []} | numbers
 
 
 A_BEATS_C = {"a": row(4, 5), "b": row(2, 4.5), "c": row(0, 3)}
@@ -227,6 +227,14 @@ A_BEATS_C = {"a": row(4, 5), "b": row(2, 4.5), "c": row(0, 3)}
         (
             {"vagram": row(0, 1), "mle": row(2, 3)},
             ["MLE beats VaGraM (intervals don't overlap)."],
+        ),
+        (
+            {"a": row(0, 1) | {"warnings": ["1 untrained", "5% dropped"]}},
+            [
+                "a: 1 untrained and 5% dropped. An untrained model never improved in a "
+                "fit: check the loss and fit.learning_rate. Dropped transitions had "
+                "numbers that aren't finite: check the environment.",
+            ],
         ),
         (
             A_BEATS_C,

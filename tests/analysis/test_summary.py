@@ -1,5 +1,6 @@
 """Final returns, curves and tables of runs with rows that are written by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -27,6 +28,20 @@ def make_run(name, rows, timing=()):
 
 def time(seed, env_steps, seconds):
     return {"seed": seed, "env_steps": env_steps, "wall_time_s": seconds}
+
+
+def test_warnings_count_models_that_never_improved_and_dropped_transitions():
+    model = [
+        {"seed": seed, "env_steps": step, "improved": improved}
+        for seed, counts in enumerate([(0, 0), (0, 3), (5, 0)])
+        for step, improved in enumerate(counts)
+    ]
+    metrics = [row(0, 100, 1.0) | {"dropped": 1}, row(1, 100, 1.0) | {"dropped": 5}]
+    run = make_run("a", metrics)
+    assert summary.warnings(run) == ["5% dropped"]
+    run = dataclasses.replace(run, model=model, metrics=metrics[:1])
+    assert summary.warnings(run) == ["1 untrained"]
+    assert summary.warnings(make_run("b", [row(0, 0, 1.0)])) == []
 
 
 def test_lowest_return_ignores_returns_that_are_not_finite():

@@ -139,6 +139,13 @@ def _cautions(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for name, row in summaries.items()
         if row["diverged"]
     ]
+    sentences += [
+        f"{_join([name])}: {' and '.join(row['warnings'])}. An untrained model never "
+        "improved in a fit: check the loss and fit.learning_rate. Dropped transitions "
+        "had numbers that aren't finite: check the environment."
+        for name, row in summaries.items()
+        if row["warnings"]
+    ]
     if few := [name for name, row in summaries.items() if not _is_comparable(row)]:
         sentences.append(
             f"Not compared: {_join(few)}. A comparison needs at least "

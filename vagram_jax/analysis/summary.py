@@ -16,6 +16,9 @@ import numpy as np
 from vagram_jax.analysis import stats
 from vagram_jax.storage.results import Run
 
+# A share of dropped transitions that is not worth a warning.
+_DROPPED = 0.01
+
 
 class Finals(NamedTuple):
     """The final return of each seed of a run.
@@ -152,8 +155,8 @@ def summarize(
     Returns:
       For each run's name `env`, `loss`, `iqm`, `low` and `high` (interquartile mean of
       the final returns and its 95% interval, whose ends are NaN with fewer than 3
-      seeds), `seeds` and `diverged` (numbers of seeds), `seconds` (wall time, None if
-      unknown) and `env_steps`.
+      seeds), `seeds` and `diverged` (numbers of seeds), `warnings` (see `warnings`),
+      `seconds` (wall time, None if unknown) and `env_steps`.
 
     Raises:
       ValueError: a run has no evaluation or several environments.
@@ -171,10 +174,32 @@ def summarize(
             "high": interval.high,
             "seeds": len(final.seeds),
             "diverged": len(final.diverged),
+            "warnings": warnings(run),
             "seconds": _seconds(run),
             "env_steps": max(row["env_steps"] for row in run.metrics),
         }
     return summaries
+
+
+def warnings(run: Run) -> list[str]:
+    """Returns short texts about a run that trained on bad data or a bad model.
+
+    "2 untrained": the model of two seeds never improved in any fit. "5% dropped": of
+    the seed that lost most transitions, 5% had a number that isn't finite. A share of
+    up to 1% is not mentioned.
+    """
+    improved: dict[int, float] = {}
+    for row in run.model:
+        count = row.get("improved")
+        if count is not None:
+            improved[row["seed"]] = max(count, improved.get(row["seed"], 0))
+    untrained = sum(count == 0 for count in improved.values())
+    dropped = max(
+        ((row.get("dropped") or 0) / max(row["env_steps"], 1) for row in run.metrics),
+        default=0.0,
+    )
+    texts = [f"{untrained} untrained"] if untrained else []
+    return texts + ([f"{dropped:.0%} dropped"] if dropped > _DROPPED else [])
 
 
 def env_of(run: Run) -> str:

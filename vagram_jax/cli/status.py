@@ -75,6 +75,7 @@ def _row(folder: Path, run: results.Run, floors: Mapping[str, float]) -> list[st
         final = summary.format_number(float(stats.iqm(finals.values)))
         if finals.diverged:
             seeds += f", {len(finals.diverged)} diverged"
+    seeds = ", ".join([seeds, *summary.warnings(run)])
     total, timing = _setting(run, "total_steps"), run.timing
     # Groups of seeds train one after the other, each with its own clock.
     clocks = {row["seed"]: row["wall_time_s"] for row in timing}

@@ -56,6 +56,8 @@ _LONG_MUJOCO = {
     "first_seed": "100",
     "batch_size": "128",
     "eval_every": "8",
+    "sac.normalize_obs": "true",
+    "sac.critic_layer_norm": "true",
 }
 _LONG_STEPS = {"hopper": "60000"}
 _PRESETS = {

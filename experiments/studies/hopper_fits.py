@@ -1,0 +1,38 @@
+"""Hopper: return and time with fits until no member improves, and with few steps.
+
+The cost of a fit that passes over all data grows with the data. A network that continues
+from the last fit needs only some steps for the data that is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
+
+PRESETS = ("long",)
+DESIGN = Design(contrast="fit", methods=("budget",), baselines=("patience",))
+_FITS: Mapping[str, loop.Settings] = {
+    "patience": {},
+    "budget": {
+        "fit.max_steps": "250",
+        "fit.batch_size": "128",
+        "fit.learning_rate": "3e-3",
+    },
+}
+
+
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Both kinds of fits for two losses, for 25,000 steps without distractors."""
+    steps = {"total_steps": "25000", "replay_capacity": "25000"}
+    return loop.product(
+        {
+            "task": {"hopper": tasks.mujoco("hopper", preset) | steps},
+            "loss": loop.losses("vagram", "mle", normalize=True),
+            "fit": _FITS,
+        }
+    )
+
+
+run = loop.command(DESIGN, labeled)

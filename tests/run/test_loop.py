@@ -224,3 +224,12 @@ def test_programs_have_the_precision_of_the_run():
             text = str(program.trace(*args).jaxpr)  # traced for the second time
             assert "dot_general" in text
             assert ("Precision.HIGHEST" in text) == (precision == "highest")
+
+
+def test_check_size_refuses_what_cannot_fit_before_anything_is_compiled():
+    huge = CONFIG.replace(replay_capacity=10**12)
+    with pytest.raises(config.ConfigError, match=r"replay_capacity=10{12}; it needs"):
+        loop.check_size(huge, cases.Line(), num_lanes=1, layout=cases.LAYOUT)
+    with pytest.raises(devices.DeviceError, match=r"seeds fit; set --seed_chunk=\d+"):
+        loop.check_size(CONFIG, cases.Line(), num_lanes=10**9, layout=cases.LAYOUT)
+    loop.check_size(CONFIG, cases.Line(), num_lanes=SEEDS, layout=cases.LAYOUT)

@@ -84,7 +84,7 @@ class EnvConfig:
     physics: str = static("auto")
     action_repeat: int = static(1, low=1)
     episode_length: int = static(0, low=0)
-    distractors: int = static(0, low=0)
+    distractors: int = static(0, low=0, high=10_000)
     distractor_kind: str = static("chaotic", choices=tuple(KINDS))
     distractor_scale: float = static(1.0, above=0)
     distractor_seed: int = static(0, low=0, high=2**32 - 1)

@@ -327,15 +327,40 @@ def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) 
         + usage.temp_size_in_bytes
         - usage.alias_size_in_bytes
     )
-    if needed <= limit:
-        return
+    if needed > limit:
+        raise _too_large(needed, limit, num_lanes, layout)
+
+
+def check_size(bytes_per_lane: int, *, num_lanes: int, layout: Layout) -> None:
+    """Raises if the states of some lanes alone need more memory than a device has.
+
+    Raises:
+      DeviceError: with the number of lanes that would fit.
+    """
+    needed = bytes_per_lane * layout.padded(num_lanes) // layout.mesh.size
+    limit = memory_limit()
+    if limit is not None and needed > limit:
+        raise _too_large(needed, limit, layout.padded(num_lanes), layout)
+
+
+def _too_large(
+    needed: float, limit: float, num_lanes: int, layout: Layout
+) -> DeviceError:
     per_lane = needed / (num_lanes // layout.mesh.size)
     fits = int(limit // per_lane) * layout.mesh.size
     remedy = f"set --seed_chunk={fits}" if fits else "make buffers or networks smaller"
-    raise DeviceError(
+    return DeviceError(
         f"{num_lanes} seeds need {needed / 1e9:.2f} GB on each of {layout.mesh.size} "
         f"devices; {limit / 1e9:.2f} GB are free; {fits} seeds fit; {remedy}"
     )
+
+
+def num_bytes(shapes: Any) -> int:
+    """The bytes of arrays or of their shapes; random keys count as two numbers."""
+    sizes = [
+        x.size * (8 if is_key(x) else x.dtype.itemsize) for x in jax.tree.leaves(shapes)
+    ]
+    return sum(sizes)
 
 
 def memory_limit() -> float | None:

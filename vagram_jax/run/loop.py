@@ -134,6 +134,35 @@ def check(run_config: RunConfig, config: MBPOConfig, env: base.Env) -> MBPOConfi
     return config
 
 
+def check_size(
+    config: MBPOConfig, env: base.Env, *, num_lanes: int, layout: devices.Layout
+) -> None:
+    """Refuses states that can't fit in memory; compiles nothing.
+
+    Args:
+      config: the algorithm, from `check`.
+      env: the environment.
+      num_lanes: number of seeds that train at the same time.
+      layout: the devices.
+
+    Raises:
+      ConfigError: the buffer of real transitions alone is too large for one seed.
+      DeviceError: the seeds need more memory than a device has.
+    """
+    shapes = jax.eval_shape(
+        lambda key: mbpo.init(key, env=env, config=config), jax.random.key(0)
+    )
+    limit, rows = devices.memory_limit(), config.replay_capacity
+    needed = devices.num_bytes(shapes.replay)
+    if limit is not None and needed > limit:
+        raise ConfigError(
+            f"config: replay_capacity={rows}; it needs {needed / 1e9:.2f} GB a seed, "
+            f"and {limit / 1e9:.2f} GB are free; at most {int(rows * limit / needed)}"
+        )
+    per_lane = devices.num_bytes(shapes)
+    devices.check_size(per_lane, num_lanes=num_lanes, layout=layout)
+
+
 def seeds_of(run_config: RunConfig) -> range:
     """The seeds of a run, consecutive numbers."""
     first = run_config.first_seed

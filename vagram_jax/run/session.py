@@ -127,6 +127,11 @@ def train_runs(
     """
     report, root = report if devices.is_first() else _ignore, Path(root).resolve()
     specs, environments = check_runs(specs)
+    for spec in specs:
+        env = environments[grid.as_text(spec.env_config)]
+        seeds = spec.run_config.num_seeds
+        lanes = min(seeds, options.seed_chunk or seeds)
+        loop.check_size(spec.algorithm, env, num_lanes=lanes, layout=options.layout)
     if devices.is_first():
         ways = {"overwrite": options.overwrite, "resume": options.resume}
         for spec in specs:

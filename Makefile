@@ -2,6 +2,7 @@
 # make findings   rewrites docs/findings.md and the README's table from the results
 # make test       all tests            make test-fast   those that need two minutes
 # make lint       style and types      make wheel       builds the package into dist/
+# make docs       the documentation site, into build/docs
 #
 # Variables: PYTHON=python3.13, VENV=folder of the environment, ARGS="more arguments",
 # such as make compare ARGS="--config.num_seeds=8".
@@ -21,7 +22,7 @@ FAST := tests/analysis tests/cli/test_main.py tests/envs/test_base.py \
   tests/test_networks.py tests/test_replay.py tests/test_sac.py \
   tests/test_schedules.py tests/test_termination.py
 
-.PHONY: compare findings test test-fast lint wheel clean
+.PHONY: compare findings test test-fast lint docs wheel clean
 
 compare: $(VENV)/.installed
 	$(VENV)/bin/vagram compare --config=pendulum $(ARGS)
@@ -40,9 +41,12 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/python -m sphinx --quiet --fail-on-warning --builder html docs build/docs
+
 # Files in build/ that are no longer in the package would get into the wheel.
 wheel: $(VENV)/bin/python
-	rm -rf build dist
+	rm -rf build/bdist* build/lib dist
 	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
 	  --wheel-dir dist .
 
@@ -60,3 +64,7 @@ $(VENV)/.installed: $(PINS) | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(PINS) | $(VENV)/bin/python
 	$(PIP) --editable ".[dev]" --requirement requirements.txt
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: $(PINS) | $(VENV)/bin/python
+	$(PIP) --editable ".[docs]" --requirement requirements.txt
+	touch $@

@@ -104,7 +104,7 @@ def readme_block() -> str:
         for width in (16, 64)
         for results in [load("example").at(distractors=15, hidden=width)]
     ]
-    seeds = _seeds(load("example"))
+    seeds = len(load("example").at(distractors=15, hidden=16)["vagram"].seeds)
     table = _table(["dynamics model", *(_NAMES[x] for x in _EXAMPLE)], rows)
     return (
         f"{table}\n\nFinal return on the pendulum with 15 distracting dimensions: "
@@ -331,27 +331,29 @@ def _example() -> str:
 
 `make compare` (15 distracting dimensions and layers of 16, 2,000 steps) and variations
 of it, with an agent whose observations are normalized and whose critics have LayerNorm.
-{_example_verdict()} A [figure](../results/example/attention.png) shows what the losses
-attend to.
+A [figure](../results/example/attention.png) shows what the losses attend to.
+{_example_verdict()}
 
 {_table(["distractors", *(_NAMES[loss] for loss in _EXAMPLE)], rows)}"""
 
 
 def _example_verdict() -> str:
-    """A sentence on the example itself, from its results."""
-    names, outcomes = [], {}
+    """Sentences on the example itself, from its results."""
+    outcomes: dict[str, list[str]] = {}
     for loss in _EXAMPLE[1:]:
         compared = load("example").compare("vagram", (loss,), distractors=15, hidden=16)
-        outcomes.setdefault(compared.outcome, []).append(_NAMES[loss])
-    verbs = {
-        BETTER: "VaGraM beats {} with the small model (the intervals don't overlap).",
-        WORSE: "VaGraM is worse than {} with the small model.",
-        UNDECIDED: "VaGraM does not differ significantly from {} with the small model.",
+        name = _NAMES[loss].replace(",", " with")
+        outcomes.setdefault(compared.outcome, []).append(name)
+    sentences = {
+        BETTER: "With the small model VaGraM beats {} (the intervals don't overlap).",
+        WORSE: "With the small model VaGraM is worse than {}.",
+        UNDECIDED: "With the small model VaGraM does not differ significantly from {}.",
     }
-    for outcome, sentence in verbs.items():
-        if outcome in outcomes:
-            names.append(sentence.format(" and ".join(outcomes[outcome])))
-    return " ".join(names)
+    return " ".join(
+        sentence.format(" and ".join(filter(None, [", ".join(names[:-1]), names[-1]])))
+        for outcome, sentence in sentences.items()
+        if (names := outcomes.get(outcome))
+    )
 
 
 def _methods_table(rows: Sequence[tuple[str, Study, Mapping]]) -> str:

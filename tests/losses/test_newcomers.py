@@ -349,7 +349,7 @@ def without_value(params, batch, *, predict):
         ("sac", "name='sac' means training without a model"),
         (own, rf"{HERE}: @register needs a name; write @register\(\"own\"\)"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_register_refuses_what_is_no_name(name, message):
     with pytest.raises(ValueError, match=f"^register: .*{message}"):

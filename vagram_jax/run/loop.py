@@ -150,7 +150,7 @@ def check_size(
       DeviceError: the seeds need more memory than a device has.
     """
     shapes = jax.eval_shape(
-        lambda key: mbpo.init(key, env=env, config=config), jax.random.key(0)
+        lambda: mbpo.init(jax.random.key(0), env=env, config=config)
     )
     limit, rows = devices.memory_limit(), config.replay_capacity
     needed = devices.num_bytes(shapes.replay)

@@ -57,15 +57,17 @@ def checkout(tmp_path, monkeypatch):
 def test_study_runs_a_study_of_the_checkout(checkout, args, expected):
     status, out, err = commands.call("study", "capacity", *args)
     assert (status, err) == (4, "")
-    assert json.loads(out) == expected
-    assert (checkout / expected[1]).is_dir()
+    preset, folder, *rest = expected
+    folder = checkout.resolve() / folder
+    assert json.loads(out) == [preset, str(folder), *rest]
+    assert folder.is_dir()
 
 
 def test_study_runs_a_file_of_the_user(checkout):
     (checkout / "mine.py").write_text("import experiments\n" + STUDY)
     status, out, err = commands.call("study", "mine.py")
     assert (status, err) == (4, "")
-    assert json.loads(out)[1] == "results/mine-quick"
+    assert json.loads(out)[1] == str(checkout.resolve() / "results/mine-quick")
 
 
 def test_study_without_a_name_lists_the_studies(checkout):

@@ -33,7 +33,7 @@ def progress(
         metrics=metrics or {},
         metric_shapes=SHAPES,
         diverged_at=np.int32(diverged_at),
-        diverged_by=np.where(np.int32(diverged_at) < 0, 0, 2),
+        diverged_by=np.where(np.int32(diverged_at) < 0, 0, 3),
         dropped=np.int32(dropped),
         seconds=seconds,
         seconds_left=left,

@@ -40,6 +40,8 @@ def make_params(**options):
         input_std=rng.uniform(0.5, 2.0, size=OBS + ACTION),
         target_mean=rng.normal(size=OBS + 1),
         target_std=rng.uniform(0.5, 2.0, size=OBS + 1),
+        obs_low=np.full(OBS, -np.inf),
+        obs_high=np.full(OBS, np.inf),
     )
     return drawn.replace(network=network, normalizer=normalizer)
 

@@ -343,5 +343,5 @@ def test_fit_refuses_a_loss_that_is_not_a_scalar_by_name():
         return jnp.sum(predict(params, batch.obs, batch.action).next_obs, axis=-1)
 
     loss = losses.get("mse")._replace(name="per_row", fn=per_row)
-    with pytest.raises(config.ConfigError, match=r"'per_row'.*a scalar is"):
+    with pytest.raises(config.ConfigError, match=r"'per_row'.*a floating scalar is"):
         fit_cases.run(loss=loss)

@@ -29,7 +29,7 @@ def test_imagine_ends_rollouts_where_the_classifier_says():
         act=lambda key, obs: obs[:, :ACTION_DIM],
         termination=termination.termination_fn(below(-1.5), config=CONFIG),
         horizon=5,
-        max_horizon=5,
+        config=imagine.ImagineConfig(horizon=schedules.constant(5)),
     )
     _, valid = jax.jit(run)(
         jax.random.key(0),

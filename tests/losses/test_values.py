@@ -201,7 +201,7 @@ def test_next_values_pass_no_gradient_to_the_value_function():
 
 
 def test_next_values_need_to_know_where_episodes_end():
-    with pytest.raises(ValueError, match=r"batch\.terminated and batch\.truncated are"):
+    with pytest.raises(ValueError, match=r"batch\.truncated is missing"):
         values.next_values(make_ring(truncated=None), tenfold, discount=0.5)
 
 

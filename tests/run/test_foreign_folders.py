@@ -16,7 +16,7 @@ import pytest
 import session_cases as cases
 from session_cases import programs_once, whole
 
-from vagram_jax.analysis import plots
+from vagram_jax.analysis import maps, plots
 from vagram_jax.cli import flags, report, status
 from vagram_jax.run import loop, policies
 
@@ -167,8 +167,8 @@ def check(study, tmp_path, victim, number, monkeypatch):
     assert any(line.startswith(f"{cases.STUDY}/other") for line in lines)
     # The plots are the slow part; they read tables only.
     if not target.endswith(".csv"):
-        for name in ("learning_curves", "attention"):
-            monkeypatch.setattr(plots, name, lambda *_: None)
+        monkeypatch.setattr(plots, "learning_curves", lambda *_, **__: None)
+        monkeypatch.setattr(maps, "attention", lambda *_: None)
     lines = outcome(lambda: report.main([str(folder)]))
     if target.startswith("run/"):
         assert "other" in (folder / "report.html").read_text()

@@ -328,7 +328,7 @@ def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) 
         - usage.alias_size_in_bytes
     )
     if needed > limit:
-        raise _too_large(needed, limit, num_lanes, layout)
+        raise DeviceError(_too_large(needed, limit, num_lanes, layout))
 
 
 def check_size(bytes_per_lane: int, *, num_lanes: int, layout: Layout) -> None:
@@ -340,16 +340,15 @@ def check_size(bytes_per_lane: int, *, num_lanes: int, layout: Layout) -> None:
     needed = bytes_per_lane * layout.padded(num_lanes) // layout.mesh.size
     limit = memory_limit()
     if limit is not None and needed > limit:
-        raise _too_large(needed, limit, layout.padded(num_lanes), layout)
+        num_lanes = layout.padded(num_lanes)
+        raise DeviceError(_too_large(needed, limit, num_lanes, layout))
 
 
-def _too_large(
-    needed: float, limit: float, num_lanes: int, layout: Layout
-) -> DeviceError:
+def _too_large(needed: float, limit: float, num_lanes: int, layout: Layout) -> str:
     per_lane = needed / (num_lanes // layout.mesh.size)
     fits = int(limit // per_lane) * layout.mesh.size
     remedy = f"set --seed_chunk={fits}" if fits else "make buffers or networks smaller"
-    return DeviceError(
+    return (
         f"{num_lanes} seeds need {needed / 1e9:.2f} GB on each of {layout.mesh.size} "
         f"devices; {limit / 1e9:.2f} GB are free; {fits} seeds fit; {remedy}"
     )

@@ -357,10 +357,10 @@ def train_lanes(
     lanes = _put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
     state, metric_shapes = _first_states(programs, lanes, layout, restored)
     _check_stored(state)
-    steps = range(config.warmup_steps, run_config.total_steps + 1)
-    steps = steps[:: config.steps_per_epoch]
+    last = run_config.total_steps
+    steps = range(config.warmup_steps, last + 1, config.steps_per_epoch)
     first = steps.index(restored.env_steps) if restored else 0
-    any_alive, seconds_left = True, _SecondsLeft(steps[-1])
+    any_alive, seconds_left = True, _SecondsLeft(last)
     for index in range(first, len(steps)):
         metrics, returns, lengths = {}, np.empty(0), np.empty(0)
         # Diverged lanes are frozen, so there is nothing to compute if all are.

@@ -13,6 +13,7 @@ import datetime
 import errno
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -177,7 +178,8 @@ def _system_lock(folder: Path) -> Iterator[None]:
         found = disk.status(path)  # raises for a link on the way
         if not disk.is_folder(folder):  # filelock would create the folder
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
-        if found is not None and not disk.is_file(path):
+        # Asked once: another process may remove its lock in between.
+        if found is not None and not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, f"{_LOCK_FILE} is not a file; remove it")
         try:
             lock.acquire(blocking=False)

@@ -356,7 +356,6 @@ def train_lanes(
     began = time.monotonic() - (restored.seconds if restored else 0.0)
     lanes = _put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
     state, metric_shapes = _first_states(programs, lanes, layout, restored)
-    _check_stored(state)
     last = run_config.total_steps
     steps = range(config.warmup_steps, last + 1, config.steps_per_epoch)
     first = steps.index(restored.env_steps) if restored else 0
@@ -429,7 +428,9 @@ def _first_states(
     devices.check_memory(programs.fit_model, state, lanes, **options)
     devices.check_memory(programs.improve_policy, state, fitted, lanes, **options)
     if restored is None:
-        return start(programs, lanes), metric_shapes
+        state = start(programs, lanes)
+        _check_stored(state)
+        return state, metric_shapes
     return states.unpack(restored.arrays, state, layout), metric_shapes
 
 

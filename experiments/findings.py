@@ -190,6 +190,7 @@ def _limits() -> str:
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
 - MuJoCo tasks are shortened to at most {steps:,} steps with small networks: the start
   of a learning curve. The paper's settings (`--preset=full`) were not run.
+- All studies but the README's example train the plain agent, without normalization.
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline: of those in `baselines` the best is `{best}`.
 - Rounding differs between CPUs and revisions, so the same seeds give other returns.

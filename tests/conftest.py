@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import emitters
 import jax
 import pytest
 
@@ -23,7 +24,7 @@ _FOLDER = "JAX_COMPILATION_CACHE_DIR"
 _MIN_SECONDS = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _FEW_OPTIMIZATIONS = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 _FLAGS = "XLA_FLAGS"
-_NO_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+_NO_EMITTERS = emitters.OFF
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -6,6 +6,7 @@ Tests differ in numbers and not in shapes, because compiling takes most of their
 import contextlib
 import functools
 
+import emitters
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,6 +112,7 @@ def _epoch_one(state, nan_at, config):
 
 
 _start, _epoch = jax.jit(_start_one), jax.jit(_epoch_one)
+_start_with_emitters, _epoch_with_emitters = map(emitters.jit, (_start_one, _epoch_one))
 _start_seeds = jax.jit(jax.vmap(_start_one, in_axes=(0, None, None)))
 _epoch_seeds = jax.jit(jax.vmap(_epoch_one, in_axes=(0, None, 0)))
 
@@ -143,6 +145,15 @@ def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
     state = start(seed, config, nan_at)
     for _ in range(epochs):
         state, _ = epoch(state, config, nan_at)
+    return state
+
+
+def run_with_emitters(config):
+    """As `run`, in programs whose bits can be compared with those of another config."""
+    with no_key_twice():
+        state = _start_with_emitters(jax.random.key(0), 0, config)
+        for _ in range(2):
+            state, _ = _epoch_with_emitters(state, 0, config)
     return state
 
 

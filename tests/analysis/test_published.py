@@ -1,6 +1,5 @@
 """Published learning curves: reading them, and drawing them beside runs."""
 
-import math
 import re
 
 import numpy as np
@@ -30,12 +29,6 @@ def test_load_sorts_the_steps_of_each_curve(tmp_path):
     np.testing.assert_array_equal(curve.mean, [10, 200])
     np.testing.assert_array_equal(curve.std, [1, 20])
     assert curve.seeds == 5
-
-
-def test_return_at_interpolates_and_knows_where_the_curve_ends(tmp_path):
-    (curve,) = published.load(write(tmp_path, HEADER + ROWS))["hopper"]
-    assert published.return_at(curve, 2500) == 105.0
-    assert math.isnan(published.return_at(curve, 5001))
 
 
 @pytest.mark.parametrize(

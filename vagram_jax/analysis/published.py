@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,16 +71,6 @@ def load(path: str | os.PathLike) -> dict[str, list[PublishedCurve]]:
         curve = PublishedCurve(algorithm, env_steps, mean, std, int(seeds.min()))
         curves.setdefault(env, []).append(curve)
     return curves
-
-
-def return_at(curve: PublishedCurve, env_steps: float) -> float:
-    """Returns the mean return after some steps, linearly interpolated.
-
-    NaN if the curve ends before.
-    """
-    if env_steps > curve.env_steps[-1]:
-        return math.nan
-    return float(np.interp(env_steps, curve.env_steps, curve.mean))
 
 
 def _numbers(path: Path, line: int, row: Mapping[str, str]) -> Sequence[float]:

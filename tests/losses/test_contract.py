@@ -153,7 +153,6 @@ def test_loss_is_a_finite_scalar_with_finite_gradients(name, form):
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(actual))
 
 
-@pytest.mark.parametrize("under", ["no jit", "checkpoint"])
 @every_loss
 def test_loss_is_the_same_without_jit(name):
     params, batch = make_params(name), make_batch()

@@ -81,6 +81,22 @@ def test_derivatives_in_parts_equal_those_at_once(name, monkeypatch):
     np.testing.assert_allclose(parts, whole, rtol=EXACT, atol=EXACT)
 
 
+@pytest.mark.parametrize("name", ["value_gradients", "value_hessians"])
+def test_blocks_behind_the_last_row_that_counts_are_zero(name, monkeypatch):
+    derive, (value, _) = getattr(value_gradients, name), make_value(5)
+    states = np.concatenate([states_of(4), states_of(5)])[:11]
+    whole = jitted(derive, value, states)
+    monkeypatch.setattr(value_gradients, "_STATES_AT_ONCE", 2)
+    monkeypatch.setattr(value_gradients, "_STATES_IN_A_BLOCK", 4)
+    for count, computed in ((0, 0), (1, 4), (4, 4), (5, 8), (11, 11)):
+        where = np.arange(11) < count
+        actual = jax.jit(functools.partial(derive, value))(states, where=where)
+        np.testing.assert_allclose(
+            actual[:computed], whole[:computed], rtol=EXACT, atol=EXACT
+        )
+        assert not np.any(actual[computed:])
+
+
 def test_values_of_are_those_of_each_function_at_each_state():
     (value, plain), states = make_value(41), states_of(41)
     both = np.stack([states, states[::-1]])

@@ -45,7 +45,7 @@ def slopes(
     states = value_gradients.gradient_states(batch, gradients)
     where = value_gradients.counted_rows(batch, where, gradients)
     clipped = value_gradients.clip(
-        value_gradients.value_gradients(value_fn, states),
+        value_gradients.value_gradients(value_fn, states, where=where),
         gradients.clip_quantile,
         where=where,
     )
@@ -117,7 +117,8 @@ def axis_terms(
       `[..., K, 2, obs_dim]`, the gradient first. No gradient flows through it.
     """
     gradient = slopes(batch, value_fn, where=where, gradients=gradients)
-    diagonal = jnp.diagonal(_hessians(batch, value_fn, gradients), axis1=-2, axis2=-1)
+    hessians = _hessians(batch, value_fn, where, gradients)
+    diagonal = jnp.diagonal(hessians, axis1=-2, axis2=-1)
     return jnp.stack([gradient, diagonal], axis=-2)
 
 
@@ -191,7 +192,8 @@ def eigenvector_terms(
       the eigenvalues, and the eigenvectors as rows. No gradient flows through it.
     """
     gradient = slopes(batch, value_fn, where=where, gradients=gradients)
-    eigenvalues, vectors = jnp.linalg.eigh(_hessians(batch, value_fn, gradients))
+    hessians = _hessians(batch, value_fn, where, gradients)
+    eigenvalues, vectors = jnp.linalg.eigh(hessians)
     rotated = jnp.einsum("...dj,...d->...j", vectors, gradient)
     rows = [
         rotated[..., None, :],
@@ -248,10 +250,11 @@ def _num_values(prepared: jax.Array, axis: int) -> int:
     return prepared.shape[axis] if prepared.ndim >= -axis else 1
 
 
-def _hessians(batch: Transition, value_fn, config: GradientConfig) -> jax.Array:
+def _hessians(batch: Transition, value_fn, where, config: GradientConfig) -> jax.Array:
     """The Hessians at the states of `slopes`, with the same rows masked."""
     states = value_gradients.gradient_states(batch, config)
-    return _masked(value_gradients.value_hessians(value_fn, states), batch, config)
+    hessians = value_gradients.value_hessians(value_fn, states, where=where)
+    return _masked(hessians, batch, config)
 
 
 def _masked(derivatives: jax.Array, batch: Transition, config: GradientConfig):

@@ -16,8 +16,10 @@ from vagram_jax.losses import batches, checks
 from vagram_jax.schedules import Schedule
 from vagram_jax.types import Transition, ValueFn
 
-# Derivatives at more states than this are computed in parts, to bound the memory.
-_STATES_AT_ONCE = 4096
+# The derivatives of this many states fit into the cache of a core.
+_STATES_AT_ONCE = 256
+# Of more states than this, those behind the last row that counts are left out.
+_STATES_IN_A_BLOCK = 4096
 _GRADIENT_AT = ("next_obs", "delta")
 
 
@@ -128,7 +130,8 @@ def value_gradient_weights(
             "weights: scale_by_dim=True has no effect with normalize=True; set one of "
             "them"
         )
-    gradients = clip(value_gradients(value_fn, next_obs), clip_quantile, where=where)
+    gradients = value_gradients(value_fn, next_obs, where=where)
+    gradients = clip(gradients, clip_quantile, where=where)
     weights = jnp.mean(jnp.square(gradients), axis=-2)  # [..., obs_dim]
     if scale_by_dim:
         weights = weights * next_obs.shape[-1]
@@ -159,12 +162,16 @@ def to_mean_of_one(weights: jax.Array, where: jax.Array | None = None) -> jax.Ar
     return weights / jnp.where(mean > 0.0, mean, 1.0)
 
 
-def value_gradients(value_fn: ValueFn, states: jax.Array) -> jax.Array:
+def value_gradients(
+    value_fn: ValueFn, states: jax.Array, *, where: jax.Array | None = None
+) -> jax.Array:
     """Returns the gradient of each value function at each state.
 
     Args:
       value_fn: maps one state `[obs_dim]` to a scalar or to `[K]`, in units of return.
       states: `[..., obs_dim]`, in the units of the data.
+      where: `[...]` bool, the rows that are needed; the others may be zero. A buffer
+        that is filled in part takes less time with it.
 
     Returns:
       `[..., K, obs_dim]`, with K = 1 for a scalar. No gradient flows through it.
@@ -172,10 +179,12 @@ def value_gradients(value_fn: ValueFn, states: jax.Array) -> jax.Array:
     Raises:
       ValueError: `value_fn` doesn't return a floating scalar or `[K]`.
     """
-    return _derivatives(jax.jacrev, value_fn, states)
+    return _derivatives(_jacobian, value_fn, states, where)
 
 
-def value_hessians(value_fn: ValueFn, states: jax.Array) -> jax.Array:
+def value_hessians(
+    value_fn: ValueFn, states: jax.Array, *, where: jax.Array | None = None
+) -> jax.Array:
     """Returns the Hessian of each value function at each state.
 
     Args and errors are those of `value_gradients`.
@@ -184,7 +193,7 @@ def value_hessians(value_fn: ValueFn, states: jax.Array) -> jax.Array:
       `[..., K, obs_dim, obs_dim]`, with K = 1 for a scalar. No gradient flows through
       it.
     """
-    return _derivatives(jax.hessian, value_fn, states)
+    return _derivatives(jax.hessian, value_fn, states, where)
 
 
 def values_of(value_fn: ValueFn, states: jax.Array) -> jax.Array:
@@ -299,17 +308,48 @@ def _quantile(norms: jax.Array, quantile: float, counted: jax.Array) -> jax.Arra
     return jnp.where(jnp.isnan(limit), jnp.inf, limit)
 
 
-def _derivatives(transform, value_fn: ValueFn, states: jax.Array) -> jax.Array:
+def _jacobian(function):
+    """Reverse mode, one output after the other: on a CPU twice as fast as `jacrev`."""
+
+    def jacobian(state):
+        values, pull_back = jax.vjp(function, state)
+        return jax.lax.map(
+            lambda row: pull_back(row)[0], jnp.eye(values.size, dtype=values.dtype)
+        )
+
+    return jacobian
+
+
+def _derivatives(transform, value_fn: ValueFn, states: jax.Array, where) -> jax.Array:
     """Applies `transform` to the K functions at each state, `[..., K, ...]`."""
     checks.check_value_fn(value_fn, states.shape[-1], states.dtype)
     at_one = transform(lambda state: jnp.atleast_1d(value_fn(state)))
     flat = states.reshape(-1, states.shape[-1])
-    if flat.shape[0] > _STATES_AT_ONCE:
+    if flat.shape[0] <= _STATES_AT_ONCE:
+        derivatives = jax.vmap(at_one)(flat)
+    elif flat.shape[0] <= _STATES_IN_A_BLOCK or where is None:
         derivatives = jax.lax.map(at_one, flat, batch_size=_STATES_AT_ONCE)
     else:
-        derivatives = jax.vmap(at_one)(flat)
+        derivatives = _in_blocks(at_one, flat, where.reshape(-1))
     shape = (*states.shape[:-1], *derivatives.shape[1:])
     return jax.lax.stop_gradient(derivatives.reshape(shape))
+
+
+def _in_blocks(at_one, states: jax.Array, where: jax.Array) -> jax.Array:
+    """Applies `at_one` to the blocks that hold a row that counts; the rest is zero."""
+    count, size = states.shape[0], _STATES_IN_A_BLOCK
+    num_blocks = -(-count // size)
+    padded = jnp.pad(states, ((0, num_blocks * size - count), (0, 0)))
+
+    def add_block(i, derivatives):
+        block = jax.lax.dynamic_slice_in_dim(padded, i * size, size)
+        block = jax.lax.map(at_one, block, batch_size=_STATES_AT_ONCE)
+        return jax.lax.dynamic_update_slice_in_dim(derivatives, block, i * size, 0)
+
+    one = jax.eval_shape(at_one, states[0])
+    zeros = jnp.zeros((num_blocks * size, *one.shape), one.dtype)
+    last = jnp.max(jnp.where(where, jnp.arange(1, count + 1), 0))
+    return jax.lax.fori_loop(0, -(-last // size), add_block, zeros)[:count]
 
 
 def _number(name: str, coefficient: Schedule | jax.Array | float):

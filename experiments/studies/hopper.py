@@ -26,7 +26,7 @@ def labeled(preset: str) -> list[loop.Labeled]:
             "15": {"config": "hopper:quick_distracted"},
         },
     }
-    losses = loop.losses("vagram", "mle", "mse_normalized", normalize=True)
+    losses = loop.losses("vagram", "mle", "mse_normalized")
     return [
         *loop.product(columns | {"model": _MODELS, "loss": losses}),
         *loop.product(columns | {"loss": loop.losses("sac")}),

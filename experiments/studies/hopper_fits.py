@@ -14,11 +14,12 @@ from vagram_jax.analysis.study import Design
 PRESETS = ("long",)
 DESIGN = Design(contrast="fit", methods=("budget",), baselines=("patience",))
 _FITS: Mapping[str, loop.Settings] = {
-    "patience": {},
-    "budget": {
-        "fit.max_steps": "250",
-        "fit.batch_size": "128",
-        "fit.learning_rate": "3e-3",
+    "budget": {},
+    "patience": {
+        "fit.max_steps": "none",
+        "fit.batch_size": "64",
+        "fit.learning_rate": "1e-3",
+        "fit.max_epochs": "50",
     },
 }
 
@@ -29,8 +30,8 @@ def labeled(preset: str) -> list[loop.Labeled]:
     return loop.product(
         {
             "task": {"hopper": tasks.mujoco("hopper", preset) | steps},
-            "loss": loop.losses("vagram", "mle", normalize=True),
             "fit": _FITS,
+            "loss": loop.losses("vagram", "mle"),
         }
     )
 

@@ -39,26 +39,22 @@ _SMALL = {
         "fit.learning_rate": "3e-3",
     },
 }
-# A few thousand steps with small networks show the start of a learning curve.
-_QUICK_MUJOCO = {
-    "num_seeds": "4",
+_SMALL_NETWORKS = {"num_seeds": "4", "sac.hidden": "64,64", "batch_size": "64"}
+# A few thousand steps show the start of a learning curve. These studies were run with a
+# plain agent.
+_QUICK_MUJOCO = _SMALL_NETWORKS | {
     "total_steps": "11000",
     "replay_capacity": "11000",
-    "sac.hidden": "64,64",
-    "batch_size": "64",
-    "fit.batch_size": "128",
+    "fit.learning_rate": "1e-3",
+    "fit.max_steps": "none",
     "fit.max_epochs": "10",
+    "weights.normalize": "false",
+    "sac.normalize_obs": "false",
+    "sac.critic_layer_norm": "false",
 }
 # Long enough to learn the tasks, with networks that two cores train in hours. Seeds
 # start at 100, because the settings were chosen on lower ones.
-_LONG_MUJOCO = {
-    "num_seeds": "4",
-    "first_seed": "100",
-    "batch_size": "128",
-    "eval_every": "8",
-    "sac.normalize_obs": "true",
-    "sac.critic_layer_norm": "true",
-}
+_LONG_MUJOCO = _SMALL_NETWORKS | {"first_seed": "100", "eval_every": "8"}
 _LONG_STEPS = {"hopper": "60000"}
 _PRESETS = {
     "quick": {

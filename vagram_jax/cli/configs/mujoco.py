@@ -58,12 +58,19 @@ def quick(env: str) -> Any:
     config.dynamics.num_members = 5
     config.dynamics.num_elites = 3
     config.dynamics.normalize_state = config.dynamics.normalize_reward = True
-    # With few transitions, large batches would give too few gradient steps per epoch.
-    config.fit.batch_size = 64
-    config.fit.patience = 5
-    config.fit.max_epochs = 50
+    # A network that continues from the last fit needs few steps for the data that is
+    # new, and the cost of a fit doesn't grow with the data.
+    config.fit.batch_size = 128
+    config.fit.learning_rate = 3e-3
+    config.fit.max_steps = 250
+    # The weights of VaGraM grow with the values; the error of the reward keeps its
+    # share of the loss if their mean is one.
+    config.weights.normalize = True
     config.imagine.rollouts_per_step = 100
     config.imagine.keep_epochs = 4
     config.sac.hidden = (128, 128)
+    # Without these two, seeds diverge when there are distractors (study hopper_agent).
+    config.sac.normalize_obs = True
+    config.sac.critic_layer_norm = True
     config.updates_per_step = 10
     return config

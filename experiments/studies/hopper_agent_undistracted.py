@@ -1,0 +1,31 @@
+"""Hopper without distractors: the agent of `quick` against a plain one.
+
+The agent was chosen in `hopper_agent`, where the task has distracting dimensions.
+"""
+
+from __future__ import annotations
+
+from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
+
+PRESETS = ("long",)
+DESIGN = Design(contrast="agent", methods=("both",), baselines=("plain",))
+_AGENTS: dict[str, loop.Settings] = {
+    "plain": {"sac.normalize_obs": "false", "sac.critic_layer_norm": "false"},
+    "both": {"sac.normalize_obs": "true", "sac.critic_layer_norm": "true"},
+}
+
+
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Both agents with two model losses and without a model."""
+    steps = {"total_steps": "15000", "replay_capacity": "15000"}
+    return loop.product(
+        {
+            "task": {"hopper": tasks.mujoco("hopper", preset) | steps},
+            "loss": loop.losses("vagram", "mle", "sac"),
+            "agent": _AGENTS,
+        }
+    )
+
+
+run = loop.command(DESIGN, labeled)

@@ -1,6 +1,7 @@
 # make compare    trains the pendulum with three model losses and compares them
 # make findings   rewrites docs/findings.md and the README's table from the results
-# make test       all tests            make test-fast   those that need two minutes
+# make test       the tests            make test-fast   those that need two minutes
+# make test-docs  the code of the documents and the notebooks
 # make lint       style and types      make wheel       builds the package into dist/
 # make docs       the documentation site, into build/docs
 #
@@ -21,8 +22,9 @@ FAST := tests/analysis tests/cli/test_main.py tests/envs/test_base.py \
   tests/test_imagine.py tests/test_layout.py tests/test_mbpo_refusals.py \
   tests/test_networks.py tests/test_replay.py tests/test_sac.py \
   tests/test_schedules.py tests/test_termination.py
+DOCUMENTS := tests/test_documents.py tests/test_notebooks.py
 
-.PHONY: compare findings test test-fast lint docs wheel clean
+.PHONY: compare findings test test-fast test-docs lint docs wheel clean
 
 compare: $(VENV)/.installed
 	$(VENV)/bin/vagram compare --config=pendulum $(ARGS)
@@ -31,7 +33,10 @@ findings: $(VENV)/.installed
 	$(VENV)/bin/vagram study --write_findings $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(DOCUMENTS:%=--ignore=%) $(ARGS)
+
+test-docs: $(VENV)/.installed-dev
+	$(PYTEST) $(DOCUMENTS) $(ARGS)
 
 test-fast: $(VENV)/.installed-dev
 	$(PYTEST) $(FAST) $(ARGS)
@@ -58,7 +63,7 @@ $(VENV)/bin/python:
 
 # The date of a stamp file is that of the last installation.
 $(VENV)/.installed: $(PINS) | $(VENV)/bin/python
-	$(PIP) --editable ".[mujoco]" --requirement requirements.txt
+	$(PIP) --editable . --constraint requirements.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(PINS) | $(VENV)/bin/python

@@ -14,7 +14,7 @@ def get_config():
     config.warmup_steps = 500
     config.steps_per_epoch = 125
     config.eval_every = 2
-    config.replay_capacity = 4_000
+    config.replay_capacity = 2_000
     # Too small to predict all eighteen dimensions well.
     config.dynamics.hidden = (16, 16)
     config.dynamics.num_members = 5

@@ -22,7 +22,7 @@ def progress(
     metrics=None,
     *,
     seconds=4.0,
-    left=None,
+    speed=None,
     dropped=(0, 0),
 ):
     returns = np.float32(returns)
@@ -36,7 +36,7 @@ def progress(
         diverged_by=np.where(np.int32(diverged_at) < 0, 0, 3),
         dropped=np.int32(dropped),
         seconds=seconds,
-        seconds_left=left,
+        seconds_per_step=speed,
     )
 
 
@@ -57,9 +57,21 @@ ITERATIONS = [
     progress(11, [-4.4, -3.6], [-1, -1], metrics(1), seconds=9.96),
     progress(14, [], [-1, 14], metrics(2), seconds=12.0, dropped=(0, 3)),
     progress(
-        17, [-2.0, np.nan], [-1, 14], metrics(3), seconds=15.0, left=4.6, dropped=(1, 3)
+        17,
+        [-2.0, np.nan],
+        [-1, 14],
+        metrics(3),
+        seconds=15.0,
+        speed=1.6,
+        dropped=(1, 3),
     ),
     progress(
-        20, [np.nan, np.nan], [20, 14], metrics(4), seconds=16.0, left=0, dropped=(1, 3)
+        20,
+        [np.nan, np.nan],
+        [20, 14],
+        metrics(4),
+        seconds=16.0,
+        speed=1.6,
+        dropped=(1, 3),
     ),
 ]

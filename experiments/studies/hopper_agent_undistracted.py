@@ -9,10 +9,10 @@ from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
 PRESETS = ("long",)
-DESIGN = Design(contrast="agent", methods=("both",), baselines=("plain",))
+DESIGN = Design(contrast="agent", methods=("chosen",), baselines=("plain",))
 _AGENTS: dict[str, loop.Settings] = {
-    "plain": {"sac.normalize_obs": "false", "sac.critic_layer_norm": "false"},
-    "both": {"sac.normalize_obs": "true", "sac.critic_layer_norm": "true"},
+    "plain": {"sac.normalize_obs": "false", "imagine.clip": "false"},
+    "chosen": {},
 }
 
 

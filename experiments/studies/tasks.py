@@ -50,7 +50,7 @@ _QUICK_MUJOCO = _SMALL_NETWORKS | {
     "fit.max_epochs": "10",
     "weights.normalize": "false",
     "sac.normalize_obs": "false",
-    "sac.critic_layer_norm": "false",
+    "imagine.clip": "false",
 }
 # Long enough to learn the tasks, with networks that two cores train in hours. Seeds
 # start at 100, because the settings were chosen on lower ones.

@@ -58,8 +58,9 @@ def test_compare_leaves_the_files_of_a_study(compared):
 def test_compare_prints_each_step_and_a_table(compared):
     folder, (_, out, _) = compared
     lines = out.splitlines()
-    for name in ("vagram", "sac"):
-        assert f"{name}: compiling and warming up 2 seeds" in lines
+    for number, name in enumerate(("vagram", "sac"), start=1):
+        start = f"{name}: compiling and warming up 2 seeds, run {number} of 2"
+        assert start in lines
         steps = [line for line in lines if line.startswith(f"{name}: step ")]
         starts = [line.split(",")[0] for line in steps]
         assert starts == [f"{name}: step {n} of 14" for n in (8, 11, 14)]

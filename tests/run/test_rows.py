@@ -65,6 +65,12 @@ def test_progress_line_gives_steps_returns_and_time():
     ]
 
 
+def test_progress_line_counts_the_steps_of_the_runs_that_follow():
+    # 1.6 s per step: 3 steps of this run, and 20 later.
+    line = rows.progress_line("run", ITERATIONS[-2], last=20, later_steps=20.0)
+    assert line.endswith(", 5 s left, 37 s with the runs that follow")
+
+
 @pytest.mark.parametrize("progress", ITERATIONS)
 def test_of_lanes_has_the_rows_of_its_lanes(progress):
     for rows_of in (rows.metric_rows, rows.model_rows):

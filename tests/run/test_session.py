@@ -269,10 +269,11 @@ def test_a_failed_group_does_not_stop_the_next_one_if_training_keeps_going(
     other = cases.spec("other", CONFIG.replace(batch_size=5))
     trained = []
 
-    def fail_or_train(specs, *_, **__):
-        if specs[0].name == "run":
+    def fail_or_train(queue, *_, **__):
+        (spec,) = queue.group
+        if spec.name == "run":
             raise session.RunError("out of memory", 6)
-        trained.append(specs[0].name)
+        trained.append(spec.name)
 
     monkeypatch.setattr(session, "_train_group", fail_or_train)
     specs, options = [cases.spec(), other], session.SessionOptions()

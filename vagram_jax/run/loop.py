@@ -359,7 +359,7 @@ def train_lanes(
     last = run_config.total_steps
     steps = range(config.warmup_steps, last + 1, config.steps_per_epoch)
     first = steps.index(restored.env_steps) if restored else 0
-    any_alive, seconds_left = True, _SecondsLeft(last)
+    any_alive, speed = True, _Speed()
     for index in range(first, len(steps)):
         metrics, returns, lengths = {}, np.empty(0), np.empty(0)
         # Diverged lanes are frozen, so there is nothing to compute if all are.
@@ -380,7 +380,7 @@ def train_lanes(
             diverged_by=devices.fetch_all(state.diverged_by),
             dropped=devices.fetch_all(state.dropped),
             seconds=time.monotonic() - began,
-            seconds_left=seconds_left(steps[index]) if index > first else None,
+            seconds_per_step=speed(steps[index]) if index > first else None,
         )
         any_alive = bool(np.any(progress.diverged_at < 0))
         yield state, rows.of_lanes(progress, slice(num_lanes))
@@ -397,11 +397,11 @@ def _check_stored(state: MBPOState) -> None:
         )
 
 
-class _SecondsLeft:
-    """Estimates the time until the last step from the speed after the first epoch."""
+class _Speed:
+    """Seconds per step since the end of the first epoch."""
 
-    def __init__(self, last: int):
-        self._last, self._start = last, None
+    def __init__(self):
+        self._start = None
 
     def __call__(self, env_steps: int) -> float | None:
         now = time.monotonic()
@@ -409,7 +409,7 @@ class _SecondsLeft:
             self._start = env_steps, now
             return None
         steps, seconds = env_steps - self._start[0], now - self._start[1]
-        return seconds / steps * (self._last - env_steps)
+        return seconds / steps
 
 
 def _first_states(

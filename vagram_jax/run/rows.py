@@ -35,8 +35,8 @@ class Progress(NamedTuple):
       diverged_by: `[L]`, its cause, an index of `divergence.CAUSES`.
       dropped: `[L]`, number of transitions dropped so far as not finite.
       seconds: seconds since the start of training.
-      seconds_left: seconds until the end at the speed since the first epoch, which
-        includes compilation; None before the second epoch.
+      seconds_per_step: speed since the first epoch, which includes compilation; None
+        before the second epoch.
     """
 
     env_steps: int
@@ -48,7 +48,7 @@ class Progress(NamedTuple):
     diverged_by: np.ndarray
     dropped: np.ndarray
     seconds: float
-    seconds_left: float | None
+    seconds_per_step: float | None
 
 
 def of_lanes(progress: Progress, lanes: slice) -> Progress:
@@ -128,7 +128,9 @@ def timing_row(progress: Progress, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def progress_line(name: str, progress: Progress, *, last: int) -> str:
+def progress_line(
+    name: str, progress: Progress, *, last: int, later_steps: float = 0.0
+) -> str:
     """One line with steps, returns of the seeds, time spent and time left.
 
     The return is the interquartile mean over the seeds that have one, with the lowest
@@ -138,6 +140,7 @@ def progress_line(name: str, progress: Progress, *, last: int) -> str:
       name: name of the run.
       progress: of its lanes, with an evaluation.
       last: the step at which training will end.
+      later_steps: steps of the runs that follow, which may be as fast.
     """
     returns = progress.returns[np.isfinite(progress.returns)]
     text = f"{name}: step {progress.env_steps} of {last}"
@@ -151,8 +154,11 @@ def progress_line(name: str, progress: Progress, *, last: int) -> str:
     if broken:
         text += f", {broken} without a return"
     text += f", {progress.seconds:.0f} s"
-    if progress.seconds_left is not None:
-        text += f", {progress.seconds_left:.0f} s left"
+    if (speed := progress.seconds_per_step) is not None:
+        left = last - progress.env_steps
+        text += f", {speed * left:.0f} s left"
+        if later_steps:
+            text += f", {speed * (left + later_steps):.0f} s with the runs that follow"
     return text
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -142,10 +142,12 @@ def train_runs(
             report(f"{spec.name}: finished already")
         else:
             unfinished.append(spec)
-    for group in grid.groups(unfinished, folder, resume=options.resume):
+    groups = grid.groups(unfinished, folder, resume=options.resume)
+    for index, group in enumerate(groups):
         env = environments[grid.as_text(group[0].env_config)]
+        queue = _Queue(groups[:index], group, groups[index + 1 :])
         try:
-            _train_group(group, env, folder, options=options, report=report)
+            _train_group(queue, env, folder, options=options, report=report)
         except (RunError, devices.DeviceError) as error:
             if not keep_going or error.status > failures.SIGNAL:
                 raise
@@ -168,8 +170,37 @@ def _is_finished(spec: RunSpec, folder: Path) -> bool:
     return bool(devices.agree(int(objection is None)))
 
 
+class _Queue(NamedTuple):
+    """The runs of a command, in groups that share a program.
+
+    Attributes:
+      earlier: the groups that have been trained.
+      group: the runs that are trained now.
+      later: the groups that follow.
+    """
+
+    earlier: Sequence[Sequence[RunSpec]]
+    group: Sequence[RunSpec]
+    later: Sequence[Sequence[RunSpec]]
+
+    def describe(self) -> str:
+        """Which runs of how many these are; empty if there are no others."""
+        first = sum(map(len, self.earlier)) + 1
+        last = first + len(self.group) - 1
+        count = last + sum(map(len, self.later))
+        if count == len(self.group):
+            return ""
+        numbers = f"run {first}" if first == last else f"runs {first} to {last}"
+        return f", {numbers} of {count}"
+
+    def later_steps(self) -> int:
+        """The steps of all seeds of the groups that follow."""
+        configs = [spec.run_config for group in self.later for spec in group]
+        return sum(config.num_seeds * config.total_steps for config in configs)
+
+
 def _train_group(
-    specs: Sequence[RunSpec],
+    queue: _Queue,
     env: base.Env,
     study: Path,
     *,
@@ -177,7 +208,7 @@ def _train_group(
     report: Callable[[str], None],
 ) -> None:
     """Trains runs that share a program, chunk by chunk."""
-    runs, num_lanes = [], 0
+    specs, runs, num_lanes = queue.group, [], 0
     for spec in specs:
         seeds = loop.seeds_of(spec.run_config)
         lanes = slice(num_lanes, num_lanes + len(seeds))
@@ -188,16 +219,20 @@ def _train_group(
         if devices.is_first():
             _create_folders(runs, options)
         names = ", ".join(spec.name for spec in specs)
-        report(f"{names}: compiling and warming up {num_lanes} seeds")
+        seeds = f"{num_lanes} seeds{queue.describe()}"
+        report(f"{names}: compiling and warming up {seeds}")
         with failures.recorded(folders), signals.catch() as stop:
             programs = loop.make_programs(run_config, env, options.layout)
             size = min(_chunk_size(run_config, options) or num_lanes, num_lanes)
             for first in range(0, num_lanes, size):
                 part = chunks.cut(runs, first, first + size)
+                lanes_left = max(0, num_lanes - first - size)
                 _train_chunk(
                     Chunk(part, options.layout.padded(size)),
                     programs,
                     locks,
+                    later_steps=queue.later_steps()
+                    + lanes_left * run_config.total_steps,
                     options=options,
                     stop=stop,
                     report=report,
@@ -293,11 +328,14 @@ class _Recorder:
         chunk: Chunk,
         layout: devices.Layout,
         locks: Sequence[Lock],
+        later_steps: int,
         *,
         report: Callable[[str], None],
     ):
         self.writer = checkpoint.Writer(report, check=self._check)
         self._chunk, self._layout, self._locks = chunk, layout, locks
+        # The steps of all seeds, trained at the speed of this chunk.
+        self._later_steps = later_steps / len(chunk.lanes.seeds)
         self._report = report
         self._runs = chunk.runs if devices.is_first() else []
         self._tables = [Tables(run.folder, run.seeds) for run in self._runs]
@@ -309,9 +347,11 @@ class _Recorder:
             spec, own = run.spec, rows.of_lanes(progress, run.lanes)
             constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
             if tables.append(own, constant):
-                last = spec.run_config.total_steps
-                line = rows.progress_line(spec.name, own, last=last)
-                self._report(line)
+                options = {
+                    "last": spec.run_config.total_steps,
+                    "later_steps": self._later_steps,
+                }
+                self._report(rows.progress_line(spec.name, own, **options))
 
     def save(self, state: MBPOState, step: int) -> None:
         """Starts saving a checkpoint of this process's lanes."""
@@ -328,6 +368,7 @@ def _train_chunk(
     programs: Programs,
     locks: Sequence[Lock],
     *,
+    later_steps: int,
     options: SessionOptions,
     stop: signals.Stop,
     report: Callable[[str], None],
@@ -337,7 +378,7 @@ def _train_chunk(
     restored, first_step = _restore(chunk, options, report)
     if first_step >= run_config.total_steps:
         return
-    recorder = _Recorder(chunk, layout, locks, report=report)
+    recorder = _Recorder(chunk, layout, locks, later_steps, report=report)
     recorder.writer.saved = first_step if restored else None
     iterations = loop.train_lanes(
         run_config,

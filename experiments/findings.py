@@ -1,4 +1,4 @@
-"""Writes docs/findings.md, its figure, and the results block of README.md.
+"""Writes docs/findings.md and its figure, docs/agent.md, and the block of README.md.
 
 All numbers come from the studies in results/. A sentence about a result is checked
 against the results: if they no longer support it, writing fails.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments import agent_page
 from experiments.claims import (
     MLE,
     MSE,
@@ -22,9 +23,10 @@ from experiments.claims import (
     load,
     moving,
 )
+from experiments.pages import NAMES, cell, check, rounded, table
 from experiments.studies import tasks
 from vagram_jax.analysis import plots, stats
-from vagram_jax.analysis.study import Result, Study
+from vagram_jax.analysis.study import Study
 from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
 from vagram_jax.storage import files
 
@@ -32,19 +34,6 @@ ROOT = Path(__file__).parent.parent
 PAGE, FIGURE, README = Path("docs/findings.md"), Path("docs/findings.png"), "README.md"
 BLOCK = ("<!-- results -->", "<!-- /results -->")
 """The markers in README.md around the block that `write` replaces."""
-
-_NAMES = {
-    "vagram": "VaGraM",
-    "vagram_mixed": "mixed VaGraM",
-    "vagram_unbounded": "unbounded VaGraM",
-    "vaml": "VAML",
-    "mle": "MLE",
-    "mle_raw": "MLE, raw targets",
-    "mse": "MSE",
-    "mse_raw": "MSE, raw targets",
-    "mse_normalized": "MSE, normalized targets",
-    "sac": "plain SAC",
-}
 
 _EXAMPLE = ("vagram", "mle", "mse_normalized", "sac")
 """The losses of the README's example, in the order of its table."""
@@ -58,7 +47,7 @@ _CONDITIONS = {
 
 
 def write() -> list[Path]:
-    """Writes the page and its figure, and the README's block if its markers exist.
+    """Writes the pages and the figure, and the README's block if its markers exist.
 
     Returns:
       The paths of the files.
@@ -67,10 +56,11 @@ def write() -> list[Path]:
       ResultsError: a study can't be read, a file can't be written, or a sentence
         contradicts the results.
     """
-    page = text()
+    pages = {PAGE: text(), agent_page.PAGE: agent_page.text()}
     draw()
-    files.write_text(ROOT / PAGE, page)
-    written = [ROOT / PAGE, ROOT / FIGURE]
+    for path, page in pages.items():
+        files.write_text(ROOT / path, page)
+    written = [*(ROOT / path for path in pages), ROOT / FIGURE]
     readme = (ROOT / README).read_text(encoding="utf-8")
     if all(marker in readme for marker in BLOCK):
         before, _, rest = readme.partition(BLOCK[0])
@@ -100,14 +90,14 @@ def text() -> str:
 def readme_block() -> str:
     """The README's table: the example with a small and a large model."""
     rows = [
-        [f"two layers of {width}", *(_cell(results[x]) for x in _EXAMPLE)]
+        [f"two layers of {width}", *(cell(results[x]) for x in _EXAMPLE)]
         for width in (16, 64)
         for results in [load("example").at(distractors=15, hidden=width)]
     ]
     seeds = len(load("example").at(distractors=15, hidden=16)["vagram"].seeds)
-    table = _table(["dynamics model", *(_NAMES[x] for x in _EXAMPLE)], rows)
+    returns = table(["dynamics model", *(NAMES[x] for x in _EXAMPLE)], rows)
     return (
-        f"{table}\n\nFinal return on the pendulum with 15 distracting dimensions: "
+        f"{returns}\n\nFinal return on the pendulum with 15 distracting dimensions: "
         f"interquartile mean over {seeds} seeds with 95% interval. "
         f"{_example_verdict()}\n"
     )
@@ -129,20 +119,20 @@ def _answer() -> str:
     other = load("cartpole_confirmation")
     hopper = load("hopper_distraction").at(distractors=15)["vagram"]
     ablation = load("ablation").at()
-    _check(fresh.outcome == BETTER, "VaGraM wins on fresh seeds of the pendulum")
-    _check(other.compare("vagram", MLE).outcome == BETTER, "above MLE on cartpole")
-    _check(other.compare("vagram").outcome == UNDECIDED, "open on cartpole")
+    check(fresh.outcome == BETTER, "VaGraM wins on fresh seeds of the pendulum")
+    check(other.compare("vagram", MLE).outcome == BETTER, "above MLE on cartpole")
+    check(other.compare("vagram").outcome == UNDECIDED, "open on cartpole")
     small = load("hopper_capacity").compare("vagram", MLE, hidden="small")
-    _check(small.outcome == UNDECIDED, "open on Hopper")
-    _check(hopper.diverged.mean() >= 0.5, "VaGraM diverges on distracted Hopper")
+    check(small.outcome == UNDECIDED, "open on Hopper")
+    check(hopper.diverged.mean() >= 0.5, "VaGraM diverges on distracted Hopper")
     weights = (ablation["vagram_mixed"], ablation["constant_weights"])
     same = load("ablation").outcome(*weights) == UNDECIDED
-    _check(same, "constant weights do as well")
+    check(same, "constant weights do as well")
     return f"""# Findings
 
 On the pendulum, with a model that is too small for all dimensions, VaGraM beats the
-strongest baseline on fresh seeds: a return of {_round(fresh.method_interval.value)} \
-against {_round(fresh.baseline_interval.value)} of {_NAMES[fresh.baseline]}.
+strongest baseline on fresh seeds: a return of {rounded(fresh.method_interval.value)} \
+against {rounded(fresh.baseline_interval.value)} of {NAMES[fresh.baseline]}.
 On cartpole it beats MLE but not the strongest baseline, and on a shortened Hopper it
 does not differ significantly from MLE; with the distracting dimensions of the paper's
 code {hopper.diverged.sum()} of its {len(hopper.seeds)} seeds diverge there.
@@ -166,7 +156,7 @@ def _grid() -> str:
 Claims of Voelcker et al. 2022 ([arXiv 2204.01464](https://arxiv.org/abs/2204.01464)),
 taken as orderings. Numbers: the probability that a seed ends better, as claimed.
 
-{_table(["claim", *columns], rows)}
+{table(["claim", *columns], rows)}
 
 **Rule.** Two results differ significantly if the 95% intervals of their interquartile
 means don't overlap. A claim of *better* holds if the difference is significant. A claim
@@ -190,7 +180,7 @@ def _limits() -> str:
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
 - MuJoCo tasks are shortened to at most {steps:,} steps with small networks: the start
   of a learning curve. The paper's settings (`--preset=full`) were not run.
-- All studies but the README's example train the plain agent, without normalization.
+- All studies but the README's example train the plain agent ([why another](agent.md)).
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline: of those in `baselines` the best is `{best}`.
 - Rounding differs between CPUs and revisions, so the same seeds give other returns.
@@ -208,7 +198,7 @@ def _width() -> str:
     pendulum, fresh = load("confirmation"), load("cartpole_confirmation")
     hopper, suite = load("hopper_capacity"), load("mujoco_suite")
     ant = suite.compare("vagram", MLE, task="ant").outcome
-    _check(ant == UNDECIDED, "on Ant VaGraM is not significantly better than MLE")
+    check(ant == UNDECIDED, "on Ant VaGraM is not significantly better than MLE")
     rows = [
         ("pendulum, layers of 16", capacity, {"hidden": 16}),
         (f"same, {_seeds(pendulum)} fresh seeds", pendulum, {}),
@@ -234,8 +224,8 @@ def _distraction() -> str:
     cartpole, hopper = load("cartpole_distraction"), load("hopper_distraction")
     kind = load("distractor_kind")
     large = scale.compare("vagram", scale=10).outcome
-    _check(large != BETTER, "no gain with distractors of ten times the scale")
-    _check(
+    check(large != BETTER, "no gain with distractors of ten times the scale")
+    check(
         kind.at(kind="chaotic")["vagram"].diverged.sum() == 0, "chaotic: none diverges"
     )
     rows = [
@@ -265,13 +255,13 @@ def _vaml() -> str:
         others = ("mse_normalized", "mle")
         best = study.compare("vagram", others, condition=condition, values="moving")
         shown = (by_loss["vaml"], constant, by_loss["vagram"], by_loss[best.baseline])
-        rows.append([_CONDITIONS[condition], *(_cell(x, 1e4) for x in shown)])
+        rows.append([_CONDITIONS[condition], *(cell(x, 1e4) for x in shown)])
         pairs.append(Pair(study, constant, by_loss["vaml"]))
         higher = study.outcome(constant, by_loss["vaml"]) == BETTER
-        _check(not higher, "VAML's error is nowhere significantly higher")
+        check(not higher, "VAML's error is nowhere significantly higher")
     columns = ("model", "VAML", "VAML, constant value", "VaGraM", "best of MSE and MLE")
     diverged = load("baselines").at()["vaml"].diverged
-    _check(diverged.all(), "all seeds of VAML diverge")
+    check(diverged.all(), "all seeds of VAML diverge")
     return f"""## VAML as the value function changes
 
 The paper: VAML fails as the value function changes. On fixed data its value error is
@@ -280,13 +270,13 @@ seed has the higher error with probability {effect(pairs).value:.2f}. In trainin
 {len(diverged)} seeds
 diverge (`baselines`). Errors after eight fits, in 1e-4 of the values' variance:
 
-{_table(columns, rows)}"""
+{table(columns, rows)}"""
 
 
 def _surfaces() -> str:
     rows = files.read_rows(STUDIES / "loss_surface" / "table.csv")
     vaml, vagram = ({r["loss"]: r for r in rows}[x] for x in ("vaml", "vagram"))
-    _check(vaml["pieces"] > 1 == vagram["pieces"], "VAML winds, VaGraM is an ellipse")
+    check(vaml["pieces"] > 1 == vagram["pieces"], "VAML winds, VaGraM is an ellipse")
     regions, furthest = vaml["pieces"], f"{vaml['furthest_angle']:.0%}"
     return f"""## The surfaces of the losses
 
@@ -306,7 +296,7 @@ def _ablation() -> str:
     for name in sorted(results, key=lambda name: -results[name].interval.value):
         if name in study.design.baselines:
             continue
-        row = [f"`{name}`", _cell(results[name]), "", ""]
+        row = [f"`{name}`", cell(results[name]), "", ""]
         if name != "vagram_mixed":
             row[2] = words[study.outcome(mixed, results[name])]
             row[3] = f"{study.probability(mixed, results[name]).value:.2f}"
@@ -319,7 +309,7 @@ Variants of mixed VaGraM on the pendulum with 15 distracting dimensions and laye
 Columns: significantly different from mixed VaGraM, and the probability that a seed of
 mixed VaGraM is better.
 
-{_table(columns, rows)}"""
+{table(columns, rows)}"""
 
 
 def _example() -> str:
@@ -327,7 +317,7 @@ def _example() -> str:
     for setting, results in load("example").settings.items():
         labels = dict(setting)
         name = f"{labels['distractors']}, layers of {labels['hidden']}"
-        rows.append([name, *(_cell(results[loss]) for loss in _EXAMPLE)])
+        rows.append([name, *(cell(results[loss]) for loss in _EXAMPLE)])
     return f"""## The README's example
 
 `make compare` (15 distracting dimensions and layers of 16, 2,000 steps) and variations
@@ -335,7 +325,7 @@ of it, with an agent whose observations are normalized and whose critics have La
 A [figure](../results/example/attention.png) shows what the losses attend to.
 {_example_verdict()}
 
-{_table(["distractors", *(_NAMES[loss] for loss in _EXAMPLE)], rows)}"""
+{table(["distractors", *(NAMES[loss] for loss in _EXAMPLE)], rows)}"""
 
 
 def _example_verdict() -> str:
@@ -343,7 +333,7 @@ def _example_verdict() -> str:
     outcomes: dict[str, list[str]] = {}
     for loss in _EXAMPLE[1:]:
         compared = load("example").compare("vagram", (loss,), distractors=15, hidden=16)
-        name = _NAMES[loss].replace(",", " with")
+        name = NAMES[loss].replace(",", " with")
         outcomes.setdefault(compared.outcome, []).append(name)
     sentences = {
         BETTER: "With the small model VaGraM beats {} (the intervals don't overlap).",
@@ -369,43 +359,15 @@ def _methods_table(rows: Sequence[tuple[str, Study, Mapping]]) -> str:
         results = study.at(**labels)
         best = [study.compare("vagram", x, **labels).baseline for x in (MLE, MSE)]
         cells = [
-            _cell(results[method]) if method in results else ""
+            cell(results[method]) if method in results else ""
             for method in ("vagram", "vagram_mixed", *best, "sac")
         ]
         against = study.compare("vagram", **labels)
-        outcome = f"{verbs[against.outcome]} {_NAMES[against.baseline]}"
+        outcome = f"{verbs[against.outcome]} {NAMES[against.baseline]}"
         lines.append([name, *cells, outcome])
     columns = ["setting", "VaGraM", "mixed VaGraM", "MLE", "MSE", "plain SAC"]
-    return _table([*columns, "VaGraM and the strongest baseline"], lines)
-
-
-def _check(holds: bool, statement: str) -> None:
-    """Refuses to write a sentence that the results contradict."""
-    if not holds:
-        raise files.ResultsError(
-            f"experiments/findings.py: the results no longer show: {statement}; "
-            "rewrite the sentence"
-        )
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table([*columns, "VaGraM and the strongest baseline"], lines)
 
 
 def _seeds(study: Study) -> int:
     return len(study.at()["vagram"].seeds)
-
-
-def _cell(result: Result, scale: float = 1.0) -> str:
-    """IQM and interval, and how many seeds diverged."""
-    count, total = int(result.diverged.sum()), len(result.seeds)
-    if count == total:
-        return f"all {total} diverged"
-    value, low, high = (_round(scale * x) for x in result.interval)
-    note = f", {count} of {total} diverged" if count else ""
-    return f"{value} [{low}, {high}]{note}"
-
-
-def _round(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import claims, findings, studies
+from experiments import agent_page, claims, findings, studies
 from vagram_jax.analysis.study import Design, Result, Study
 from vagram_jax.storage import files
 
@@ -23,6 +23,12 @@ def page():
 def test_the_page_is_up_to_date(page):
     message = "docs/findings.md is stale; run `vagram study --write_findings`"
     assert PAGE.read_text(encoding="utf-8") == page, message
+
+
+def test_the_page_of_the_agent_is_up_to_date():
+    path = findings.ROOT / agent_page.PAGE
+    message = f"{path} is stale; run `vagram study --write_findings`"
+    assert path.read_text(encoding="utf-8") == agent_page.text(), message
 
 
 def test_the_page_is_short_and_its_links_exist(page):
@@ -45,7 +51,7 @@ def test_write_replaces_the_block_of_the_readme(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("Before.\n<!-- results -->\nold\n<!-- /results -->\nAfter.\n")
     assert [path.name for path in findings.write()] == [
-        "findings.md", "findings.png", "README.md",
+        "findings.md", "agent.md", "findings.png", "README.md",
     ]  # fmt: skip
     text = readme.read_text()
     assert findings.readme_block() in text
@@ -109,7 +115,7 @@ def test_tables_and_verdicts_are_those_of_the_seeds(folder):
 
 def test_results_hold_the_studies_and_nothing_large():
     # The long studies have no results yet.
-    missing = {"hopper", "hopper_agent", "hopper_agent_undistracted", "hopper_fits"}
+    missing = {"hopper", "hopper_agent_undistracted", "hopper_fits"}
     assert {path.name for path in (RESULTS / "studies").iterdir()} == (
         set(studies.descriptions()) - missing
     )

@@ -374,14 +374,14 @@ def _train_chunk(
     report: Callable[[str], None],
 ) -> None:
     """Trains the lanes of one program to the end of their runs."""
-    layout, run_config = options.layout, chunk.run_config
+    layout, last_step = options.layout, chunk.run_config.total_steps
     restored, first_step = _restore(chunk, options, report)
-    if first_step >= run_config.total_steps:
+    if first_step >= last_step:
         return
     recorder = _Recorder(chunk, layout, locks, later_steps, report=report)
     recorder.writer.saved = first_step if restored else None
     iterations = loop.train_lanes(
-        run_config,
+        chunk.run_config,
         chunk.lanes,
         programs,
         layout=layout,
@@ -389,16 +389,19 @@ def _train_chunk(
         restored=restored,
     )
     received = 0
-    with _progress_bar(run_config) as bar, failures.explained(recorder.writer):
+    with _progress_bar(last_step) as bar, failures.explained(recorder.writer):
         for state, progress in iterations:
             step = progress.env_steps
             bar.update(step - bar.n)
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
             recorder.append(progress)
-            is_last = step == run_config.total_steps
-            received = 0 if is_last else stop.agreed()
-            if is_last or received or _is_checkpoint_due(chunk, step, options):
+            received = 0 if step == last_step else stop.agreed()
+            if (
+                step == last_step
+                or received
+                or _is_checkpoint_due(chunk, step, options)
+            ):
                 recorder.save(state, step)
             if received:
                 break
@@ -422,12 +425,10 @@ def _restore(
     return restored, step
 
 
-def _progress_bar(run_config: RunConfig) -> tqdm:
+def _progress_bar(last_step: int) -> tqdm:
     """A bar of the steps, which is hidden unless standard error is a terminal."""
     is_hidden = not (devices.is_first() and sys.stderr.isatty())
-    return tqdm(
-        total=run_config.total_steps, unit="step", leave=False, disable=is_hidden
-    )
+    return tqdm(total=last_step, unit="step", leave=False, disable=is_hidden)
 
 
 def _is_checkpoint_due(chunk: Chunk, step: int, options: SessionOptions) -> bool:

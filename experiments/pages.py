@@ -1,0 +1,60 @@
+"""Tables and checked sentences of the pages that are written from the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vagram_jax.analysis.study import Result
+from vagram_jax.storage import files
+
+NAMES = {
+    "vagram": "VaGraM",
+    "vagram_mixed": "mixed VaGraM",
+    "vagram_unbounded": "unbounded VaGraM",
+    "vaml": "VAML",
+    "mle": "MLE",
+    "mle_raw": "MLE, raw targets",
+    "mse": "MSE",
+    "mse_raw": "MSE, raw targets",
+    "mse_normalized": "MSE, normalized targets",
+    "sac": "plain SAC",
+}
+"""How the pages call a loss or method."""
+
+
+def check(holds: bool, statement: str) -> None:
+    """Refuses to write a sentence that the results contradict.
+
+    Args:
+      holds: whether the results support the sentence.
+      statement: what they should show.
+
+    Raises:
+      ResultsError: they don't.
+    """
+    if not holds:
+        raise files.ResultsError(
+            f"the results no longer show: {statement}; rewrite the sentence in "
+            "experiments/"
+        )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(result: Result, scale: float = 1.0) -> str:
+    """Returns the IQM and its interval, and how many seeds diverged."""
+    count, total = int(result.diverged.sum()), len(result.seeds)
+    if count == total:
+        return f"all {total} diverged"
+    value, low, high = (rounded(scale * x) for x in result.interval)
+    note = f", {count} of {total} diverged" if count else ""
+    return f"{value} [{low}, {high}]{note}"
+
+
+def rounded(value: float) -> str:
+    """Returns a number with two digits, or without decimals from ten on."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"

@@ -37,10 +37,12 @@ class Chunk(NamedTuple):
     Attributes:
       runs: their runs, which differ only in numbers.
       num_padded: number of lanes of the program, a multiple of the devices.
+      later_steps: steps of all lanes that the command will train afterwards.
     """
 
     runs: list[RunLanes]
     num_padded: int
+    later_steps: int
 
     @property
     def run_config(self) -> RunConfig:

@@ -226,13 +226,12 @@ def _train_group(
             size = min(_chunk_size(run_config, options) or num_lanes, num_lanes)
             for first in range(0, num_lanes, size):
                 part = chunks.cut(runs, first, first + size)
-                lanes_left = max(0, num_lanes - first - size)
+                later_lanes = max(0, num_lanes - first - size)
+                later = queue.later_steps() + later_lanes * run_config.total_steps
                 _train_chunk(
-                    Chunk(part, options.layout.padded(size)),
+                    Chunk(part, options.layout.padded(size), later),
                     programs,
                     locks,
-                    later_steps=queue.later_steps()
-                    + lanes_left * run_config.total_steps,
                     options=options,
                     stop=stop,
                     report=report,
@@ -328,14 +327,13 @@ class _Recorder:
         chunk: Chunk,
         layout: devices.Layout,
         locks: Sequence[Lock],
-        later_steps: int,
         *,
         report: Callable[[str], None],
     ):
         self.writer = checkpoint.Writer(report, check=self._check)
         self._chunk, self._layout, self._locks = chunk, layout, locks
         # The steps of all seeds, trained at the speed of this chunk.
-        self._later_steps = later_steps / len(chunk.lanes.seeds)
+        self._later_steps = chunk.later_steps / len(chunk.lanes.seeds)
         self._report = report
         self._runs = chunk.runs if devices.is_first() else []
         self._tables = [Tables(run.folder, run.seeds) for run in self._runs]
@@ -368,7 +366,6 @@ def _train_chunk(
     programs: Programs,
     locks: Sequence[Lock],
     *,
-    later_steps: int,
     options: SessionOptions,
     stop: signals.Stop,
     report: Callable[[str], None],
@@ -378,7 +375,7 @@ def _train_chunk(
     restored, first_step = _restore(chunk, options, report)
     if first_step >= last_step:
         return
-    recorder = _Recorder(chunk, layout, locks, later_steps, report=report)
+    recorder = _Recorder(chunk, layout, locks, report=report)
     recorder.writer.saved = first_step if restored else None
     iterations = loop.train_lanes(
         chunk.run_config,
@@ -396,12 +393,9 @@ def _train_chunk(
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
             recorder.append(progress)
-            received = 0 if step == last_step else stop.agreed()
-            if (
-                step == last_step
-                or received
-                or _is_checkpoint_due(chunk, step, options)
-            ):
+            is_last = step == last_step
+            received = 0 if is_last else stop.agreed()
+            if is_last or received or _is_checkpoint_due(chunk, step, options):
                 recorder.save(state, step)
             if received:
                 break

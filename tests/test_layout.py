@@ -13,7 +13,8 @@ from pathlib import Path
 # The method's modules and folders in the order in which data flows through them. Each
 # imports only those before it.
 FLOW = [
-    *("types", "schedules", "config", "envs", "replay", "networks", "dynamics"),
+    *("types", "schedules", "user_code", "config"),
+    *("envs", "replay", "networks", "dynamics"),
     *("losses", "diagnostics", "fit", "termination", "imagine", "sac"),
     *("divergence", "mbpo"),
     "evaluate",

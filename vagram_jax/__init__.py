@@ -4,6 +4,7 @@ The method, in the order in which data flows through it; a module imports only m
 above it:
 
     types, schedules     shared types; numbers that change with the environment steps
+    user_code            the line of a user's code that an exception comes from
     config               conversion of mappings to config dataclasses
     envs                 environments, their wrappers and adapters
     replay               ring buffers of transitions

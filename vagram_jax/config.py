@@ -78,7 +78,7 @@ def from_mapping(config_type: type, mapping: Mapping[str, Any]) -> Any:
 def check_fields(config: Any, prefix: str = "") -> None:
     """Refuses a config that `from_mapping` wouldn't return, such as one made directly.
 
-    Numbers that a transformation of JAX traces can't be checked and are accepted.
+    Of a number that a transformation of JAX traces, only the shape is checked.
 
     Args:
       config: a config dataclass.
@@ -90,10 +90,16 @@ def check_fields(config: Any, prefix: str = "") -> None:
     hints = typing.get_type_hints(type(config))
     for field in _fields(type(config)):
         key, value = f"{prefix}{field.name}", getattr(config, field.name)
-        if _nested_type(field):
+        inner = _nested_type(field)
+        if inner is None:
+            _check_value(key, value, field, hints)
+        elif isinstance(value, inner):
             check_fields(value, prefix=f"{key}.")
-        elif not any(isinstance(x, jax.Array) for x in jax.tree.leaves(value)):
-            _read(key, value, field, hints)
+        else:
+            raise ConfigError(
+                f"config: {key} is a {type(value).__name__}; a {inner.__name__} is "
+                "accepted"
+            )
 
 
 def split(mapping: Mapping[str, Any], *config_types: type) -> tuple[Any, ...]:
@@ -232,6 +238,31 @@ def _read(key: str, value: Any, field: dataclasses.Field, hints) -> Any:
     return value
 
 
+def _check_value(key: str, value: Any, field: dataclasses.Field, hints) -> None:
+    """Refuses the value of one field unless a mapping could have given it."""
+    arrays = [x for x in jax.tree.leaves(value) if hasattr(x, "shape")]
+    for array in arrays:
+        if array.shape:
+            raise ConfigError(
+                f"config: {key} has shape {list(array.shape)}; one number is accepted; "
+                "make a config for each"
+            )
+    if any(isinstance(array, jax.core.Tracer) for array in arrays):
+        return
+    value = jax.tree.map(lambda x: x.item() if hasattr(x, "shape") else x, value)
+    converted = _read(key, value, field, hints)
+    if not _is_converted(value, converted):
+        raise ConfigError(f"config: {key}={value!r}; {converted!r} is accepted")
+
+
+def _is_converted(value: Any, converted: Any) -> bool:
+    """Whether a value has the type of its field; any number may stand for a float."""
+    if isinstance(converted, tuple):
+        same_length = isinstance(value, tuple) and len(value) == len(converted)
+        return same_length and all(map(_is_converted, value, converted))
+    return isinstance(converted, float | Schedule) or type(value) is type(converted)
+
+
 def _convert(key: str, value: Any, hint: Any) -> Any:
     """Converts `value` to the type that the field declares, or refuses it."""
     if hint is Schedule:
@@ -258,9 +289,9 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 
 def _schedule(key: str, value: Any) -> Schedule:
     """Converts one number, or four in any sequence or text, to a schedule."""
-    if isinstance(value, Schedule):
-        return value
     items = value
+    if isinstance(value, Schedule):
+        items = [value.start, value.end, value.first_step, value.last_step]
     if isinstance(value, str):
         items = [_number(item) for item in value.strip("()[] ").split(",")]
     items = list(items) if isinstance(items, list | tuple) else [items]

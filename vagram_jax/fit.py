@@ -15,7 +15,7 @@ import optax
 from flax import struct
 
 from vagram_jax import diagnostics, dynamics
-from vagram_jax.config import leaf, static
+from vagram_jax.config import check_fields, leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
 from vagram_jax.losses import ModelLoss
 from vagram_jax.replay import ReplayState
@@ -121,7 +121,12 @@ def init(
     dynamics_config: DynamicsConfig,
     config: FitConfig,
 ) -> DynamicsState:
-    """Returns a new ensemble, whose elites are the first members."""
+    """Returns a new ensemble, whose elites are the first members.
+
+    Raises:
+      ConfigError: a value of a config is out of range.
+    """
+    check_fields(config, prefix="fit.")
     params = dynamics.init_dynamics(
         key, obs_dim=obs_dim, action_dim=action_dim, config=dynamics_config
     )

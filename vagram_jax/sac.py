@@ -15,7 +15,7 @@ import optax
 from flax import struct
 
 from vagram_jax import dynamics, networks
-from vagram_jax.config import ConfigError, leaf, static
+from vagram_jax.config import ConfigError, check_fields, leaf, static
 from vagram_jax.types import ActFn, Metrics, Params, Transition, ValueFn
 
 
@@ -104,7 +104,8 @@ class SACState:
 
 
 def check(config: SACConfig) -> None:
-    """Raises `ConfigError` if the target would be a minimum over too many critics."""
+    """Raises `ConfigError` for a value out of range, or too many `min_critics`."""
+    check_fields(config, prefix="sac.")
     if config.min_critics is not None and config.min_critics > config.num_critics:
         raise ConfigError(
             f"config: sac.min_critics={config.min_critics}; at most sac.num_critics="
@@ -115,7 +116,12 @@ def check(config: SACConfig) -> None:
 def init(
     key: jax.Array, *, obs_dim: int, action_dim: int, config: SACConfig
 ) -> SACState:
-    """Returns a new agent, whose target critics equal its critics."""
+    """Returns a new agent, whose target critics equal its critics.
+
+    Raises:
+      ConfigError: as `check`.
+    """
+    check(config)
     key_actor, key_critics = jax.random.split(key)
     obs, action = jnp.zeros(obs_dim), jnp.zeros(action_dim)
     actor = _policy(config, action_dim).init(key_actor, obs)

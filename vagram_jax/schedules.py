@@ -53,13 +53,17 @@ def is_constant(schedule: Schedule | float) -> bool:
     return not isinstance(schedule, Schedule) or schedule.start == schedule.end
 
 
-def bounds(schedule: Schedule) -> tuple[float, float]:
+def bounds(schedule: Schedule | float) -> tuple[float, float]:
     """Returns the lowest and the highest value that a schedule takes."""
+    if not isinstance(schedule, Schedule):
+        return schedule, schedule
     return min(schedule.start, schedule.end), max(schedule.start, schedule.end)
 
 
-def to_plain(schedule: Schedule) -> Any:
+def to_plain(schedule: Schedule | float) -> Any:
     """Returns what JSON stores of a schedule: one number, or a list of four."""
+    if not isinstance(schedule, Schedule):
+        return schedule
     if is_constant(schedule):
         return schedule.start
     return [schedule.start, schedule.end, schedule.first_step, schedule.last_step]

@@ -16,7 +16,7 @@ import optax
 from flax import struct
 
 from vagram_jax import dynamics, networks, replay
-from vagram_jax.config import leaf, static
+from vagram_jax.config import check_fields, leaf, static
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Metrics, Params, TerminationFn, Transition
 
@@ -65,7 +65,12 @@ class TerminationState:
 def init(
     key: jax.Array, *, obs_dim: int, action_dim: int, config: TerminationConfig
 ) -> TerminationState:
-    """Returns a new classifier, which predicts no termination."""
+    """Returns a new classifier, which predicts no termination.
+
+    Raises:
+      ConfigError: a value of the config is out of range.
+    """
+    check_fields(config, prefix="termination.")
     in_dim = 2 * obs_dim + action_dim
     network = _module(config).init(key, jnp.zeros(in_dim))
     return TerminationState(

@@ -227,17 +227,31 @@ def test_a_bad_list_of_losses_is_refused_before_training(refused, losses, messag
         ("Pendulum-v1", "brax:NAME, gymnasium:NAME, playground:NAME, or path.module:"),
         ("no_such_module:Env", "No module named 'no_such_module'"),
         ("probe_envs:Conter", "probe_envs has no Conter; did you mean Counter?"),
+        ("probe_envs:Counter", "episode_length=None; a whole number of at least 1"),
+    ],
+)
+def test_an_unknown_environment_gets_the_reason(refused, env, message):
+    status, line = refused(f"--config.env={env}")
+    assert status == 2
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
         ("probe_envs:Costly", "making it raised FileNotFoundError"),
+        ("probe_envs:Costly", "probe_envs.py:"),
+        ("probe_envs:Exits", "step fails when JAX traces it: SystemExit: 0 ("),
         ("probe_envs:TupleState", "reset returned tuple without obs"),
         ("probe_envs:Gymnasium", "reset takes (*, seed=None, options=None)"),
-        ("probe_envs:PythonIf", "step fails when JAX traces it (probe_envs.py:"),
+        ("probe_envs:PythonIf", "step fails when JAX traces it: Tracer"),
+        ("probe_envs:PythonIf", "probe_envs.py:"),
         ("probe_envs:HostNoise", "draws from a global generator"),
-        ("probe_envs:Counter", "episode_length=None; a whole number of at least 1"),
     ],
 )
 def test_an_unusable_environment_gets_the_reason(refused, env, message):
     status, line = refused(f"--config.env={env}")
-    assert status == 2
+    assert status == 3
     assert message in line
 
 

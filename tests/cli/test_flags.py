@@ -123,7 +123,7 @@ def test_parse_passes_the_variant_to_the_config_file(parse, file):
         ("--config.hidden=(32, 32)", "hidden", (32, 32)),
         ("--config.hidden=[32]", "hidden", (32,)),
         ("--config.hidden=32", "hidden", (32,)),
-        ("--config.hidden=", "hidden", ()),
+        ("--config.hidden=()", "hidden", ()),
         ("--config.losses=mle,vagram", "losses", ("mle", "vagram")),
         ("--config.losses=('mle', 'vagram')", "losses", ("mle", "vagram")),
         ("--config.losses=1", "losses", ("1",)),
@@ -211,6 +211,8 @@ def test_defaults_returns_a_config_dict_with_every_key():
             "config: agent.discount={'x': 1}; a finite number is accepted",
         ),
         ("--config.agent=1", "config: agent=1; it holds other keys: agent.discount"),
+        ("--config.hidden=", "config: hidden=; a tuple such as 64,64 is accepted, or"),
+        ("--config.extra= ", "config: extra=; a tuple "),
         ("--config.share=1,2", "config: share=(1, 2); one number, or four: "),
         ("--config.share=half", "config: share='half'; "),
         (
@@ -244,29 +246,52 @@ def test_run_reports_a_usage_error_in_one_line_with_status_2(fails, arg, message
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "status", "what"),
     [
-        ("def get_config(:\n", "SyntaxError"),
-        ("import no_such_module\n", "ModuleNotFoundError"),
-        ("x = 1\n", "KeyError: 'get_config'"),
-        ("def get_config():\n    pass\n", "TypeError"),
-        ("def get_config():\n    return {'num_sedes': 1}\n", "did you mean num_seeds?"),
-        (CONFIG_FILE.replace("agent.", "agnet."), "AttributeError"),
+        ("x = 1\n", 2, "no function get_config; define get_config()"),
+        ("get_config = 1\n", 2, "no function get_config; define get_config()"),
+        (
+            "def get_config():\n    pass\n",
+            2,
+            "get_config (bad.py:1) returned None; a dict or a ConfigDict is accepted",
+        ),
+        ("def get_config():\n    return {'num_sedes': 1}\n", 2, "mean num_seeds?"),
+        ("def get_config(:\n", 3, "SyntaxError: invalid syntax (bad.py, line 1)"),
+        (
+            "import no_such_module\n",
+            3,
+            "ModuleNotFoundError: No module named 'no_such_module' (bad.py:1)",
+        ),
+        (
+            "def get_config():\n    return {}[1]\n",
+            3,
+            "it raised KeyError: 1 (bad.py:2); repair it",
+        ),
+        ("import sys\nsys.exit(0)\n", 3, "raised SystemExit: 0 (bad.py:2); repair it"),
+        (CONFIG_FILE.replace("agent.", "agnet."), 3, "AttributeError"),
+        (
+            "import vagram_jax\n@vagram_jax.register('mine')\n"
+            "def mine(params, batch, value_fn):\n    return 0.0\n",
+            3,
+            "loss 'mine', bad.py:2: got an unexpected keyword argument 'predict'; it ",
+        ),
     ],
 )
-def test_run_reports_a_bad_config_file_in_one_line_with_status_2(
-    fails, tmp_path, text, what
-):
-    status, error = fails(f"--config={write_config(tmp_path, text, 'bad.py')}")
-    assert status == 2
+def test_run_reports_a_bad_config_file_in_one_line(fails, tmp_path, text, status, what):
+    # 2 is a setting that isn't accepted, 3 is code of the user's that fails.
+    path = write_config(tmp_path, text, "bad.py")
+    actual, error = fails(f"--config={path}")
+    assert error.startswith(f"--config={path}: ") or "num_sedes" in error
     assert what in error
     assert "\n" not in error
+    assert actual == status
+    assert fails(f"--config={path}", "--debug")[1].startswith("Traceback")
 
 
 def test_run_reports_an_unknown_variant_of_a_config_file(fails, file, tmp_path):
     status, error = fails(f"--config={file}:quik")
-    assert status == 2
-    assert error.endswith("ValueError: unknown variant quik; known: quick")
+    assert status == 3
+    assert "ValueError: unknown variant quik; known: quick (task.py:" in error
     text = "def get_config():\n    return {}\n"
     plain = write_config(tmp_path, text, "plain.py")
     assert fails(f"--config={plain}:quick")[1].endswith("it has no variants")

@@ -64,6 +64,18 @@ BROKEN = {
     "no metrics": (_without("metrics"), "reset returned Bare without metrics"),
     "obs dict": (Broken({"obs": {"x": jnp.ones(3)}}), "obs of type dict"),
     "pixels": (Broken({"obs": jnp.ones((8, 8, 3))}), r"obs float32\[8,8,3\]"),
+    "obs half": (
+        Broken({"obs": jnp.ones(3, jnp.bfloat16)}),
+        r"obs bfloat16\[3\]; a float32 vector \[3\].* cast it",
+    ),
+    "reward half": (
+        Broken({"reward": jnp.ones((), jnp.float16)}),
+        r"reward float16\[\]; .*cast with astype\(jnp.float32\)",
+    ),
+    "exit": (
+        probe_envs.Exits(),
+        r"step fails when JAX traces it: SystemExit: 0 \(.*probe_envs.py:\d+\)",
+    ),
     "obs int": (Broken({"obs": jnp.ones(3, int)}), "cast it"),
     "declared": (Broken(observation_size=4), r"obs float32\[3\].*\[4\]"),
     "step obs": (Broken({}, {"obs": jnp.ones(2)}), r"step returned obs.*\[2\]"),
@@ -84,7 +96,7 @@ BROKEN = {
     ),
     "python if": (
         probe_envs.PythonIf(),
-        r"step fails when JAX traces it \(probe_envs.py:",
+        r"step fails when JAX traces it: Tracer.* \(.*probe_envs.py:\d+\); a pure",
     ),
     "host noise": (probe_envs.HostNoise(), "reset draws from a global generator"),
     "termination": (
@@ -110,7 +122,7 @@ def test_check_env_refuses_in_one_line(name):
     text = str(caught.value)
     assert "\n" not in text
     assert ";" in text  # It also says what is accepted or what to do.
-    assert caught.value.status == 2
+    assert caught.value.status == 3
 
 
 def test_all_finite_is_false_for_nan_and_infinities():

@@ -9,9 +9,9 @@ configs. A command is a module with flags and a function `main`:
         ...OVERWRITE.value...
 
 Errors are one line on standard error; `--debug` adds the traceback. Exit status: 0
-done, 1 a bug, 2 the command line or a setting, 3 the code of the environment, 4 all
-seeds diverged, 5 a file, 6 memory or a device, 128 plus its number a signal. An
-exception class with the attribute `status` sets its own.
+done, 1 a bug, 2 the command line or a setting, 3 a user's own code, 4 all seeds
+diverged, 5 a file, 6 memory or a device, 128 plus its number a signal. An exception
+class with the attribute `status` sets its own.
 """
 
 from __future__ import annotations

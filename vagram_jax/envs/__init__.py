@@ -14,8 +14,9 @@ from typing import Any
 
 from flax import struct
 
-from vagram_jax.config import ConfigError, from_mapping, static
-from vagram_jax.envs.base import Env, EnvError, State, check_env, one_line
+from vagram_jax import user_code
+from vagram_jax.config import ConfigError, check_fields, from_mapping, static
+from vagram_jax.envs.base import BrokenEnvError, Env, EnvError, State, check_env
 from vagram_jax.envs.distractors import KINDS, Distractors
 from vagram_jax.envs.episodes import EpisodeWrapper
 from vagram_jax.envs.mujoco import physics
@@ -23,6 +24,7 @@ from vagram_jax.envs.mujoco import physics
 __all__ = [
     "ENVS",
     "LIBRARIES",
+    "BrokenEnvError",
     "Distractors",
     "Env",
     "EnvConfig",
@@ -112,9 +114,10 @@ def from_config(config: EnvConfig) -> Env:
     """Returns the environment that a config describes, checked.
 
     Raises:
-      ConfigError: the environment is unknown.
+      ConfigError: the environment is unknown, or a value is out of range.
       EnvError: the environment can't be made or can't be trained on.
     """
+    check_fields(config)
     env = _construct(config)
     check_env(env)
     if config.action_repeat > 1 or config.episode_length:
@@ -156,12 +159,12 @@ def _construct(config: EnvConfig) -> Any:
         return target(**options)
     except EnvError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         with_options = f" with {text}" if text else ""
-        raise EnvError(
-            f"env {config.env}: making it{with_options} raised {one_line(error)}; a "
-            "class or function without required arguments is accepted; wrap it in a "
-            "function"
+        raise BrokenEnvError(
+            f"env {config.env}: making it{with_options} raised "
+            f"{user_code.one_line(error)}; a class or function without required "
+            "arguments is accepted; wrap it in a function"
         ) from error
 
 
@@ -183,12 +186,13 @@ def _import_target(name: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"config: env={name!r}; {one_line(error)}; an importable module is "
-            "accepted; check the spelling and PYTHONPATH"
+            f"config: env={name!r}; {user_code.one_line(error)}; an importable module "
+            "is accepted; check the spelling and PYTHONPATH"
         ) from error
-    except Exception as error:
-        raise EnvError(
-            f"env {name}: importing {module_name} raised {one_line(error)}; repair it"
+    except (Exception, SystemExit) as error:
+        raise BrokenEnvError(
+            f"env {name}: importing {module_name} raised {user_code.one_line(error)}; "
+            "repair it"
         ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import numbers
-import os
 import random
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeGuard
 
@@ -20,8 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from vagram_jax import user_code
+
+# Half precision would round observations that tasks compute in single precision.
+_FLOATS = (jnp.float32, jnp.float64)
 _ACCEPTED_STATE = "a State with obs, reward, done, metrics and info"
-_JAX_FOLDER = os.path.dirname(jax.__file__)
 
 
 class EnvError(ValueError):
@@ -32,6 +33,12 @@ class EnvError(ValueError):
     """
 
     status = 2
+
+
+class BrokenEnvError(EnvError):
+    """The code of an environment raises an exception or breaks the protocol."""
+
+    status = user_code.STATUS
 
 
 @struct.dataclass(kw_only=True)
@@ -136,8 +143,8 @@ def check_env(env: Any) -> None:
       env: any object that should conform to `Env`.
 
     Raises:
-      EnvError: an attribute or method is missing or unsuitable, a function can't be
-        traced, or a shape, a type or the structure of the state is wrong.
+      BrokenEnvError: an attribute or method is missing or unsuitable, a function
+        can't be traced, or a shape, a type or the structure of the state is wrong.
     """
     where = f"env {name_of(env)}"
     _check_attributes(env, where)
@@ -161,27 +168,22 @@ def name_of(env: Any) -> str:
     return env.__name__ if isinstance(env, type) else type(env).__name__
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the class of an exception and the first line of its message."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
-
-
 @contextlib.contextmanager
 def as_env_error(action: str) -> Iterator[None]:
-    """Turns any exception inside the block into an `EnvError` of one line.
+    """Turns an exception inside the block into a `BrokenEnvError` of one line.
 
     Args:
       action: the environment and what is done with it, which begins the message.
 
     Raises:
-      EnvError: the block raised an exception.
+      BrokenEnvError: the block raised an exception.
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         is_ours = isinstance(error, EnvError)
-        text = str(error) if is_ours else f"{one_line(error)}; repair it"
-        raise EnvError(f"{action} raised {text}") from error
+        text = str(error) if is_ours else f"{user_code.one_line(error)}; repair it"
+        raise BrokenEnvError(f"{action} raised {text}") from error
 
 
 def is_count(value: Any) -> TypeGuard[int]:
@@ -207,19 +209,22 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 def _check_attributes(env: Any, where: str) -> None:
     if isinstance(env, type):
-        raise EnvError(f"{where}: it is a class; an instance is accepted; construct it")
+        raise BrokenEnvError(
+            f"{where}: it is a class; an instance is accepted; construct it"
+        )
     for name in ("reset", "step", "observation_size", "action_size"):
         try:
             getattr(env, name)
-        except Exception as error:
-            raise EnvError(
-                f"{where}: {name} can't be read ({one_line(error)}); reset(key), "
-                "step(state, action), observation_size and action_size are needed"
+        except (Exception, SystemExit) as error:
+            raise BrokenEnvError(
+                f"{where}: {name} can't be read ({user_code.one_line(error)}); "
+                "reset(key), step(state, action), observation_size and action_size are "
+                "needed"
             ) from error
     for name in ("observation_size", "action_size", "episode_length"):
         value = getattr(env, name, None)
         if not is_count(value) and not (name == "episode_length" and value is None):
-            raise EnvError(
+            raise BrokenEnvError(
                 f"{where}: {name}={value!r}; a whole number of at least 1 is accepted; "
                 "an observation or an action is one vector, not pixels or a dict"
             )
@@ -230,7 +235,7 @@ def _check_attributes(env: Any, where: str) -> None:
 def _check_call(function: Any, arguments: tuple[str, ...], where: str) -> None:
     accepted = f"({', '.join(arguments)}) is accepted"
     if not callable(function):
-        raise EnvError(f"{where} is not a function; {accepted}; make it a method")
+        raise BrokenEnvError(f"{where} is not a function; {accepted}; make it a method")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):
@@ -238,8 +243,8 @@ def _check_call(function: Any, arguments: tuple[str, ...], where: str) -> None:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise EnvError(
-            f"{where} takes {signature}; {accepted}; {one_line(error)}"
+        raise BrokenEnvError(
+            f"{where} takes {signature}; {accepted}; {user_code.one_line(error)}"
         ) from None
 
 
@@ -249,14 +254,14 @@ def _trace(function: Callable, arguments: tuple[Any, ...], where: str) -> Any:
     try:
         # A new function each time, because JAX caches traces by function.
         result = jax.eval_shape(lambda *inner: function(*inner), *arguments)
-    except Exception as error:
-        raise EnvError(
-            f"{where} fails when JAX traces it{_location(error)}: "
-            f"{one_line(error)}; a pure function of its arguments is accepted; use "
-            "jax.numpy and jax.lax in place of Python's if, float() and NumPy"
+    except (Exception, SystemExit) as error:
+        raise BrokenEnvError(
+            f"{where} fails when JAX traces it: {user_code.one_line(error)}; a pure "
+            "function of its arguments is accepted; use jax.numpy and jax.lax in place "
+            "of Python's if, float() and NumPy"
         ) from error
     if _host_generators() != before:
-        raise EnvError(
+        raise BrokenEnvError(
             f"{where} draws from a global generator of Python or NumPy, which would "
             "happen only once, at compilation; use jax.random and the key of reset"
         )
@@ -269,44 +274,35 @@ def _host_generators() -> tuple[Any, ...]:
     return words.tobytes(), position, random.getstate()
 
 
-def _location(error: Exception) -> str:
-    """Returns the last line outside JAX and this file in the traceback of an error."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and not frame.filename.startswith(_JAX_FOLDER)
-    ]
-    last = frames[-1:]
-    return "".join(f" ({os.path.basename(f.filename)}:{f.lineno})" for f in last)
-
-
 def _check_state(state: Any, observation_size: int, where: str) -> None:
     for name in ("obs", "reward", "done", "metrics", "info"):
         if not hasattr(state, name):
-            raise EnvError(
+            raise BrokenEnvError(
                 f"{where} returned {type(state).__name__} without {name}; "
                 f"{_ACCEPTED_STATE} is accepted; return vagram_jax.envs.State"
             )
     accepted = (
-        f"a float vector [{observation_size}], as observation_size says, is accepted"
+        f"a float32 vector [{observation_size}], as observation_size says, is accepted"
     )
     if not hasattr(state.obs, "shape"):
-        raise EnvError(
+        raise BrokenEnvError(
             f"{where} returned obs of type {type(state.obs).__name__}; {accepted}; "
             "concatenate its parts into one vector"
         )
     if state.obs.shape != (observation_size,):
-        raise EnvError(
+        raise BrokenEnvError(
             f"{where} returned obs {_text(state.obs)}; {accepted}; reshape it"
         )
-    if not jnp.issubdtype(state.obs.dtype, jnp.floating):
-        raise EnvError(f"{where} returned obs {_text(state.obs)}; {accepted}; cast it")
-    _check_scalar(state.reward, (jnp.floating,), f"{where} returned reward")
+    if state.obs.dtype not in _FLOATS:
+        raise BrokenEnvError(
+            f"{where} returned obs {_text(state.obs)}; {accepted}; cast it"
+        )
+    _check_scalar(state.reward, _FLOATS, f"{where} returned reward")
     _check_scalar(state.done, (jnp.floating, jnp.bool_), f"{where} returned done")
     for name in ("metrics", "info"):
         kind = type(getattr(state, name)).__name__
         if not isinstance(getattr(state, name), Mapping):
-            raise EnvError(
+            raise BrokenEnvError(
                 f"{where} returned {name} of type {kind}; a dict is accepted"
             )
     if "truncation" in state.info:
@@ -320,7 +316,7 @@ def _check_scalar(value: Any, kinds: tuple[Any, ...], where: str) -> None:
         jnp.issubdtype(value.dtype, kind) for kind in kinds
     )
     if not has_kind or value.shape != ():
-        raise EnvError(
+        raise BrokenEnvError(
             f"{where} {_text(value)}; a float scalar, shape (), is accepted; "
             "index or sum an axis away, and cast with astype(jnp.float32)"
         )
@@ -330,13 +326,13 @@ def _check_same_tree(first: Any, second: Any, where: str) -> None:
     before, after = _leaves(first), _leaves(second)
     for path in before | after:
         if before.get(path) != after.get(path):
-            raise EnvError(
+            raise BrokenEnvError(
                 f"{where}: state{path} is {before.get(path, 'absent')} after reset and "
                 f"{after.get(path, 'absent')} after step; one of the two is accepted; "
                 "make reset and step return the same shape and type"
             )
     if jax.tree.structure(first) != jax.tree.structure(second):
-        raise EnvError(
+        raise BrokenEnvError(
             f"{where}: the state's structure after step differs from that after reset; "
             "the same in both is accepted; make them return the same classes and dicts"
         )
@@ -352,7 +348,7 @@ def _check_termination(function: Any, arguments: tuple[Any, ...], where: str) ->
     _check_call(function, ("obs", "action", "next_obs"), where)
     result = _trace(function, arguments, where)
     if getattr(result, "shape", None) != () or result.dtype != jnp.bool_:
-        raise EnvError(
+        raise BrokenEnvError(
             f"{where} returned {_text(result)}; a bool scalar, shape (), is accepted; "
             "compare numbers, and reduce with all() or any()"
         )

@@ -5,11 +5,14 @@ A shape that would broadcast is refused here, so that no loss has to check it.
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vagram_jax import dynamics
-from vagram_jax.config import ConfigError
+from vagram_jax import dynamics, user_code
+from vagram_jax.config import ConfigError, check_fields
 from vagram_jax.losses import batches
 from vagram_jax.types import Batch, PredictFn, Prediction, Transition, ValueFn
 
@@ -124,7 +127,7 @@ def check_prepared(
 
 
 def check_options(where: str, prepared: jax.Array | None, **options) -> None:
-    """Refuses options of another type, or beside `prepared`, where they do nothing.
+    """Refuses options that aren't accepted, or that do nothing beside `prepared`.
 
     Args:
       where: the caller, for the message.
@@ -132,8 +135,8 @@ def check_options(where: str, prepared: jax.Array | None, **options) -> None:
       **options: configs.
 
     Raises:
-      ConfigError: one of them isn't a config, or differs from its default beside
-        `prepared`.
+      ConfigError: one of them isn't a config, has a value out of range, or differs from
+        its default beside `prepared`.
     """
     for name, config in options.items():
         if type(config).__name__ != _OPTIONS[name]:
@@ -141,12 +144,33 @@ def check_options(where: str, prepared: jax.Array | None, **options) -> None:
                 f"{where}: {name} is a {type(config).__name__}; a {_OPTIONS[name]} is "
                 "accepted; pass weights that you have computed as prepared="
             )
+        check_fields(config, prefix=f"{name}.")
         traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(config))
         if prepared is not None and (traced or config != type(config)()):
             raise ConfigError(
                 f"{where}: {name} has no effect together with prepared; pass it to the "
                 "function that prepares"
             )
+
+
+def warn_of_zeros(where: str, weights: jax.Array) -> None:
+    """Warns if all weights are zero, so that the state isn't fitted at all.
+
+    It does nothing with weights that a transformation of JAX traces. Python's default
+    filter shows the warning once for each line that calls this package.
+
+    Args:
+      where: the caller, for the message.
+      weights: `[..., obs_dim]`.
+    """
+    if isinstance(weights, jax.core.Tracer) or np.any(weights):
+        return
+    warnings.warn(
+        f"{where}: all weights are zero, so the loss fits only the reward: value_fn is "
+        "flat at these states, or no row counts; train value_fn first, or add the "
+        "squared error with weights=WeightConfig(mse_coef=1.0)",
+        stacklevel=user_code.stacklevel(),
+    )
 
 
 def log_var(where: str, prediction: Prediction) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from vagram_jax import config as configs
+from vagram_jax import user_code
 from vagram_jax.config import ConfigError
 from vagram_jax.losses import batches
 from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
@@ -21,6 +22,12 @@ from vagram_jax.types import Batch, LossFn, ValueFn
 _CONFIGS = ("gradients", "weights", "discount")
 # In commands these names mean training without a model.
 _RESERVED = ("none", "sac")
+
+
+class LossError(ConfigError):
+    """A loss, or its `prepare`, returned what training can't use."""
+
+    status = user_code.STATUS
 
 
 class ModelLoss(NamedTuple):
@@ -73,7 +80,7 @@ class ModelLoss(NamedTuple):
           A scalar.
 
         Raises:
-          ConfigError: the loss doesn't return a floating scalar.
+          LossError: the loss doesn't return a floating scalar.
           ValueError: the batch can't be used, and as the loss documents.
         """
         if prepared is not None:
@@ -81,9 +88,10 @@ class ModelLoss(NamedTuple):
         batch = batches.to_transition(f"loss {self.name!r}", batch)
         value = self.fn(params, batch, value_fn, **options)
         if not _is_floating_scalar(value):
-            raise ConfigError(
-                f"loss {self.name!r} ({_place(self.fn)}): returned {_form(value)}; a "
-                "floating scalar is accepted, such as jnp.mean(errors)"
+            raise LossError(
+                f"loss {self.name!r} ({user_code.defined_at(self.fn)}): returned "
+                f"{_form(value)}; a floating scalar is accepted, such as "
+                "jnp.mean(errors)"
             )
         return value
 
@@ -224,7 +232,7 @@ def _check_name(name: str) -> None:
     """Refuses a name that a config or a command couldn't use."""
     if callable(name):
         raise ValueError(
-            f"register: {_place(name)}: @register needs a name; write "
+            f"register: {user_code.defined_at(name)}: @register needs a name; write "
             f'@register("{getattr(name, "__name__", "name")}")'
         )
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name):
@@ -245,14 +253,14 @@ def _check_takes(what: str, fn: Callable, positional, keywords) -> None:
         inspect.signature(fn).bind(*positional, **dict.fromkeys(keywords))
     except TypeError as error:
         raise ValueError(
-            f"register: {what}, {_place(fn)}: {error}; it must take "
+            f"register: {what}, {user_code.defined_at(fn)}: {error}; it must take "
             f"({', '.join(positional)}, *, {', '.join(keywords)})"
         ) from None
 
 
 def _checked(name: str, prepare: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Returns `prepare` for a batch of any form, with a check of what it returns."""
-    caller = f"prepare of loss {name!r}, {_place(prepare)}"
+    caller = f"prepare of loss {name!r}, {user_code.defined_at(prepare)}"
 
     @functools.wraps(prepare)
     def checked(batch, value_fn=None, *, where: jax.Array | None = None, **settings):
@@ -260,7 +268,7 @@ def _checked(name: str, prepare: Callable[..., jax.Array]) -> Callable[..., jax.
         prepared = prepare(batch, value_fn, where=where, **settings)
         rows = batch.reward.shape
         if getattr(prepared, "shape", ())[: len(rows)] != rows:
-            raise ConfigError(
+            raise LossError(
                 f"{caller}: returned {_form(prepared)}; an array with one entry for "
                 f"each row of the batch is accepted, [{', '.join(map(str, rows))}, ...]"
             )
@@ -283,9 +291,3 @@ def _form(value) -> str:
     if not hasattr(value, "dtype"):
         return "None" if value is None else f"a value of type {type(value).__name__}"
     return f"an array of shape {list(value.shape)} and dtype {value.dtype}"
-
-
-def _place(fn) -> str:
-    """File and line of a user's function."""
-    code = getattr(inspect.unwrap(fn), "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(fn)

@@ -78,6 +78,7 @@ def vagram_weights(
       ConfigError: a coefficient is a schedule that changes, or an option has no effect.
       ValueError: `value_fn` doesn't return a floating scalar or `[K]`.
     """
+    checks.check_options("weights", None, gradients=gradients, weights=weights)
     gradient_coef, mse_coef = value_gradients.coefficients(weights)
     if weights.mse_normalized and _is_zero(mse_coef):
         raise ConfigError(
@@ -97,9 +98,9 @@ def vagram_weights(
         from_errors = from_errors / jnp.mean(from_errors, axis=-1, keepdims=True)
     if where is not None:
         from_errors = jnp.where(where[..., None], from_errors, 0.0)
-    return jax.lax.stop_gradient(
-        mse_coef * from_errors + gradient_coef * from_gradients
-    )
+    total = mse_coef * from_errors + gradient_coef * from_gradients
+    checks.warn_of_zeros("vagram_weights", total)
+    return jax.lax.stop_gradient(total)
 
 
 @registry.register(

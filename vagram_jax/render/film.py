@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 
+from vagram_jax import user_code
 from vagram_jax.envs import base, episodes
 from vagram_jax.render import offscreen
 from vagram_jax.run.policies import Policy
@@ -334,7 +335,7 @@ def _page(subject: _Subject, poses: Sequence[Any], dt: float, reason: str) -> Pi
             from brax.io import mjcf
     except ImportError as error:
         raise PictureError(
-            f'{reason}html: {base.one_line(error)}; pip install "vagram_jax[brax]"'
+            f'{reason}html: {user_code.one_line(error)}; pip install "vagram_jax[brax]"'
         ) from error
     with _quiet():
         if subject.renderer == "mujoco":

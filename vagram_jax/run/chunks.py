@@ -161,6 +161,34 @@ def remove_later(chunk: Chunk, layout: devices.Layout, step: int) -> None:
         tables.remove_later(run.folder, run.seeds, step, all_seeds=all_seeds)
 
 
+def unbounded(state: MBPOState, chunk: Chunk) -> list[str]:
+    """Says which runs may have values without a bound. Each run is named once.
+
+    With a discount of 1, values are bounded only if episodes terminate: an episode that
+    a time limit ends counts as one that goes on.
+
+    Args:
+      state: of all lanes, after the warm-up.
+      chunk: the lanes.
+    """
+    runs = [
+        run
+        for run in chunk.runs
+        if run.spec.algorithm.sac.discount >= 1.0
+        and run.seeds[0] == run.spec.run_config.first_seed
+    ]
+    if not runs:
+        return []
+    terminated = devices.fetch_all(state.replay.data.terminated)
+    return [
+        f"{run.spec.name}: sac.discount=1, and no episode terminated in "
+        f"{run.spec.algorithm.warmup_steps} steps, so values may grow without bound; "
+        "set sac.discount below 1, unless every episode terminates"
+        for run in runs
+        if not terminated[run.lanes].any()
+    ]
+
+
 def objection(spec: RunSpec, folder: Path, step: int) -> str | None:
     """Says in one line why a run can't be resumed from an undamaged checkpoint.
 

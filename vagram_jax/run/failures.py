@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import signal
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from vagram_jax import user_code
 from vagram_jax.run import devices
 from vagram_jax.storage import checkpoint, files, lock
 
@@ -51,48 +53,41 @@ def recorded(folders: Sequence[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(writer: checkpoint.Writer) -> Iterator[None]:
+def explained(writer: checkpoint.Writer | None) -> Iterator[None]:
     """Turns what stops training into a line on what is saved and how to continue.
 
     Args:
-      writer: of the checkpoints; it has finished when the block has ended.
+      writer: of the checkpoints; it has finished when the block has ended. None before
+        anything was changed on the disk.
 
     Yields:
       Nothing.
 
     Raises:
       ResultsError: a file can't be written.
-      RunError: the environment or a program failed, or memory is short.
+      RunError: a user's code or a program failed, or memory is short.
     """
     try:
-        yield
+        with _without_logged_tracebacks():
+            yield
     except (checkpoint.CheckpointError, lock.LockedError):
+        raise
+    except (RunError, devices.DeviceError):
         raise
     except files.ResultsError as error:
         raise files.ResultsError(
             f"{error}; {_saved(writer)}; continue with --resume once the file can be "
             "written"
         ) from error
-    except (jax.errors.JaxRuntimeError, MemoryError, ValueError) as error:
-        # From its second call on, a program's errors are ValueErrors that begin with
-        # XLA's status (jax-ml/jax issue 34083).
-        if isinstance(error, ValueError) and not _XLA_STATUS.match(str(error)):
+    except (Exception, SystemExit) as error:
+        if (explanation := _explanation(error)) is None:
             raise
-        text = str(error).strip().splitlines()
-        reason = text[-1] if text else type(error).__name__
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise RunError(
-                f"out of memory ({reason}); {_saved(writer)}; set a smaller "
-                "--seed_chunk and --resume",
-                6,
-            ) from error
-        raise RunError(
-            f"the environment or a program failed ({reason}); {_saved(writer)}; "
-            "--debug shows the traceback; continue with --resume",
-            3,
-        ) from error
+        text, remedy, status = explanation
+        again = "run the command again" if writer is None else "continue with --resume"
+        raise RunError(f"{text}; {_saved(writer)}; {remedy}{again}", status) from error
     finally:
-        writer.wait()  # nothing may be written after the lock is released
+        if writer is not None:
+            writer.wait()  # nothing may be written after the lock is released
 
 
 def stopped(number: int, writer: checkpoint.Writer) -> RunError:
@@ -104,8 +99,44 @@ def stopped(number: int, writer: checkpoint.Writer) -> RunError:
     )
 
 
-def _saved(writer: checkpoint.Writer) -> str:
+def _explanation(error: BaseException) -> tuple[str, str, int] | None:
+    """Why training stopped, what to do, and the exit status; None for any other error.
+
+    An error of a setting or of this package needs no explanation.
+    """
+    text, reason = str(error), user_code.reason(error)
+    # From its second call on, a program's errors are ValueErrors that begin with XLA's
+    # status (jax-ml/jax issue 34083).
+    is_xla = isinstance(error, jax.errors.JaxRuntimeError) or (
+        isinstance(error, ValueError) and _XLA_STATUS.match(text) is not None
+    )
+    is_full = is_xla and "RESOURCE_EXHAUSTED" in text
+    if is_full or isinstance(error, MemoryError):
+        return f"out of memory ({reason})", "set a smaller --seed_chunk and ", 6
+    debug = "--debug shows the traceback; "
+    if (place := user_code.raised_at(error)) is not None:
+        return f"{place} raised {reason}", f"{debug}repair it and ", user_code.STATUS
+    if is_xla:
+        what = f"the environment or a program failed ({reason})"
+        return what, debug, user_code.STATUS
+    return None
+
+
+@contextlib.contextmanager
+def _without_logged_tracebacks() -> Iterator[None]:
+    """Keeps JAX from printing the traceback of a callback, which the error has, too."""
+    logger = logging.getLogger("jax._src.callback")
+    previous, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = previous
+
+
+def _saved(writer: checkpoint.Writer | None) -> str:
     """The last step on the disk, in words, once nothing is being saved."""
+    if writer is None:
+        return "nothing was changed"
     writer.wait()
     if writer.saved is None:
         return "nothing is saved yet"

@@ -163,6 +163,23 @@ def check_size(
     devices.check_size(per_lane, num_lanes=num_lanes, layout=layout)
 
 
+def check_memory(
+    programs: Programs, lanes: Lanes, *, layout: devices.Layout, num_padded: int
+) -> None:
+    """Compiles the programs of some lanes and refuses what memory can't hold.
+
+    Args:
+      programs: made for `layout`.
+      lanes: in NumPy.
+      layout: the devices.
+      num_padded: number of lanes of the programs.
+
+    Raises:
+      DeviceError: the lanes need more memory than a device has.
+    """
+    _compile(programs, _put_padded(lanes, layout, num_padded), layout)
+
+
 def seeds_of(run_config: RunConfig) -> range:
     """The seeds of a run, consecutive numbers."""
     first = run_config.first_seed
@@ -419,19 +436,26 @@ def _first_states(
     restored: Restored | None,
 ) -> tuple[MBPOState, dict[str, tuple[int, ...]]]:
     """The states to start from, if memory suffices, and the shapes of the metrics."""
-    state = _sharded(jax.eval_shape(programs.init, lanes), layout)
-    fitted, model_metrics = jax.eval_shape(programs.fit_model, state, lanes)
-    fitted = _sharded(fitted, layout)
-    _, metrics = jax.eval_shape(programs.improve_policy, state, fitted, lanes)
-    metric_shapes = _shapes_of_one_lane(metrics | model_metrics)
-    options = {"num_lanes": len(lanes.seeds), "layout": layout}
-    devices.check_memory(programs.fit_model, state, lanes, **options)
-    devices.check_memory(programs.improve_policy, state, fitted, lanes, **options)
+    shapes, metric_shapes = _compile(programs, lanes, layout)
     if restored is None:
         state = start(programs, lanes)
         _check_stored(state)
         return state, metric_shapes
-    return states.unpack(restored.arrays, state, layout), metric_shapes
+    return states.unpack(restored.arrays, shapes, layout), metric_shapes
+
+
+def _compile(
+    programs: Programs, lanes: Lanes, layout: devices.Layout
+) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The shapes of states and metrics; raises if the programs need too much memory."""
+    state = _sharded(jax.eval_shape(programs.init, lanes), layout)
+    fitted, model_metrics = jax.eval_shape(programs.fit_model, state, lanes)
+    fitted = _sharded(fitted, layout)
+    _, metrics = jax.eval_shape(programs.improve_policy, state, fitted, lanes)
+    options = {"num_lanes": len(lanes.seeds), "layout": layout}
+    devices.check_memory(programs.fit_model, state, lanes, **options)
+    devices.check_memory(programs.improve_policy, state, fitted, lanes, **options)
+    return state, _shapes_of_one_lane(metrics | model_metrics)
 
 
 def _sharded(shapes: Any, layout: devices.Layout) -> Any:

@@ -123,7 +123,7 @@ def train_runs(
       LockedError: another process owns one of the runs.
       CheckpointError: a checkpoint can't be used.
       DeviceError: the lanes need more memory than a device has.
-      RunError: training was stopped by a signal, the environment or lack of memory.
+      RunError: training was stopped by a signal, a user's code or lack of memory.
     """
     report, root = report if devices.is_first() else _ignore, Path(root).resolve()
     specs, environments = check_runs(specs)
@@ -216,28 +216,51 @@ def _train_group(
         num_lanes = lanes.stop
     folders, run_config = [run.folder for run in runs], specs[0].run_config
     with own_folders(folders, break_lock=options.break_lock, report=report) as locks:
-        if devices.is_first():
+        if not options.overwrite:
             _create_folders(runs, options)
         names = ", ".join(spec.name for spec in specs)
         seeds = f"{num_lanes} seeds{queue.describe()}"
         report(f"{names}: compiling and warming up {seeds}")
-        with failures.recorded(folders), signals.catch() as stop:
-            programs = loop.make_programs(run_config, env, options.layout)
-            size = min(_chunk_size(run_config, options) or num_lanes, num_lanes)
-            for first in range(0, num_lanes, size):
-                part = chunks.cut(runs, first, first + size)
-                later_lanes = max(0, num_lanes - first - size)
-                later = queue.later_steps() + later_lanes * run_config.total_steps
-                _train_chunk(
-                    Chunk(part, options.layout.padded(size), later),
-                    programs,
-                    locks,
-                    options=options,
-                    stop=stop,
-                    report=report,
-                )
+        programs = loop.make_programs(run_config, env, options.layout)
+        parts = _parts(runs, num_lanes, queue.later_steps(), options)
+        with signals.catch() as stop:
+            if options.overwrite:
+                _check_memory(parts[0], programs, options.layout)
+                _create_folders(runs, options)
+            with failures.recorded(folders):
+                for part in parts:
+                    _train_chunk(
+                        part,
+                        programs,
+                        locks,
+                        options=options,
+                        stop=stop,
+                        report=report,
+                    )
         for folder in folders if devices.is_first() else ():
             write_summary(folder)
+
+
+def _parts(
+    runs: Sequence[RunLanes], num_lanes: int, later_steps: int, options: SessionOptions
+) -> list[Chunk]:
+    """The lanes that train at the same time, in the order in which they train."""
+    run_config, parts = runs[0].spec.run_config, []
+    size = min(_chunk_size(run_config, options) or num_lanes, num_lanes)
+    for start in range(0, num_lanes, size):
+        stop = min(start + size, num_lanes)
+        later = later_steps + (num_lanes - stop) * run_config.total_steps
+        part = chunks.cut(runs, start, stop)
+        parts.append(Chunk(part, options.layout.padded(size), later))
+    return parts
+
+
+def _check_memory(chunk: Chunk, programs: Programs, layout: devices.Layout) -> None:
+    """Compiles the programs before an old run is removed: they may not fit."""
+    with failures.explained(None):
+        loop.check_memory(
+            programs, chunk.lanes, layout=layout, num_padded=chunk.num_padded
+        )
 
 
 @contextlib.contextmanager
@@ -274,9 +297,9 @@ def own_folders(
 
 
 def _create_folders(runs: Sequence[RunLanes], options: SessionOptions) -> None:
-    """Records the settings of runs in their folders."""
+    """Records the settings of runs in their folders, in the first process."""
     layout = {"seed_mode": options.layout.mode, "seed_chunk": options.seed_chunk}
-    for spec, folder, *_ in runs:
+    for spec, folder, *_ in runs if devices.is_first() else ():
         results.create_run(
             folder.parents[1],
             folder.parent.name,
@@ -338,9 +361,13 @@ class _Recorder:
         self._runs = chunk.runs if devices.is_first() else []
         self._tables = [Tables(run.folder, run.seeds) for run in self._runs]
 
-    def append(self, progress: Progress) -> None:
+    def append(self, state: MBPOState, progress: Progress) -> None:
         """Appends the rows of an epoch to the tables, in the first process."""
         self._check()
+        warmup_steps = self._chunk.runs[0].spec.algorithm.warmup_steps
+        if progress.env_steps == warmup_steps:
+            for line in chunks.unbounded(state, self._chunk):
+                self._report(line)
         for run, tables in zip(self._runs, self._tables, strict=True):
             spec, own = run.spec, rows.of_lanes(progress, run.lanes)
             constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
@@ -392,7 +419,7 @@ def _train_chunk(
             bar.update(step - bar.n)
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
-            recorder.append(progress)
+            recorder.append(state, progress)
             is_last = step == last_step
             received = 0 if is_last else stop.agreed()
             if is_last or received or _is_checkpoint_due(chunk, step, options):

@@ -28,11 +28,17 @@ from typing import Any
 
 import ml_collections
 
-from vagram_jax import config
+from vagram_jax import config, user_code
 from vagram_jax.config import ConfigError
 from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.run import grid
 from vagram_jax.run.loop import CONFIGS
+
+
+class ConfigFileError(ConfigError):
+    """The code of a user's config file raised an exception."""
+
+    status = user_code.STATUS
 
 
 def defaults(*config_types: type) -> Any:
@@ -62,8 +68,8 @@ def load(
       overrides: values of single keys, as for `override`.
 
     Raises:
-      ConfigError: there is no such config, its code fails, or a key or a value is
-        refused.
+      ConfigError: there is no such config, or a key or a value is refused.
+      ConfigFileError: its code raised an exception.
     """
     mapping = _call(name, *_find(name))
     return override(config.split(mapping, *(config_types or CONFIGS)), overrides or {})
@@ -162,18 +168,27 @@ def _call(name: str, path: Path | None, variant: str) -> dict[str, Any]:
         if path is None:
             get_config = _module(name.partition(":")[0]).get_config
         else:
-            get_config = runpy.run_path(str(path))["get_config"]
+            get_config = runpy.run_path(str(path)).get("get_config")
+        if not callable(get_config):
+            raise ConfigError("no function get_config; define get_config()")
         if variant and not inspect.signature(get_config).parameters:
             raise ConfigError(f"variant={variant!r}; it has no variants")
         returned = get_config(variant) if variant else get_config()
-        return returned.to_dict() if hasattr(returned, "to_dict") else dict(returned)
     except ConfigError as error:
         raise ConfigError(f"--config={name}: {error}") from error
-    # A user's file may fail in any way; the message names the file.
-    except Exception as error:
-        raise ConfigError(
-            f"--config={name}: it raised {type(error).__name__}: {error}"
+    # A user's file may fail in any way.
+    except (Exception, SystemExit) as error:
+        raise ConfigFileError(
+            f"--config={name}: it raised {user_code.one_line(error)}; repair it"
         ) from error
+    if isinstance(returned, ml_collections.ConfigDict):
+        return returned.to_dict()
+    if not isinstance(returned, Mapping):
+        raise ConfigError(
+            f"--config={name}: get_config ({user_code.defined_at(get_config)}) "
+            f"returned {returned!r:.40}; a dict or a ConfigDict is accepted; return one"
+        )
+    return dict(returned)
 
 
 def _split_with(
@@ -184,7 +199,13 @@ def _split_with(
     """Sets some keys, then converts and checks the mapping."""
     for key, value in values.items():
         if isinstance(value, str):
-            value = _read(value, _declared(key, config_types))
+            declared = _declared(key, config_types)
+            if not value.strip() and typing.get_origin(declared) is tuple:
+                raise ConfigError(
+                    f"config: {key}=; a tuple such as 64,64 is accepted, or () without "
+                    "entries"
+                )
+            value = _read(value, declared)
         _assign(mapping, key, value)
     return config.split(mapping, *config_types)
 

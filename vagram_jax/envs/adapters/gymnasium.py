@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from vagram_jax import user_code
 from vagram_jax.envs import base
 from vagram_jax.envs.adapters import imports
 
@@ -49,7 +50,7 @@ def make(name: str, *, observation: str = "", physics: str = "auto") -> Gymnasiu
         if cause is None or not isinstance(cause, gymnasium.error.UnregisteredEnv):
             raise
         near = imports.similar(name.split(":")[-1], gymnasium.registry)
-        raise base.EnvError(f"{where}: {base.one_line(cause)}; {near}") from error
+        raise base.EnvError(f"{where}: {user_code.one_line(cause)}; {near}") from error
 
 
 @struct.dataclass(kw_only=True)
@@ -281,7 +282,7 @@ class _Host:
 
     def _observation(self, obs: Any) -> np.ndarray:
         if np.shape(obs) != self._obs_shape:
-            raise base.EnvError(
+            raise base.BrokenEnvError(
                 f"the observation has shape {np.shape(obs)}; {self._obs_shape}, as in "
                 "its space, is accepted; return the shape of the space"
             )
@@ -294,7 +295,7 @@ class _Host:
         with base.as_env_error(f"{self._where}: a trial episode"):
             trials = [self._trial(env) for env in (first, first, second)]
         if not all(np.array_equal(trials[0], trial, True) for trial in trials):
-            raise base.EnvError(
+            raise base.BrokenEnvError(
                 f"{self._where}: two episodes from one seed differ; an environment "
                 "that is deterministic given its seed is accepted, so that runs can be "
                 "resumed; draw only from self.np_random"

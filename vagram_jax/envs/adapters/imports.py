@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from vagram_jax import user_code
 from vagram_jax.envs import base
 
 
@@ -30,7 +31,7 @@ def library(module: str, where: str, *, install: str) -> Any:
             return importlib.import_module(module)
     except ImportError as error:
         raise base.EnvError(
-            f"{where}: {base.one_line(error)}; pip install {install}"
+            f"{where}: {user_code.one_line(error)}; pip install {install}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import struct
 
+from vagram_jax import user_code
 from vagram_jax.envs import base
 
 CHOICES = ("auto", "c", "mjx", "mjx_warp")
@@ -99,7 +100,7 @@ def load(file: str) -> Any:
         assets = importlib.resources.files("gymnasium") / "envs" / "mujoco" / "assets"
     except ImportError as error:
         raise base.EnvError(
-            f"env: {base.one_line(error)}; MuJoCo's tasks need mujoco>=3.17 and "
+            f"env: {user_code.one_line(error)}; MuJoCo's tasks need mujoco>=3.17 and "
             'gymnasium>=1.0; pip install "vagram_jax[mujoco]"'
         ) from error
     # Gymnasium's files use an attribute that MuJoCo reports as deprecated, on stderr
@@ -110,8 +111,8 @@ def load(file: str) -> Any:
             return mujoco.MjModel.from_xml_path(str(path))
     except ValueError as error:
         raise base.EnvError(
-            f"env: {file}: {base.one_line(error)}; the model files of gymnasium>=1.0 "
-            "are accepted; reinstall gymnasium"
+            f"env: {file}: {user_code.one_line(error)}; the model files of "
+            "gymnasium>=1.0 are accepted; reinstall gymnasium"
         ) from error
     finally:
         mujoco.set_mju_user_warning(None)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vagram_jax import user_code
 from vagram_jax.envs import base
 from vagram_jax.envs.mujoco import physics
 
@@ -47,7 +48,7 @@ class MJXPhysics:
         except Exception as error:
             raise base.EnvError(
                 f"env: {simulation.file}: MJX doesn't support the model "
-                f"({base.one_line(error)}); set physics=c"
+                f"({user_code.one_line(error)}); set physics=c"
             ) from error
 
     def reset(
@@ -120,7 +121,7 @@ def _import(warp: bool) -> Any:
     except ImportError as error:
         name, extra = ("mjx_warp", "warp") if warp else ("mjx", "mujoco")
         raise base.EnvError(
-            f"env: {base.one_line(error)}; physics={name} needs it; pip install "
+            f"env: {user_code.one_line(error)}; physics={name} needs it; pip install "
             f'"vagram_jax[{extra}]"'
         ) from error
     return mjx

@@ -308,6 +308,26 @@ def test_vmap_maps_a_leaf():
             Run(agent=Agent(discount=2.0)),
             "agent.discount=2.0; accepted: above 0 and at most 1",
         ),
+        (
+            Run(agent=Agent(discount=jnp.array([0.9, 0.5]))),
+            "agent.discount has shape [2]; one number is accepted; make a config for "
+            "each",
+        ),
+        (
+            Run(agent=Agent(discount=np.array([0.9]))),
+            "agent.discount has shape [1]; one number is accepted; make a config for "
+            "each",
+        ),
+        (
+            Run(agent=Agent(discount=jnp.float32(2))),
+            "agent.discount=2.0; accepted: above 0 and at most 1",
+        ),
+        (Run(agent=None), "agent is a NoneType; a Agent is accepted"),
+        (Run(agent={"discount": 0.5}), "agent is a dict; a Agent is accepted"),
+        (Run(hidden=[64]), "hidden=[64]; (64,) is accepted"),
+        (Run(hidden=64), "hidden=64; (64,) is accepted"),
+        (Run(hidden=(64.0,)), "hidden=(64.0,); (64,) is accepted"),
+        (Run(agent=Agent(num_critics=2.0)), "agent.num_critics=2.0; 2 is accepted"),
     ],
 )
 def test_check_fields_refuses_what_a_mapping_could_not_give(made, message):
@@ -323,3 +343,10 @@ def test_check_fields_accepts_numbers_that_jax_traces():
         return agent.discount
 
     assert checked(Agent(discount=0.5)) == 0.5
+    with pytest.raises(config.ConfigError, match=r"discount has shape \[2\]"):
+        checked(Agent(discount=jnp.array([0.9, 0.5])))
+
+
+@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), jnp.float32(0.5)])
+def test_check_fields_accepts_any_number_in_place_of_a_float(number):
+    config.check_fields(Run(agent=Agent(discount=number, num_critics=np.int64(3))))

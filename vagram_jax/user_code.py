@@ -18,6 +18,13 @@ from pathlib import Path
 STATUS = 3
 """The exit status of a command that ends because a user's code failed."""
 
+
+class UserCodeError(ValueError):
+    """A user's file raised an exception. The message is one line with file and line."""
+
+    status = STATUS
+
+
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "absl")
 _LIBRARIES += ("gymnasium", "mujoco")
 _OF_A_LIBRARY = re.compile(rf"[/\\](site|dist)-packages[/\\]({'|'.join(_LIBRARIES)})\b")

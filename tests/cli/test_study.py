@@ -98,14 +98,21 @@ def test_study_writes_the_findings(checkout):
         (["capacity", "--preset=fast"], "flag --preset=fast: value should be one of "),
         (["none.py"], "study none.py: no such file"),
         (["empty.py"], "study empty.py: it has no function run"),
-        (["broken.py"], "study broken.py: it raised ZeroDivisionError: "),
     ],
 )
 def test_study_refuses_other_input_in_one_line(checkout, args, message):
     (checkout / "empty.py").write_text("")
-    (checkout / "broken.py").write_text("1 / 0\n")
     status, out, err = commands.call("study", *args)
     assert (status, out) == (2, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
     assert not (checkout / "results").exists()
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "raise SystemExit(0)"])
+def test_a_file_that_fails_is_named_with_the_line(checkout, code):
+    (checkout / "broken.py").write_text(f"\n{code}\n")
+    status, out, err = commands.call("study", "broken.py")
+    assert (status, out) == (3, "")
+    assert err.startswith("study broken.py: it raised ")
+    assert err.endswith(" (broken.py:2); repair it\n")

@@ -96,7 +96,7 @@ BROKEN = {
     ),
     "python if": (
         probe_envs.PythonIf(),
-        r"step fails when JAX traces it: Tracer.* \(.*probe_envs.py:\d+\); a pure",
+        r"step fails when JAX traces it: .*Error: .* \(.*probe_envs.py:\d+\); a pure",
     ),
     "host noise": (probe_envs.HostNoise(), "reset draws from a global generator"),
     "termination": (
@@ -186,3 +186,16 @@ def test_make_refuses_in_one_line(env, options, message):
     with pytest.raises((ConfigError, base.EnvError), match=message) as caught:
         envs.make(env, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"env": 5}, "env=5; text"),
+        ({"action_repeat": 0}, "action_repeat=0; accepted: at least 1"),
+        ({"distractor_kind": "foo"}, "distractor_kind='foo'; accepted: chaotic"),
+    ],
+)
+def test_a_config_that_was_built_directly_is_checked(options, message):
+    with pytest.raises(ConfigError, match=message):
+        envs.from_config(envs.EnvConfig(**options))

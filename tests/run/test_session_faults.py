@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("programs_once")
 class Simulated(cases.Line):
     """The task with a simulator outside JAX, which may fail."""
 
-    fails = False
+    fails: BaseException | None = None
 
     def step(self, state, action):
         """A step of the task after a call of the simulator."""
@@ -30,8 +30,8 @@ class Simulated(cases.Line):
         return super().step(state.replace(obs=state.obs + zero), action)
 
     def _simulate(self, position):
-        if Simulated.fails:
-            raise ValueError("the simulator has no license")
+        if Simulated.fails is not None:
+            raise Simulated.fails
         return np.zeros_like(position)
 
 
@@ -62,24 +62,31 @@ def after(count, monkeypatch, module, name, act):
 
 
 def test_an_environment_that_fails_is_named_with_the_step_that_is_saved(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, caplog
 ):
+    no_license = ValueError("the simulator has no license\nand no key")
+
     def write_and_break(*args):
         lines = append(*args)
-        monkeypatch.setattr(Simulated, "fails", True)
+        monkeypatch.setattr(Simulated, "fails", no_license)
         return lines
 
     append = files.append_rows
     after(5, monkeypatch, files, "append_rows", write_and_break)  # of step 11
-    match = "the simulator has no license.*saved at step 11"
+    match = (
+        r"^\S*test_session_faults\.py:\d+ raised ValueError: the simulator has no "
+        "license; saved at step 11; --debug shows the traceback; .*--resume$"
+    )
     error = faulty(tmp_path, match, SIMULATED)
     assert error.status == 3
-    assert "--resume" in str(error)
     monkeypatch.undo()
     monkeypatch.setattr(loop, "make_programs", cases.make_programs_once)
-    monkeypatch.setattr(Simulated, "fails", True)
-    error = faulty(tmp_path / "at_once", "no license.*nothing is saved yet", SIMULATED)
+    monkeypatch.setattr(Simulated, "fails", SystemExit(0))
+    match = r"test_session_faults\.py:\d+ raised SystemExit: 0; nothing is saved yet; "
+    error = faulty(tmp_path / "at_once", match, SIMULATED)
     assert error.status == 3
+    # JAX would print the traceback of the callback.
+    assert not [each for each in caplog.records if "callback" in each.getMessage()]
 
 
 NO_MEMORY = [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: of 3.2G"), MemoryError()]
@@ -104,7 +111,7 @@ def test_a_lack_of_memory_is_reported_with_a_remedy(
         reason = "3.2G" if str(error) else "MemoryError"
         fault = faulty(tmp_path, f"out of memory.*{reason}.*saved at step 14; ")
     assert fault.status == 6
-    assert "set a smaller --seed_chunk and --resume" in str(fault)
+    assert "set a smaller --seed_chunk and continue with --resume" in str(fault)
     train(tmp_path, resume=True)
     cases.assert_same_run(tmp_path, whole)
 

@@ -19,6 +19,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+from vagram_jax import user_code
 from vagram_jax.analysis import stats
 from vagram_jax.cli import flags, repository, train
 from vagram_jax.storage import files, results
@@ -99,9 +100,9 @@ def _load_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     # A user's file may fail in any way; the message names the file.
-    except Exception as error:
-        raise flags.UsageError(
-            f"study {path}: it raised {type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        raise user_code.UserCodeError(
+            f"study {path}: it raised {user_code.one_line(error)}; repair it"
         ) from error
     if not callable(getattr(module, "run", None)):
         raise flags.UsageError(f"study {path}: it has no function run")

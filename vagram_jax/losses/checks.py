@@ -153,17 +153,20 @@ def check_options(where: str, prepared: jax.Array | None, **options) -> None:
             )
 
 
-def warn_of_zeros(where: str, weights: jax.Array) -> None:
+def warn_of_zeros(where: str, batch: Transition, weights: jax.Array) -> None:
     """Warns if all weights are zero, so that the state isn't fitted at all.
 
-    It does nothing with weights that a transformation of JAX traces. Python's default
+    It does nothing with arrays that a transformation of JAX traces. Python's default
     filter shows the warning once for each line that calls this package.
 
     Args:
       where: the caller, for the message.
+      batch: the batch.
       weights: `[..., obs_dim]`.
     """
-    if isinstance(weights, jax.core.Tracer) or np.any(weights):
+    # Under `vmap` the gradient of a flat function isn't traced, but the batch is.
+    arrays = (batch.next_obs, weights)
+    if any(isinstance(x, jax.core.Tracer) for x in arrays) or np.any(weights):
         return
     warnings.warn(
         f"{where}: all weights are zero, so the loss fits only the reward: value_fn is "

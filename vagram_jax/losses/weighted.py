@@ -99,7 +99,7 @@ def vagram_weights(
     if where is not None:
         from_errors = jnp.where(where[..., None], from_errors, 0.0)
     total = mse_coef * from_errors + gradient_coef * from_gradients
-    checks.warn_of_zeros("vagram_weights", total)
+    checks.warn_of_zeros("vagram_weights", batch, total)
     return jax.lax.stop_gradient(total)
 
 

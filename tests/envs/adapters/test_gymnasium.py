@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import gc
+import re
 import types
 
 import adapter_cases as cases
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vagram_jax import envs
+from vagram_jax import envs, user_code
 from vagram_jax.envs import base
 from vagram_jax.envs.adapters import gymnasium as adapter
 
@@ -205,10 +206,11 @@ def test_an_exception_in_a_step_names_the_environment():
     with pytest.raises((RuntimeError, ValueError)) as caught:
         jax.block_until_ready(step(state, jnp.zeros(1)))
     expected = (
-        "EnvError: env gymnasium:ToyBadRaise-v0: step raised ZeroDivisionError: "
-        "the leg; repair it"
+        r"EnvError: env gymnasium:ToyBadRaise-v0: step raised ZeroDivisionError: "
+        r"the leg \(.*toy_gymnasium\.py:\d+\); repair it$"
     )
-    assert str(caught.value).splitlines()[-1].endswith(expected)
+    assert re.search(expected, str(caught.value).splitlines()[-1])
+    assert re.match("env gymnasium:ToyBadRaise", user_code.reason(caught.value))
     jax.block_until_ready(step(env.reset(jax.random.key(1)), jnp.zeros(1)))
 
 

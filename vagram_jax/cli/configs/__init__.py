@@ -33,12 +33,7 @@ from vagram_jax.config import ConfigError
 from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.run import grid
 from vagram_jax.run.loop import CONFIGS
-
-
-class ConfigFileError(ConfigError):
-    """The code of a user's config file raised an exception."""
-
-    status = user_code.STATUS
+from vagram_jax.user_code import UserCodeError
 
 
 def defaults(*config_types: type) -> Any:
@@ -69,7 +64,7 @@ def load(
 
     Raises:
       ConfigError: there is no such config, or a key or a value is refused.
-      ConfigFileError: its code raised an exception.
+      UserCodeError: its code raised an exception.
     """
     mapping = _call(name, *_find(name))
     return override(config.split(mapping, *(config_types or CONFIGS)), overrides or {})
@@ -178,7 +173,7 @@ def _call(name: str, path: Path | None, variant: str) -> dict[str, Any]:
         raise ConfigError(f"--config={name}: {error}") from error
     # A user's file may fail in any way.
     except (Exception, SystemExit) as error:
-        raise ConfigFileError(
+        raise UserCodeError(
             f"--config={name}: it raised {user_code.one_line(error)}; repair it"
         ) from error
     if isinstance(returned, ml_collections.ConfigDict):

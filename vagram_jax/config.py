@@ -97,7 +97,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
             check_fields(value, prefix=f"{key}.")
         else:
             raise ConfigError(
-                f"config: {key} is a {type(value).__name__}; a {inner.__name__} is "
+                f"config: {key} has type {type(value).__name__}; {inner.__name__} is "
                 "accepted"
             )
 

@@ -199,3 +199,12 @@ def test_make_refuses_in_one_line(env, options, message):
 def test_a_config_that_was_built_directly_is_checked(options, message):
     with pytest.raises(ConfigError, match=message):
         envs.from_config(envs.EnvConfig(**options))
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines"), SystemExit(0)])
+def test_as_env_error_makes_one_line_of_any_exception(error):
+    with (
+        pytest.raises(base.BrokenEnvError, match=r"^env x: step raised .*; repair it$"),
+        base.as_env_error("env x: step"),
+    ):
+        raise error

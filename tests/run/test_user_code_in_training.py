@@ -101,7 +101,7 @@ def test_what_memory_can_not_hold_does_not_replace_an_old_run(
     other = cases.spec(config=CONFIG.replace(divergence_slack=7.0))
     with monkeypatch.context() as patch:
         patch.setattr(devices, "check_memory", refuse)
-        with pytest.raises(devices.DeviceError, match="need 3.2 GB"):
+        with pytest.raises(devices.DeviceError, match=r"need 3\.2 GB"):
             train(tmp_path, other, overwrite=True)
     assert contents(tmp_path) == before
     train(tmp_path, overwrite=True)

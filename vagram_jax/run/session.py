@@ -261,6 +261,7 @@ def _check_memory(chunk: Chunk, programs: Programs, layout: devices.Layout) -> N
         loop.check_memory(
             programs, chunk.lanes, layout=layout, num_padded=chunk.num_padded
         )
+    devices.agree(1)  # no process removes a file before all of them have checked
 
 
 @contextlib.contextmanager

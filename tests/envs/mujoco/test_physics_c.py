@@ -18,6 +18,7 @@ import mujoco_cases as cases
 import numpy as np
 import pytest
 
+from vagram_jax import envs, user_code
 from vagram_jax.envs import episodes
 from vagram_jax.envs.mujoco import physics, physics_c
 
@@ -421,3 +422,18 @@ def test_a_fatal_error_of_mujoco_counts_as_divergence(tmp_path, monkeypatch):
         assert np.isnan(after.qpos[1]).all()
         assert_same_lanes(after, expected, [0, 2], [0, 1])
         cases.assert_same_bits(step(calm, ctrl), expected)
+
+
+def test_an_exception_in_a_callback_names_the_line(monkeypatch):
+    def fail(batch, **options):
+        raise ZeroDivisionError("of a task of the user's")
+
+    env = envs.make("inverted_pendulum", physics="c", episode_length=5)
+    state, step = env.reset(jax.random.key(0)), jax.jit(env.step)
+    monkeypatch.setattr(mujoco.batch.Batch, "step", fail)
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        jax.block_until_ready(step(state, jnp.zeros(1)))
+    line = fail.__code__.co_firstlineno + 1
+    assert user_code.raised_at(caught.value).endswith(f"test_physics_c.py:{line}")
+    expected = "ZeroDivisionError: of a task of the user's"
+    assert user_code.reason(caught.value) == expected

@@ -72,10 +72,12 @@ def vagram_weights(
       weights: how they become weights.
 
     Returns:
-      `[..., obs_dim]`. No gradient flows through it.
+      `[..., obs_dim]`. No gradient flows through it. If all are zero, a `UserWarning`
+      says so, unless JAX traces the call.
 
     Raises:
-      ConfigError: a coefficient is a schedule that changes, or an option has no effect.
+      ConfigError: a coefficient is a schedule that changes, or an option has no effect
+        or is out of range.
       ValueError: `value_fn` doesn't return a floating scalar or `[K]`.
     """
     checks.check_options("weights", None, gradients=gradients, weights=weights)

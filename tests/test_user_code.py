@@ -21,7 +21,7 @@ license'"""
 IN_OUR_CALLBACK = f"""{CALLBACK} last):
   File "/home/me/main.py", line 3, in <module>
   File "{user_code.__file__}", line 71, in step
-vagram_jax.envs.base.BrokenEnvError: env gymnasium:Mine: step raised ValueError: x"""
+BrokenEnvError: env gymnasium:Mine: step raised ValueError: x"""
 OURS = """
 import warnings
 from vagram_jax import user_code

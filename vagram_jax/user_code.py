@@ -33,7 +33,8 @@ _PYTHON = sysconfig.get_paths()["stdlib"] + os.sep
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # A frame in the text of XLA's error for an exception in a callback.
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+).*$', re.MULTILINE)
-_OUR_CLASS = re.compile(r"^vagram_jax\.[\w.]+: ")
+# The messages of these classes name the environment and what it raised.
+_OUR_CLASS = re.compile(r"^([\w.]+\.)?(Broken)?EnvError: ")
 
 
 def one_line(error: BaseException) -> str:

@@ -150,5 +150,5 @@ def test_only_runs_whose_episodes_do_not_end_are_named():
     terminated = jnp.zeros((8, 4), bool).at[4, 2].set(True)
     data = types.SimpleNamespace(terminated=terminated)
     state = types.SimpleNamespace(replay=types.SimpleNamespace(data=data))
-    lines = chunks.unbounded(state, chunks.Chunk(runs, 8))
+    lines = chunks.unbounded(state, chunks.Chunk(runs, 8, 0))
     assert [line.split(":")[0] for line in lines] == ["a"]

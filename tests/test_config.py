@@ -350,3 +350,33 @@ def test_check_fields_accepts_numbers_that_jax_traces():
 @pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), jnp.float32(0.5)])
 def test_check_fields_accepts_any_number_in_place_of_a_float(number):
     config.check_fields(Run(agent=Agent(discount=number, num_critics=np.int64(3))))
+
+
+@struct.dataclass(kw_only=True)
+class Described:
+    """A config whose fields are described.
+
+    Attributes:
+      kind: the kind, in a text
+        of two lines.
+      size: the size.
+      task: the task.
+      agent: the agent.
+    """
+
+    kind: str = config.static("a", choices=("a", "b"))
+    size: int = config.static(2, low=1, high=9)
+    task: str = config.static("x", known={"x": 1, "y": 2})
+    agent: Agent = config.nested(Agent)
+
+
+def test_descriptions_are_those_of_the_docstring_with_what_is_accepted():
+    assert config.descriptions(Described) == {
+        "kind": "the kind, in a text of two lines. Accepted: a, b.",
+        "size": "the size. Accepted: at least 1 and at most 9.",
+        "task": "the task. Known: x, y.",
+        "agent": "the agent.",
+        "agent.discount": "Accepted: above 0 and at most 1.",
+        "agent.num_critics": "Accepted: at least 1.",
+    }
+    assert config.from_mapping(Described, {"task": "z"}).task == "z"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -38,7 +40,8 @@ def static(default: Any, **accepts: Any) -> Any:
       default: the default value.
       **accepts: `low`, `high` (both inclusive) and `above` (exclusive) for a number,
         for each number of a tuple and for the values of a schedule; `choices` for a
-        string; `whole=True` for a schedule of whole numbers.
+        string; `whole=True` for a schedule of whole numbers. `known` has the usual
+        texts, for `--help`; others are accepted too.
     """
     return _field(default, pytree_node=False, accepts=accepts)
 
@@ -142,6 +145,33 @@ def key_names(config_type: type, prefix: str = "") -> list[str]:
             else [prefix + field.name]
         )
     return names
+
+
+def descriptions(config_type: type, prefix: str = "") -> dict[str, str]:
+    """Returns what each key of a config means, and which values it accepts.
+
+    Args:
+      config_type: a config dataclass, whose docstring has a section `Attributes:`.
+      prefix: text before each name.
+
+    Returns:
+      Keys, such as `"sac.discount"`, to text in field order; also that of a nested
+      config, such as `"sac"`. A field that the docstring lacks gets only its values.
+    """
+    attributes = (inspect.getdoc(config_type) or "").partition("Attributes:\n")[2]
+    texts = dict(re.findall(r"^  (\w+): (.+(?:\n    .+)*)", attributes, re.MULTILINE))
+    described = {}
+    for field in _fields(config_type):
+        key, words = prefix + field.name, texts.get(field.name, "").split()
+        accepts = field.metadata.get("accepts", {})
+        if rule := _accepted(accepts):
+            words.append(f"Accepted: {rule}.")
+        if "known" in accepts:
+            words.append(f"Known: {', '.join(accepts['known'])}.")
+        described[key] = " ".join(words)
+        if inner := _nested_type(field):
+            described |= descriptions(inner, prefix=f"{key}.")
+    return described
 
 
 def _to_plain(value: Any) -> Any:
@@ -343,17 +373,20 @@ def _check_accepts(key: str, value: Any, accepts: Mapping[str, Any]) -> None:
         if "choices" in accepts and item not in accepts["choices"]:
             near = difflib.get_close_matches(str(item), accepts["choices"], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            known = ", ".join(accepts["choices"])
-            raise ConfigError(f"config: {key}={item!r}; accepted: {known}{hint}")
+            accepted = _accepted(accepts)
+            raise ConfigError(f"config: {key}={item!r}; accepted: {accepted}{hint}")
         if (
             ("low" in accepts and item < accepts["low"])
             or ("high" in accepts and item > accepts["high"])
             or ("above" in accepts and item <= accepts["above"])
         ):
-            raise ConfigError(f"config: {key}={item!r}; accepted: {_range(accepts)}")
+            raise ConfigError(f"config: {key}={item!r}; accepted: {_accepted(accepts)}")
 
 
-def _range(accepts: Mapping[str, Any]) -> str:
+def _accepted(accepts: Mapping[str, Any]) -> str:
+    """The accepted values in words; empty if every value of the type is."""
+    if "choices" in accepts:
+        return ", ".join(accepts["choices"])
     parts = [
         f"{words} {accepts[name]}"
         for name, words in [

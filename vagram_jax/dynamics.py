@@ -34,7 +34,7 @@ class DynamicsConfig:
       normalize_reward: scale the target of the reward to unit variance. Whether one or
         the other is scaled matters much (Barkley and Fridovich-Keil 2025, arXiv
         2510.01457).
-      activation: a name in `networks.ACTIVATIONS`.
+      activation: activation of the hidden layers.
     """
 
     hidden: tuple[int, ...] = static((200, 200, 200, 200), low=1)

@@ -44,10 +44,10 @@ NO_MODEL = "none"
 
 @struct.dataclass(kw_only=True)
 class MBPOConfig:
-    """The config of the algorithm.
+    """Config of the algorithm: loss, batches and buffers, and configs of its parts.
 
     Attributes:
-      loss: a name in `losses.LOSSES`, or "none" for plain SAC without a model.
+      loss: name of the model loss, or "none" for plain SAC without a model.
       dynamics: size and kind of the ensemble.
       gradients: how value gradients are taken.
       weights: how the loss weights its errors.
@@ -65,7 +65,7 @@ class MBPOConfig:
         this many times the bound that rewards, initial temperature and discount give.
     """
 
-    loss: str = static("vagram")
+    loss: str = static("vagram", known=losses.LOSSES)
     dynamics: DynamicsConfig = nested(DynamicsConfig)
     gradients: GradientConfig = nested(GradientConfig)
     weights: WeightConfig = nested(WeightConfig)

@@ -25,7 +25,7 @@ class SACConfig:
 
     Attributes:
       hidden: widths of the hidden layers of actor and critics.
-      activation: a name in `networks.ACTIVATIONS`.
+      activation: activation of the hidden layers.
       normalize_obs: normalize the observations of actor and critics by the mean and
         standard deviation of the real data, which `fit_normalizer` sets.
       actor_layer_norm: LayerNorm in the hidden layers of the actor.

@@ -1,5 +1,6 @@
 """The configs of the tasks: found by name, and accepted by environment and training."""
 
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -112,3 +113,33 @@ def test_override_sets_optional_keys_and_schedules_from_text():
 def test_load_refuses_an_unknown_config_and_lists_the_known_ones(name, message):
     with pytest.raises(config.ConfigError, match=message):
         configs.load(name)
+
+
+def choices_of(config_type, prefix=""):
+    """The accepted or known names of each key that has any."""
+    choices = {}
+    for field in dataclasses.fields(config_type):
+        accepts, inner = field.metadata.get("accepts", {}), field.default_factory
+        choices[prefix + field.name] = [
+            *accepts.get("choices", ()),
+            *accepts.get("known", ()),
+        ]
+        if dataclasses.is_dataclass(inner):
+            choices |= choices_of(inner, prefix=f"{prefix}{field.name}.")
+    return choices
+
+
+def test_every_key_has_a_description_with_its_choices():
+    choices = {}
+    for config_type in loop.CONFIGS:
+        choices |= choices_of(config_type)
+    assert {"loss", "env", "physics", "dynamics.head", "sac.activation"} <= {
+        key for key in choices if choices[key]
+    }
+    groups = configs.options(configs.load("hopper")).values()
+    options = [option for group in groups for option in group]
+    assert [x.name for x in options if x.text.startswith(("Acc", "Kno"))] == []
+    assert [x.name for x in options if not x.text] == []
+    for option in options:
+        names = choices[option.name.removeprefix("config.")]
+        assert option.text.endswith(f" {', '.join(names)}." if names else ".")

@@ -232,9 +232,9 @@ def test_defaults_returns_a_config_dict_with_every_key():
         ("--conf=x", "--conf=x: unknown flag; did you mean --config?"),
         ("--zzzzz", "--zzzzz: unknown flag; --help lists all flags"),
         ("quick", "quick: not a flag; flags are written --name=value"),
-        ("--seeds_file", "Missing value for flag --seeds_file"),
-        ("--debug=perhaps", "flag --debug=perhaps"),
-        ("--flagfile=no_such_file", "no_such_file"),
+        ("--seeds_file", "--seeds_file: a value is missing; write --seeds_file=VALUE"),
+        ("--debug=perhaps", "--debug=perhaps; true or false is accepted"),
+        ("--flagfile=no_such_file", "No such file or directory: 'no_such_file'"),
         ("--config=no_such_file.py", "--config=no_such_file.py: no such config; "),
     ],
 )
@@ -371,8 +371,14 @@ def test_help_lists_the_flags_and_every_key_with_its_value(file, capsys):
     assert caught.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Command lines: what is accepted, and one line for what isn't."
-    assert "  --seeds_file: A flag of a command." in lines
-    assert "  --debug: Show the traceback of an error. (default: False)" in lines
+    assert "  --seeds_file            A flag of a command." in lines
+    assert "  --debug                 Show the traceback of an error." in lines
     assert "  --config.agent.discount=0.98" in lines
-    assert "  --config.hidden=32,16" in lines
+    assert "  --config.hidden=32,16   Accepted: at least 1." in lines
     assert "  --config.note=none" in lines
+
+
+def test_parse_refuses_a_flag_that_the_command_does_not_read():
+    with pytest.raises(flags.UsageError, match=r"^--seeds_file: unknown flag; "):
+        flags.parse(["status", "--seeds_file=x"], accepted=["debug"])
+    assert flags.parse(["status", "--seeds_file=x"], accepted=["seeds_file"]) == ()

@@ -1,6 +1,7 @@
 """The command `vagram`: its subcommands, as a user starts them."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import commands
 import pytest
 
-from vagram_jax.cli import main
+from vagram_jax.cli import configs, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,15 +42,45 @@ def test_an_unknown_command_or_argument_is_one_line_with_status_2(args, message)
 
 
 @pytest.mark.parametrize("name", main.COMMANDS)
-def test_a_command_describes_itself_its_flags_and_its_keys(name, monkeypatch):
+def test_help_has_every_flag_and_key_once_with_a_description(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     status, out, err = commands.call(name, "--help")
     assert (status, err) == (0, "")
     assert f"    vagram {name}" in out
-    assert "  --debug: " in out
-    has_keys = main.COMMANDS[name].takes_configs
-    assert ("  --config.dynamics.hidden=16,16\n" in out) == has_keys
-    assert ("  --config: " in out) == has_keys
+    assert max(map(len, out.splitlines())) <= 88
+    _, *options = re.split(r"(?m)^  --", out)
+    texts = {}
+    for option in options:
+        start, _, text = option.partition(" " * 2 if "  " in option else "\n")
+        texts[re.split("[=\n]", start)[0]] = " ".join(text.split("\n\n")[0].split())
+    assert len(texts) == len(options)
+    assert [key for key, text in texts.items() if len(text) < 9] == []
+    keys = configs.keys(*configs.CONFIGS) if main.COMMANDS[name].takes_configs else []
+    listed = [key for key in texts if key.startswith("config.")]
+    assert sorted(listed) == sorted(f"config.{key}" for key in keys)
+    assert {"debug", "help", "flagfile"} <= set(texts)
+    assert ("config" in texts) == bool(keys)
+    if "seed_mode" in texts:
+        assert texts["seed_mode"].endswith("Accepted: vmap, serial.")
+
+
+FLAGS_READ = re.compile(r"^([A-Z_]+) = flags\.DEFINE_\w+\(\s*\"(\w+)\"", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", main.COMMANDS)
+def test_help_has_the_flags_of_the_command_and_of_what_it_shares(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    _, out, _ = commands.call(name, "--help")
+    files = {
+        each: (ROOT / main.COMMANDS[each].module.replace(".", "/")).with_suffix(".py")
+        for each in main.COMMANDS
+    }
+    trains = ("train", "compare", "sweep", "study")
+    sources = {name, *(["train"] if name in trains else [])}
+    for source in sources:
+        for _, flag in FLAGS_READ.findall(files[source].read_text()):
+            assert f"\n  --{flag}" in out
+    assert ("--against" in out) == (name in ("train", "compare", "sweep", "report"))
 
 
 def test_commands_that_only_read_files_never_load_jax(tmp_path):

@@ -25,10 +25,12 @@ import sys
 import textwrap
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from absl import flags as absl_flags
+
+from vagram_jax.cli import help as help_text
 
 DEFINE_bool = absl_flags.DEFINE_bool
 DEFINE_enum = absl_flags.DEFINE_enum
@@ -45,8 +47,10 @@ _CONFIG = DEFINE_string(
     "pendulum",
     "NAME or NAME:VARIANT of a config, or FILE.py or FILE.py:VARIANT.",
 )
+# absl reads the file; defined for `--help`.
+DEFINE_string("flagfile", None, "A file with more flags, one a line.")
 DEFINE_bool("debug", False, "Show the traceback of an error.")
-_HELP = DEFINE_bool("help", False, "Show this text.")
+_HELP = DEFINE_bool("help", False, "Show this text.", short_name="h")
 # `--config.key=value`, `--config.key` for true and `--noconfig.key` for false.
 _OVERRIDE = re.compile(
     r"--?(?P<no>no)?config\.(?P<key>[^=]*)(=(?P<text>.*))?", re.DOTALL
@@ -80,16 +84,21 @@ def run(
     with one_line_errors():
         argv = sys.argv if argv is None else argv
         names: list[str] | None = [] if takes_names else None
-        configs = parse(argv, *config_types, names=names)
+        groups = _flags_of(main, takes_config=bool(config_types))
+        accepted = [flag.name for group in groups.values() for flag in group]
+        configs = parse(argv, *config_types, names=names, accepted=accepted)
         if _HELP.value:
-            print(_help_text(main, configs))
+            print(_help_text(main, groups, configs))
             raise SystemExit(0)
         arguments = configs if names is None else (names, *configs)
         raise SystemExit(main(*arguments) or 0)
 
 
 def parse(
-    argv: list[str], *config_types: type, names: list[str] | None = None
+    argv: list[str],
+    *config_types: type,
+    names: list[str] | None = None,
+    accepted: Iterable[str] | None = None,
 ) -> tuple[Any, ...]:
     """Sets absl's flags and returns the configs of a command line, one per type.
 
@@ -97,18 +106,15 @@ def parse(
       argv: the command line, the name of the program first.
       *config_types: config dataclasses without a common field name.
       names: receives the arguments that aren't flags; None refuses them.
+      accepted: names of the flags that the command has; None means all that are
+        defined. A module that is imported may define others, which have no effect.
 
     Raises:
       UsageError: an unknown flag, or an argument that isn't accepted.
       ConfigError: there is no such config, or a key or a value is refused.
     """
-    argv = absl_flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
-    matches = [match for arg in argv[1:] if (match := _OVERRIDE.fullmatch(arg))]
-    rest = [arg for arg in argv if not _OVERRIDE.fullmatch(arg)]
-    try:
-        positional = absl_flags.FLAGS(rest)[1:]
-    except absl_flags.UnrecognizedFlagError as error:
-        raise UsageError(_unknown_flag(error.flagvalue, config_types)) from None
+    matches, rest = _read_flagfiles(argv)
+    positional = _set_flags(rest, accepted, config_types)
     if positional and names is None:
         raise UsageError(f"{positional[0]}: not a flag; flags are written --name=value")
     if names is not None:
@@ -119,6 +125,38 @@ def parse(
         return ()
     overrides = {match["key"]: _text(match) for match in matches}
     return _configs().load(_CONFIG.value, *config_types, overrides=overrides)
+
+
+def _read_flagfiles(argv: list[str]) -> tuple[list[re.Match[str]], list[str]]:
+    """The overrides of a command line, and the rest of it."""
+    try:
+        argv = absl_flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
+    except absl_flags.CantOpenFlagFileError as error:
+        reason = str(error).partition(": ")[2]
+        raise UsageError(f"--flagfile: {reason}; check the path") from None
+    matches = [match for arg in argv[1:] if (match := _OVERRIDE.fullmatch(arg))]
+    return matches, [arg for arg in argv if not _OVERRIDE.fullmatch(arg)]
+
+
+def _set_flags(
+    argv: list[str], accepted: Iterable[str] | None, config_types: tuple[type, ...]
+) -> list[str]:
+    """Sets absl's flags and returns the arguments that aren't flags."""
+    known = [*absl_flags.FLAGS] if accepted is None else [*accepted, _CONFIG.name]
+    try:
+        positional = absl_flags.FLAGS(argv)[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        raise UsageError(_unknown_flag(error.flagvalue, known, config_types)) from None
+    except absl_flags.IllegalFlagValueError as error:
+        raise UsageError(_illegal_value(str(error))) from None
+    except absl_flags.Error as error:
+        arg = str(error).split()[-1]  # "Missing value for flag --NAME"
+        raise UsageError(f"{arg}: a value is missing; write {arg}=VALUE") from None
+    for name in absl_flags.FLAGS:
+        flag = absl_flags.FLAGS[name]
+        if flag.present and flag.name not in known:
+            raise UsageError(_unknown_flag(f"--{flag.name}", known, config_types))
+    return positional
 
 
 @contextlib.contextmanager
@@ -185,8 +223,31 @@ def _text(match: re.Match[str]) -> str | bool:
     return not match["no"] if match["text"] is None else match["text"]
 
 
-def _unknown_flag(arg: str, config_types: tuple[type, ...]) -> str:
-    known = {f"--{name}": f"--{name}" for name in absl_flags.FLAGS}
+def _flags_of(
+    main: Callable, *, takes_config: bool
+) -> dict[str, list[absl_flags.Flag]]:
+    """The flags that a command reads: its own, and those of what it imports."""
+    module = sys.modules[main.__module__]
+    groups = {"Flags:": _defined_in(module)}
+    for imported in vars(module).values():
+        if inspect.ismodule(imported) and imported.__name__ != __name__:
+            name = imported.__name__.rpartition(".")[2]
+            groups[f"Flags shared with vagram {name}:"] = _defined_in(imported)
+    general = _defined_in(sys.modules[__name__])
+    if not takes_config:
+        general = [flag for flag in general if flag.name != _CONFIG.name]
+    groups["Flags of every command:"] = general
+    return {heading: flags for heading, flags in groups.items() if flags}
+
+
+def _defined_in(module: types.ModuleType) -> list[absl_flags.Flag]:
+    return absl_flags.FLAGS.get_flags_for_module(module.__name__)
+
+
+def _unknown_flag(
+    arg: str, accepted: Iterable[str], config_types: tuple[type, ...]
+) -> str:
+    known = {f"--{name}": f"--{name}" for name in accepted}
     # Users often forget `config.`, so the bare name of a key finds it too.
     for key in _configs().keys(*config_types) if config_types else ():
         known |= {f"--{key}": f"--config.{key}", f"--config.{key}": f"--config.{key}"}
@@ -195,33 +256,35 @@ def _unknown_flag(arg: str, config_types: tuple[type, ...]) -> str:
     return f"{arg}: unknown flag; {hint}"
 
 
-def _help_text(main: Callable, configs: tuple[Any, ...]) -> str:
+def _illegal_value(message: str) -> str:
+    """Absl's message `flag --NAME=VALUE: REASON` with what is accepted."""
+    name, value = re.findall(r"--(\w+)=(.*?): ", message, re.DOTALL)[0]
+    parser = absl_flags.FLAGS[name].parser
+    if isinstance(parser, absl_flags.EnumParser):
+        near = difflib.get_close_matches(value, parser.enum_values, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"--{name}={value}; accepted: {', '.join(parser.enum_values)}{hint}"
+    kinds = {"int": "a whole number", "bool": "true or false", "float": "a number"}
+    return f"--{name}={value}; {kinds[parser.flag_type()]} is accepted"
+
+
+def _help_text(
+    main: Callable,
+    groups: dict[str, list[absl_flags.Flag]],
+    configs: tuple[Any, ...],
+) -> str:
     """The docstring of the command, its flags, and every config key with its value."""
-    module = sys.modules[main.__module__]
-    lines = [inspect.getdoc(module) or "", "", "Flags:"]
-    # A command also accepts the flags of the modules that it imports.
-    imported = [
-        each.__name__ for each in vars(module).values() if inspect.ismodule(each)
-    ]
-    owners = dict.fromkeys([module.__name__, *imported])
-    owners.pop(__name__, None)
-    for owner in [*owners, __name__]:
-        for flag in absl_flags.FLAGS.get_flags_for_module(owner):
-            if flag.name == "config" and not configs:
-                continue
-            default = "" if flag.default is None else f" (default: {flag.default})"
-            lines.append(f"  --{flag.name}: {flag.help}{default}")
+    options = {heading: map(_option, flags) for heading, flags in groups.items()}
     if configs:
-        lines += ["", f"Config keys, with the values of --config={_CONFIG.value}:"]
-        for key, value in _configs().flatten(configs).items():
-            lines.append(f"  --config.{key}={_as_text(value)}")
-    return "\n".join(lines)
+        options |= _configs().options(configs)
+    return help_text.page(inspect.getdoc(sys.modules[main.__module__]) or "", options)
 
 
-def _as_text(value: Any) -> str:
-    """A value as it is written on a command line."""
-    if isinstance(value, list | tuple):
-        return ",".join(_as_text(item) for item in value)
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+def _option(flag: absl_flags.Flag) -> help_text.Option:
+    text = flag.help or ""
+    if isinstance(flag.parser, absl_flags.EnumParser):
+        choices = flag.parser.enum_values
+        text = text.removeprefix(f"<{'|'.join(choices)}>: ")
+        text += f" Accepted: {', '.join(choices)}."
+    is_unset = flag.default is None or flag.default is False or flag.default == []
+    return help_text.Option(flag.name, None if is_unset else flag.default, text)

@@ -3,9 +3,9 @@
     vagram status results/pendulum-15-sweep
 
 A folder is a study or holds studies; the default is `results`. A run whose files are
-damaged gets a line that says so. The return is that of
-the tables: the interquartile mean over the seeds of each seed's last evaluations, where
-a diverged seed counts with the lowest return of the study.
+damaged gets a line that says so. The return is that of the tables: the interquartile
+mean over the seeds of each seed's last evaluations, where a diverged seed counts with
+the lowest return of the study.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trains every combination of some settings, each with all of its seeds.
+r"""Trains every combination of some settings, each with all of its seeds.
 
     vagram sweep --config=pendulum \
       --grid="loss=vagram,mle;dynamics.hidden=(16,16),(64,64);distractors=0,10"

@@ -63,27 +63,29 @@ _UNSET = ("", "auto")
 
 @struct.dataclass(kw_only=True)
 class EnvConfig:
-    """The environment and its wrappers, in the order in which they are applied.
+    """Config of the environment and its wrappers, in the order of their application.
 
     Attributes:
-      env: one of `ENVS`; an environment of another library, such as `"brax:hopper"`;
-        or `"path.module:attribute"`, where the attribute is an environment, or a class
-        or function that makes one.
-      observation: the form of the observation, if the environment has several; empty
-        means its default.
+      env: the name of a task; an environment of another library, such as
+        `"brax:hopper"`; or `"path.module:attribute"`, where the attribute is an
+        environment, or a class or function that makes one.
+      observation: the form of the observation, if the environment has several: "vector"
+        or "state" for pendulum, "truncated" or "full" for ant and humanoid. Empty means
+        its default.
       physics: the simulator, if the environment has several; "auto" means the fastest.
       action_repeat: number of steps per action; their rewards are summed.
       episode_length: number of actions per episode; 0 means the environment's own.
       distractors: number of distracting dimensions to append. They change once per
         action, even if it is repeated.
-      distractor_kind: one of `distractors.KINDS`.
+      distractor_kind: kind of dynamics of the distracting dimensions, see
+        `Distractors`.
       distractor_scale: factor of the distracting dimensions.
       distractor_seed: seed of the distractors' dynamics.
     """
 
-    env: str = static("pendulum")
+    env: str = static("pendulum", known=ENVS)
     observation: str = static("")
-    physics: str = static("auto")
+    physics: str = static("auto", known=physics.CHOICES)
     action_repeat: int = static(1, low=1)
     episode_length: int = static(0, low=0)
     distractors: int = static(0, low=0, high=10_000)

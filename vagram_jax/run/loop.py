@@ -31,7 +31,7 @@ _EVALUATION_STREAM = 2**31 - 1
 
 @struct.dataclass(kw_only=True)
 class RunConfig:
-    """Length, seeds and evaluations of a run.
+    """Config of a run: its length, seeds and evaluations.
 
     Attributes:
       num_seeds: number of seeds.

@@ -81,6 +81,12 @@ class Run:
     notes: tuple[str, ...] = ()
 
 
+class NameRefusedError(ResultsError):
+    """A name of a study or run that isn't accepted. One line: what is accepted."""
+
+    status = 2  # a setting
+
+
 def check_name(name: str, *, what: str) -> str:
     """Returns the name if it is safe as a folder on every system.
 
@@ -89,7 +95,8 @@ def check_name(name: str, *, what: str) -> str:
       what: what the name is of, for the message.
 
     Raises:
-      ResultsError: any other name, one that a system reserves, or one like a file's.
+      NameRefusedError: any other name, one that a system reserves, or one like that of
+        a file.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         accepted = "1 to 64 of A-Z a-z 0-9 . _ - are accepted, the first no . or -"
@@ -99,7 +106,7 @@ def check_name(name: str, *, what: str) -> str:
         accepted = "it must not end like a file of the study; rename"
     else:
         return name
-    raise ResultsError(f"results: {what}={name!r}; {accepted}")
+    raise NameRefusedError(f"results: {what}={name!r}; {accepted}")
 
 
 def check_run(

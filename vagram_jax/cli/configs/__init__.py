@@ -29,6 +29,7 @@ from typing import Any
 import ml_collections
 
 from vagram_jax import config, user_code
+from vagram_jax.cli.help import Option
 from vagram_jax.config import ConfigError
 from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.run import grid
@@ -126,16 +127,27 @@ def keys(*config_types: type) -> list[str]:
     return [key for each in config_types for key in config.key_names(each)]
 
 
-def flatten(configs: Sequence[Any]) -> dict[str, Any]:
-    """Returns every dotted key of the configs with its value."""
-    flat = {}
+def options(configs: Sequence[Any]) -> dict[str, list[Option]]:
+    """Returns every key of the configs with its value, for `--help`.
+
+    Args:
+      configs: config dataclasses.
+
+    Returns:
+      Headings to options: for each config its own keys, then those that it nests.
+    """
+    groups: dict[str, list[Option]] = {}
     for each in configs:
-        for key in config.key_names(type(each)):
-            value: Any = config.to_dict(each)
-            for name in key.split("."):
-                value = value[name]
-            flat[key] = value
-    return flat
+        texts = config.descriptions(type(each))
+        about = (inspect.getdoc(type(each)) or "").partition("\n")[0]
+        for key in sorted(config.key_names(type(each)), key=lambda key: "." in key):
+            group, _, name = key.rpartition(".")
+            heading = f"Config of {group}: {texts[group]}" if group else about
+            value = config.to_dict(getattr(each, group) if group else each)[name]
+            shown = "none" if value is None else value
+            option = Option(f"config.{key}", shown, texts[key])
+            groups.setdefault(heading, []).append(option)
+    return groups
 
 
 def _module(name: str) -> types.ModuleType:

@@ -34,7 +34,11 @@ def main(folders: list[str]) -> int:
         records = [p for p in path.glob("**/config.json") if not p.parent.is_symlink()]
         studies = sorted({record.parents[1] for record in records})
         if not studies:
-            raise files.ResultsError(f"{folder}: no run in it")
+            what = "no run in it" if path.is_dir() else "no such folder"
+            raise files.ResultsError(
+                f"{folder}: {what}; the folder of a study, or one that holds studies, "
+                "is accepted"
+            )
         for study in studies:
             shown = [record.parent for record in records if study in record.parents]
             lines += _rows_of_study(study, shown)

@@ -92,7 +92,7 @@ def _load(name: str) -> ModuleType:
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise flags.UsageError(f"study {path}: no such file")
+        raise flags.UsageError(f"study {path}: no such file; check the path")
     repository.add_to_path(Path.cwd())
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # true for every .py
@@ -105,7 +105,10 @@ def _load_file(path: Path) -> ModuleType:
             f"study {path}: it raised {user_code.one_line(error)}; repair it"
         ) from error
     if not callable(getattr(module, "run", None)):
-        raise flags.UsageError(f"study {path}: it has no function run")
+        raise flags.UsageError(
+            f"study {path}: it has no function run; define run(preset, folder, *, "
+            "options, num_seeds=None, first_seed=None)"
+        )
     return module
 
 

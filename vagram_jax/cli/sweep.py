@@ -116,7 +116,7 @@ def points(text: str | None) -> list[dict[str, str]]:
         rest = _VALUE.sub("", listed).replace(",", "").strip()
         if not key or not equals or not values or rest or key in axes:
             raise config.ConfigError(
-                f"--grid={text or ''}: {part!r}; accepted: KEY=VALUE,VALUE;KEY=..., "
+                f"--grid={text or ''}: {part!r}; KEY=VALUE,VALUE;KEY=... is accepted, "
                 "each key once, a tuple as (16,16)"
             )
         axes[key] = [value.strip() for value in values]

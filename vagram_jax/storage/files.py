@@ -213,7 +213,9 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return _printable(json.loads(data, parse_constant=_refuse))
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"{path}: no valid JSON: {error}") from None
+        raise ResultsError(
+            f"{path}: no valid JSON: {error}; restore it from a copy"
+        ) from None
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

@@ -68,7 +68,11 @@ def load(
       UserCodeError: its code raised an exception.
     """
     mapping = _call(name, *_find(name))
-    return override(config.split(mapping, *(config_types or CONFIGS)), overrides or {})
+    try:
+        configs = config.split(mapping, *(config_types or CONFIGS))
+    except ConfigError as error:
+        raise ConfigError(f"--config={name}: {error}") from error
+    return override(configs, overrides or {})
 
 
 def override(

@@ -1,5 +1,6 @@
 # make compare    trains the pendulum with three model losses and compares them
 # make findings   rewrites docs/findings.md and the README's table from the results
+# make mistakes   rewrites docs/mistakes.md with the message that each mistake gets
 # make test       the tests            make test-fast   those that need two minutes
 # make test-docs  the code of the documents and the notebooks
 # make lint       style and types      make wheel       builds the package into dist/
@@ -24,13 +25,16 @@ FAST := tests/analysis tests/cli/test_main.py tests/envs/test_base.py \
   tests/test_schedules.py tests/test_termination.py
 DOCUMENTS := tests/test_documents.py tests/test_notebooks.py
 
-.PHONY: compare findings test test-fast test-docs lint docs wheel clean
+.PHONY: compare findings mistakes test test-fast test-docs lint docs wheel clean
 
 compare: $(VENV)/.installed
 	$(VENV)/bin/vagram compare --config=pendulum $(ARGS)
 
 findings: $(VENV)/.installed
 	$(VENV)/bin/vagram study --write_findings $(ARGS)
+
+mistakes: $(VENV)/.installed-dev
+	$(VENV)/bin/python tests/mistakes.py
 
 test: $(VENV)/.installed-dev
 	$(PYTEST) $(DOCUMENTS:%=--ignore=%) $(ARGS)

@@ -132,7 +132,7 @@ def _read_flagfiles(argv: list[str]) -> tuple[list[re.Match[str]], list[str]]:
     try:
         argv = absl_flags.FLAGS.read_flags_from_files(argv, force_gnu=False)
     except absl_flags.CantOpenFlagFileError as error:
-        reason = str(error).partition(": ")[2]
+        reason = str(error).rpartition("] ")[2]
         raise UsageError(f"--flagfile: {reason}; check the path") from None
     matches = [match for arg in argv[1:] if (match := _OVERRIDE.fullmatch(arg))]
     return matches, [arg for arg in argv if not _OVERRIDE.fullmatch(arg)]

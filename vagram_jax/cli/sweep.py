@@ -148,7 +148,9 @@ def _shard() -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", SHARD.value)
     number, count = map(int, match.groups()) if match else (0, 0)
     if number >= count:
-        raise config.ConfigError(f"--shard={SHARD.value}; I/N with I from 0 to N-1")
+        raise config.ConfigError(
+            f"--shard={SHARD.value}; I/N with I from 0 to N-1 is accepted"
+        )
     return number, count
 
 

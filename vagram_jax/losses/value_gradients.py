@@ -119,11 +119,17 @@ def value_gradient_weights(
       into `value_fn` or through the result.
 
     Raises:
-      ValueError: `value_fn` doesn't return a floating scalar or `[K]`, or `where` has
-        another shape or dtype.
+      ValueError: `value_fn` doesn't return a floating scalar or `[K]`, `next_obs` is no
+        array, or `where` has another shape or dtype.
       ConfigError: an option is outside its range, or `normalize` would undo
         `scale_by_dim`.
     """
+    if not hasattr(next_obs, "shape"):
+        raise ValueError(
+            f"value_gradient_weights: next_obs is a {type(next_obs).__name__}; an "
+            "array [..., obs_dim] is accepted, after value_fn; convert it with "
+            "jnp.asarray"
+        )
     batches.check_mask("value_gradient_weights", where, next_obs.shape[:-1])
     if normalize and scale_by_dim:
         raise ConfigError(

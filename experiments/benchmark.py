@@ -79,11 +79,14 @@ def main(env_config, algorithm, run) -> int:
     """Measures, prints one line per figure, and returns the exit status.
 
     Raises:
-      ConfigError: an unknown suite.
+      ConfigError: no suite or an unknown one, or no seeds.
       ResultsError: the folder of the JSON file can't be written.
     """
-    if unknown := set(SUITE.value) - set(SUITES):
-        raise ConfigError(f"--suite={unknown.pop()}; accepted: {', '.join(SUITES)}")
+    for suite in SUITE.value or [""]:
+        if suite not in SUITES:
+            raise ConfigError(f"--suite={suite}; accepted: {', '.join(SUITES)}")
+    if SEEDS.value < 1:
+        raise ConfigError(f"--seeds={SEEDS.value}; at least 1")
     if JSON.value:  # checked before minutes of measuring
         Path(JSON.value).parent.mkdir(parents=True, exist_ok=True)
         files.check_writable(Path(JSON.value).parent)

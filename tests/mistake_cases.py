@@ -329,6 +329,7 @@ COMMANDS = (
             "a preset that the study lacks: `vagram study capacity --preset=long`",
             "too few seeds for an interval: `vagram study capacity --study_seeds=1`",
             "an unknown suite: `vagram benchmark --suite=speed`",
+            "no seeds to measure: `vagram benchmark --seeds=0`",
         ),
         checkout,
     ),

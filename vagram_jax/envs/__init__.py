@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 from typing import Any
 
 from flax import struct
@@ -157,6 +158,8 @@ def _construct(config: EnvConfig) -> Any:
                 "out, or name its class"
             )
         return target
+    if options:
+        _check_options(config.env, target, options)
     try:
         return target(**options)
     except EnvError:
@@ -168,6 +171,19 @@ def _construct(config: EnvConfig) -> Any:
             f"{user_code.one_line(error)}; a class or function without required "
             "arguments is accepted; wrap it in a function"
         ) from error
+
+
+def _check_options(name: str, target: Any, options: dict[str, str]) -> None:
+    """Refuses options that the environment doesn't take."""
+    try:
+        inspect.signature(target).bind_partial(**options)
+    except ValueError:  # it has no signature
+        return
+    except TypeError:
+        text = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ConfigError(
+            f"config: {text}; env={name!r} doesn't take it; leave it out"
+        ) from None
 
 
 def _import_target(name: str) -> Any:

@@ -164,7 +164,7 @@ def get(name: str, *, also: tuple[str, ...] = ()) -> ModelLoss:
     """
     if name not in LOSSES:
         known = [*sorted(LOSSES), *also]
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(str(name).lower(), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"config: loss={name!r}; known: {', '.join(known)}{hint}")
     return LOSSES[name]

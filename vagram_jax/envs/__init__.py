@@ -181,8 +181,8 @@ def _check_options(name: str, target: Any, options: dict[str, str]) -> None:
         return
     except TypeError:
         text = ", ".join(f"{option}={value!r}" for option, value in options.items())
-        raise ConfigError(
-            f"config: {text}; env={name!r} doesn't take it; leave it out"
+        raise EnvError(
+            f"env {name}: {text}, which it doesn't take; leave it out"
         ) from None
 
 

@@ -303,11 +303,11 @@ def assert_refused(message, **options):
         ({"env": "humanoid", "observation": "x"}, "'x'; accepted: truncated, full"),
         (
             {"env": "hopper", "observation": "full"},
-            "observation='full'; env='hopper' doesn't",
+            "observation='full', which it doesn't",
         ),
         (
             {"env": "pendulum", "physics": "mjx"},
-            "physics='mjx'; env='pendulum' doesn't",
+            "physics='mjx', which it doesn't",
         ),
     ],
 )

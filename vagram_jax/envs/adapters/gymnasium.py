@@ -13,7 +13,7 @@ import numpy as np
 from flax import struct
 
 from vagram_jax import user_code
-from vagram_jax.envs import base
+from vagram_jax.envs import base, host
 from vagram_jax.envs.adapters import imports
 
 _FIRST_CAPACITY = 16  # environments in use; grows when one was dropped too early
@@ -127,7 +127,9 @@ class GymnasiumEnv:
             )
         (self.observation_size,) = env.observation_space.shape
         (self.action_size,) = env.action_space.shape
-        self._host = _Host(construct, env, where, self.episode_length)
+        simulations = _Simulations(construct, env, where, self.episode_length)
+        self._reset = host.HostFunction(f"{name} reset", simulations.reset)
+        self._step = host.HostFunction(f"{name} step", simulations.step)
 
     def reset(self, key: jax.Array) -> base.State:
         """Draws a seed and returns its first state; `pipeline_state` is a `History`."""
@@ -136,10 +138,11 @@ class GymnasiumEnv:
         dtype = jnp.result_type(float)
         row = jax.ShapeDtypeStruct((self.observation_size,), dtype)
         actions = jnp.zeros((self.episode_length, self.action_size), jnp.float32)
+        (obs,) = self._reset([row], seed)
         zero = jnp.zeros((), dtype)
         return base.State(
             pipeline_state=History(seed=seed, steps=jnp.int32(0), actions=actions),
-            obs=_callback(self._host.reset, row, seed),
+            obs=obs,
             reward=zero,
             done=zero,
             metrics={},
@@ -157,7 +160,7 @@ class GymnasiumEnv:
         action = action.astype(jnp.float32)
         row = jax.ShapeDtypeStruct((self.observation_size + 3,), state.obs.dtype)
         inputs = (history.seed, history.steps, history.actions, action, ended)
-        row = _callback(self._host.step, row, *inputs)
+        (row,) = self._step([row], *inputs)
         reward, done, truncation = row[-3:]
         after = state.replace(
             pipeline_state=history.replace(
@@ -173,11 +176,10 @@ class GymnasiumEnv:
         return jax.tree.map(functools.partial(jnp.where, ended), unchanged, after)
 
 
-class _Host:
+class _Simulations:
     """The environments of one kind on the host, found by their seed and actions.
 
-    It uses only NumPy and Python, because a callback that calls JAX may deadlock. The
-    callbacks of several devices come from several threads, so they share a lock.
+    The calls of several devices come from several threads, so they share a lock.
     """
 
     def __init__(self, construct: Callable, env: Any, where: str, episode_length: int):
@@ -197,25 +199,24 @@ class _Host:
         self._dropped: dict[int, None] = {}
         self._check_deterministic()
 
-    def reset(self, dtype: Any, seeds: Any) -> np.ndarray:
+    def reset(self, seeds: np.ndarray) -> tuple[np.ndarray]:
         """Returns the first observations of seeds of any shape."""
-        seeds = np.asarray(seeds)
         rows = np.empty((seeds.size, *self._obs_shape))
         with self._lock, base.as_env_error(f"{self._where}: reset"):
             for lane, seed in enumerate(seeds.ravel()):
                 env = self._take_idle()
                 rows[lane] = self._observation(env.reset(seed=int(seed))[0])
                 self._idle.append(env)
-        return rows.reshape(*seeds.shape, -1).astype(dtype)
+        return (rows.reshape(*seeds.shape, -1),)
 
-    def step(self, dtype: Any, *inputs: Any) -> np.ndarray:
+    def step(self, *inputs: np.ndarray) -> tuple[np.ndarray]:
         """Steps one environment per history.
 
         Takes seeds, steps, past actions, actions, and whether the episode ended. Each
         row returned is the observation, reward, done and truncation, or zeros after
         the end.
         """
-        seeds, steps, pasts, actions, ended = map(np.asarray, inputs)
+        seeds, steps, pasts, actions, ended = inputs
         pasts = pasts.reshape(-1, *pasts.shape[-2:])
         actions = actions.reshape(-1, actions.shape[-1])
         rows = np.zeros((seeds.size, self._obs_shape[0] + 3))
@@ -223,7 +224,7 @@ class _Host:
             for lane in np.flatnonzero(~ended):
                 past = pasts[lane, : steps.flat[lane]]
                 rows[lane] = self._step(int(seeds.flat[lane]), past, actions[lane])
-        return rows.reshape(*seeds.shape, -1).astype(dtype)
+        return (rows.reshape(*seeds.shape, -1),)
 
     def _step(self, seed: int, past: np.ndarray, action: np.ndarray) -> np.ndarray:
         if not np.isfinite(action).all():
@@ -309,13 +310,6 @@ class _Host:
             if not rows[-1][-2]:
                 rows.append(self._play(env, action))
         return np.stack(rows)
-
-
-def _callback(function: Callable, result: Any, *arguments: jax.Array) -> jax.Array:
-    """Calls the host once for all lanes of a vmap."""
-    # The dtype is passed because the callback's thread may not know that x64 is on.
-    function = functools.partial(function, result.dtype)
-    return jax.pure_callback(function, result, *arguments, vmap_method="broadcast_all")
 
 
 def _check_spaces(env: Any, where: str) -> None:

@@ -3,7 +3,7 @@
 A step computes the same bits as a loop over `mj_step`. The whole state of a simulation
 is a row of doubles, which is part of the JAX state as uint32, so that JAX doesn't round
 it. A step is therefore a pure function, and a checkpoint contains the complete state.
-One callback steps all environments of a vmapped call, on MuJoCo's own threads.
+One call to the host steps all environments of a vmap, on MuJoCo's own threads.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vagram_jax.envs import host
 from vagram_jax.envs.mujoco import physics
 
 _POST_CONSTRAINT = "cfrc_ext"
@@ -52,14 +53,15 @@ class CPhysics:
             warnings.mjWARN_BADQACC.value,
             warnings.mjWARN_BADCTRL.value,
         ]
-        self._idle = collections.defaultdict(list)  # batches by (size, threads)
+        self._threads = _threads()
+        self._idle = collections.defaultdict(list)  # batches by size
         self._idle_data: list[Any] = []
-        with self._batch(1, 1) as batch:
+        with self._batch(1) as batch:
             batch.reset(stage=mujoco.mjtStage.mjSTAGE_NONE.value)
             self._initial_row = batch.state[0].copy()
             point = np.asarray(simulation.position(model, batch))[0]
             data = mujoco.MjData(model)
-        # The fields that a task reads, in the order in which the callback returns them.
+        # The fields that a task reads, in the order in which the host returns them.
         self._shapes = {
             "qpos": (model.nq,),
             "qvel": (model.nv,),
@@ -68,12 +70,14 @@ class CPhysics:
         }
         self._num_visible = sum(math.prod(shape) for shape in self._shapes.values())
         self._num_words = 2 * (len(self._initial_row) + len(point))
+        self._host_reset = host.HostFunction(f"{simulation.file} reset", self._reset)
+        self._host_step = host.HostFunction(f"{simulation.file} step", self._step)
 
     def reset(
         self, qpos_noise: jax.Array, qvel_noise: jax.Array
     ) -> physics.PhysicsState:
         """Returns the model's initial state plus noise `[nq]` and `[nv]`."""
-        return self._call(self._reset, qpos_noise, qvel_noise)
+        return self._call(self._host_reset, qpos_noise, qvel_noise)
 
     def step(
         self, state: physics.PhysicsState, ctrl: jax.Array
@@ -87,20 +91,18 @@ class CPhysics:
           state: as `reset` or the last step returned it.
           ctrl: `[nu]`, in actuator units.
         """
-        return self._call(self._step, state.hidden, ctrl)
+        return self._call(self._host_step, state.hidden, ctrl)
 
-    def _call(self, function, *arguments: jax.Array) -> physics.PhysicsState:
-        dtype = jnp.result_type(float)
+    def _call(
+        self, function: host.HostFunction, *arguments: jax.Array
+    ) -> physics.PhysicsState:
         # Two arrays instead of one per field, because each costs as much as a small
         # simulation.
         result = (
-            jax.ShapeDtypeStruct((self._num_visible,), dtype),
+            jax.ShapeDtypeStruct((self._num_visible,), jnp.result_type(float)),
             jax.ShapeDtypeStruct((self._num_words,), jnp.uint32),
         )
-        call = functools.partial(function, _threads(), np.dtype(dtype))
-        visible, hidden = jax.pure_callback(
-            call, result, *arguments, vmap_method="broadcast_all"
-        )
+        visible, hidden = function(result, *arguments)
         fields, begin = {}, 0
         for name, shape in self._shapes.items():
             end = begin + math.prod(shape)
@@ -114,11 +116,9 @@ class CPhysics:
             hidden=hidden,
         )
 
-    # The functions below use NumPy alone: a callback that calls JAX may deadlock.
-
-    def _reset(self, threads: int, dtype: np.dtype, qpos_noise, qvel_noise):
+    def _reset(self, qpos_noise, qvel_noise):
         leading, (qpos_noise, qvel_noise) = _flatten_axes(qpos_noise, qvel_noise)
-        with self._batch(len(qpos_noise), threads) as batch:
+        with self._batch(len(qpos_noise)) as batch:
             batch.state[...] = self._initial_row
             batch.qpos[...] += qpos_noise
             batch.qvel[...] += qvel_noise
@@ -128,13 +128,13 @@ class CPhysics:
                 derived[_POST_CONSTRAINT] = np.zeros_like(derived[_POST_CONSTRAINT])
             point = self._simulation.position(self._model, batch)
             visible, rows = self._outputs(batch, point, point, derived)
-        return _restore_axes(visible.astype(dtype), rows, leading)
+        return _restore_axes(visible, rows, leading)
 
-    def _step(self, threads: int, dtype: np.dtype, hidden, ctrl):
+    def _step(self, hidden, ctrl):
         leading, (hidden, ctrl) = _flatten_axes(hidden, ctrl)
         rows = np.ascontiguousarray(hidden).view(np.float64)
         row, before = np.split(rows, [len(self._initial_row)], axis=1)
-        with self._batch(len(rows), threads) as batch:
+        with self._batch(len(rows)) as batch:
             batch.state[...] = row
             batch.ctrl[...] = ctrl
             diverged = self._advance(batch)
@@ -142,7 +142,7 @@ class CPhysics:
             visible, rows = self._outputs(batch, before, point, self._derived(batch))
         # The row is NaN, too, so that the simulation stays diverged.
         visible[diverged] = rows[diverged] = np.nan
-        return _restore_axes(visible.astype(dtype), rows, leading)
+        return _restore_axes(visible, rows, leading)
 
     def _advance(self, batch: Any) -> np.ndarray:
         """Takes a control step; returns which simulations diverged, `[n]` bool."""
@@ -192,18 +192,17 @@ class CPhysics:
         rows = np.concatenate([batch.state, point], axis=1)
         return np.concatenate(parts, axis=1), rows
 
-    def _batch(self, size: int, threads: int) -> contextlib.AbstractContextManager:
+    def _batch(self, size: int) -> contextlib.AbstractContextManager:
         """Borrows memory for `size` simulations."""
-        make = functools.partial(self._new_batch, size, threads)
-        return _borrowed(self._idle[size, threads], make)
+        return _borrowed(self._idle[size], functools.partial(self._new_batch, size))
 
-    def _new_batch(self, size: int, threads: int) -> Any:
+    def _new_batch(self, size: int) -> Any:
         import mujoco.batch
 
         # Contact forces need results of a step that only a persistent batch keeps.
         is_persistent = _POST_CONSTRAINT in self._simulation.derived
         batch = mujoco.batch.Batch(
-            self._model, size, min(size, threads), persistent=is_persistent
+            self._model, size, min(size, self._threads), persistent=is_persistent
         )
         # Reading a field makes the batch compute it from now on.
         self._simulation.position(self._model, batch)
@@ -216,7 +215,7 @@ class CPhysics:
 def _borrowed(idle: list[Any], make: Callable[[], Any]) -> Iterator[Any]:
     """Lends one of `idle`, or a new one, for the duration of the block.
 
-    Callbacks of several devices may run at the same time, each with its own memory.
+    Several devices may call at the same time, each with its own memory.
     """
     try:
         memory = idle.pop()
@@ -229,7 +228,7 @@ def _borrowed(idle: list[Any], make: Callable[[], Any]) -> Iterator[Any]:
 
 
 def _threads() -> int:
-    """Returns the number of cores per device: all devices of a CPU call back."""
+    """Returns the number of cores per device: all devices of a CPU simulate."""
     on_cpu = jax.default_backend() == "cpu"
     devices = jax.local_device_count() if on_cpu else 1
     cores = os.cpu_count() or 1

@@ -47,8 +47,8 @@ class HostFunction:
     """A function of NumPy arrays that compiled programs can call.
 
     It must be pure and mustn't call JAX, which may deadlock. It may be called from
-    several threads at the same time. The names of programs on disk match those of a
-    later process if both make their functions in the same order.
+    several threads at the same time. It has to exist as long as its programs run. A
+    program on disk is found if functions of one name are made in the same order.
 
     Args:
       name: what the function does. Functions of the same name are numbered.
@@ -98,7 +98,7 @@ class HostFunction:
 
 
 _num_made: collections.Counter[str] = collections.Counter()
-# A program that was traced with a function keeps it alive.
+# An environment owns its functions.
 _functions: weakref.WeakValueDictionary[str, HostFunction] = (
     weakref.WeakValueDictionary()
 )
@@ -179,7 +179,7 @@ def _handle(pointer: Any) -> int | None:
         text = frame.attributes.values[0].contents
         name = ctypes.string_at(text.data, text.size).decode()
         if (function := _functions.get(name)) is None:
-            raise RuntimeError(f"{name}: its environment was deleted; keep it")
+            raise RuntimeError(f"host function {name}: it no longer exists; keep it")
         results = function.compute(*(array.copy() for array in _views(frame.arguments)))
         for view, result in zip(_views(frame.results), results, strict=True):
             view[...] = result

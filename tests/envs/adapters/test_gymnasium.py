@@ -37,7 +37,8 @@ def walk():
 
 
 def play(env, key, start, length=20, num_steps=15):
-    return cases.rollout(key, start, env=env, length=length, num_steps=num_steps)
+    run = cases.rollout(key, start, env=env, length=length, num_steps=num_steps)
+    return jax.block_until_ready(run)  # Some tests count the steps.
 
 
 @pytest.mark.parametrize(

@@ -164,11 +164,12 @@ def test_one_call_steps_all_lanes_on_any_number_of_threads(name, lanes, monkeypa
     repeated = jax.tree.map(lambda leaf: np.stack([leaf] * NUM), state)
     expected = one_by_one(env._physics, repeated, controls(env))
     monkeypatch.setattr(mujoco.batch.Batch, "step", step)
-    vmapped = functools.reduce(
-        lambda f, _: jax.vmap(f, (None, 0)), lanes, env._physics.step
-    )
     for threads in (1, 2, 5, 40):
         monkeypatch.setattr(physics_c, "_threads", lambda threads=threads: threads)
+        simulator = physics_c.CPhysics(env.model, env._task.simulation)
+        vmapped = functools.reduce(
+            lambda f, _: jax.vmap(f, (None, 0)), lanes, simulator.step
+        )
         after = vmapped(state, controls(env).reshape(*lanes, -1))
         after = jax.tree.map(
             lambda leaf: leaf.reshape(NUM, *leaf.shape[len(lanes) :]), after

@@ -87,13 +87,9 @@ class HostFunction:
         named = functools.partial(call, function=self._name)
         return jax.lax.platform_dependent(*arguments, cpu=named, default=callback)
 
-    def compute(self, *arguments: np.ndarray) -> Sequence[np.ndarray]:
-        """Returns the results for NumPy arrays."""
-        return self._function(*arguments)
-
     def _call_back(self, dtypes, *arguments):
         # The dtypes are given because the thread may not know that x64 is on.
-        results = self.compute(*map(np.asarray, arguments))
+        results = self._function(*map(np.asarray, arguments))
         return tuple(map(np.asarray, results, dtypes))
 
 
@@ -156,8 +152,6 @@ class _Metadata(ctypes.Structure):
 
 
 class _MetadataExtension(ctypes.Structure):
-    """An extension of a frame: XLA asks for the version instead of calling."""
-
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
         ("type", ctypes.c_int),
@@ -170,7 +164,7 @@ class _MetadataExtension(ctypes.Structure):
 def _handle(pointer: Any) -> int | None:
     """Answers a call of XLA; returns an error or None."""
     frame = pointer.contents
-    if frame.extensions:
+    if frame.extensions:  # XLA asks for the version instead of calling
         extension = _MetadataExtension.from_address(frame.extensions)
         version = extension.metadata.contents.version
         version.major, version.minor = _api_version()
@@ -180,7 +174,8 @@ def _handle(pointer: Any) -> int | None:
         name = ctypes.string_at(text.data, text.size).decode()
         if (function := _functions.get(name)) is None:
             raise RuntimeError(f"host function {name}: it no longer exists; keep it")
-        results = function.compute(*(array.copy() for array in _views(frame.arguments)))
+        arguments = [view.copy() for view in _views(frame.arguments)]
+        results = function._function(*arguments)
         for view, result in zip(_views(frame.results), results, strict=True):
             view[...] = result
     except BaseException:

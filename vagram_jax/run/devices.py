@@ -165,8 +165,8 @@ def over_lanes(
     """
     lanes, shared = PartitionSpec(AXIS), PartitionSpec()
     specs = tuple(lanes if axis == 0 else shared for axis in in_axes)
-    # With a plain sharded jit, all callbacks of an environment would run on the first
-    # device. With shard_map each runs on the device of its lane.
+    # With a plain sharded jit, a call of a simulator would take the lanes of all
+    # devices. With shard_map each call takes those of its device.
     sharded = jax.shard_map(
         partial(_on_one_device, function, layout.mode, tuple(in_axes)),
         mesh=layout.mesh,

@@ -15,12 +15,12 @@ import pytest
 import subprocesses
 
 from vagram_jax import envs
-from vagram_jax.envs import host
+from vagram_jax.envs import episodes, host
 
 LATER_PROCESS = """
 import functools, json, sys
 import jax, jax.numpy as jnp, numpy as np
-from vagram_jax.envs import host
+from vagram_jax.envs import episodes, host
 from vagram_jax.run import cache, devices
 
 events = []
@@ -203,3 +203,15 @@ def test_structures_have_the_layout_of_the_installed_header():
             8 if type_name[-1] == "*" else sizes[type_name] for type_name, *_ in fields
         ]
         assert [ctypes.sizeof(kind) for _, kind in own._fields_] == expected, name
+
+
+def test_an_episode_in_a_simulator_uses_no_key_twice(key_reuse):
+    env = mujoco_cases.our_env("hopper", physics="c")
+
+    def start_and_step(key_start, key_step):
+        state = episodes.reset(key_start, env=env)
+        action = jnp.zeros(env.action_size)
+        return episodes.step(key_step, state, action, env=env, episode_length=1)
+
+    after, *_ = jax.jit(start_and_step)(*mujoco_cases.keys(2))
+    assert after.steps == 0

@@ -97,6 +97,8 @@ CALLS = (
             "more elites than members: "
             "`vj.init_dynamics(jax.random.key(0), obs_dim=3, action_dim=2, "
             "config=small.replace(num_elites=3))`",
+            "a state without dimensions: "
+            "`vj.init_dynamics(jax.random.key(0), obs_dim=0, action_dim=2)`",
         ),
     ),
     Group(

@@ -95,8 +95,15 @@ def init_dynamics(
     """Returns the parameters of a new ensemble, which `predict` and every loss take.
 
     The normalizer is the identity until `fit_normalizer` sets it.
+
+    Raises:
+      ValueError: a size is below one.
+      ConfigError: as `check`.
     """
     check(config)
+    for name, size in (("obs_dim", obs_dim), ("action_dim", action_dim)):
+        if size < 1:
+            raise ValueError(f"init_dynamics: {name}={size}; at least 1")
     in_dim, out_dim = obs_dim + action_dim, obs_dim + 1
     module = _module(config, out_dim)
     keys = jax.random.split(key, config.num_members)

@@ -379,6 +379,6 @@ def test_help_lists_the_flags_and_every_key_with_its_value(file, capsys):
 
 
 def test_parse_refuses_a_flag_that_the_command_does_not_read():
-    with pytest.raises(flags.UsageError, match=r"^--seeds_file: unknown flag; "):
+    with pytest.raises(flags.UsageError, match=r"^--seeds_file=x: unknown flag; "):
         flags.parse(["status", "--seeds_file=x"], accepted=["debug"])
     assert flags.parse(["status", "--seeds_file=x"], accepted=["seeds_file"]) == ()

@@ -32,7 +32,9 @@ def test_points_are_all_combinations_in_the_order_of_the_grid():
     [None, "loss", "loss=", "=1", "loss=a;loss=b", "a=(1,2", "a=1,2)", "loss=a;"],
 )
 def test_points_refuses_what_is_no_grid(text):
-    with pytest.raises(ConfigError, match=r"--grid=.*accepted: KEY=VALUE"):
+    with pytest.raises(
+        ConfigError, match=r"--grid=.*KEY=VALUE,VALUE;KEY=... is accepted"
+    ):
         sweep.points(text)
 
 

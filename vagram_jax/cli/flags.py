@@ -155,7 +155,10 @@ def _set_flags(
     for name in absl_flags.FLAGS:
         flag = absl_flags.FLAGS[name]
         if flag.present and flag.name not in known:
-            raise UsageError(_unknown_flag(f"--{flag.name}", known, config_types))
+            # It is written as on the command line, as a flag that no module defines.
+            names = (f"--{flag.name}", f"-{flag.name}", f"--no{flag.name}")
+            written = [arg for arg in argv if arg.split("=")[0] in names]
+            raise UsageError(_unknown_flag(written[0], known, config_types))
     return positional
 
 

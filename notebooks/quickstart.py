@@ -44,7 +44,14 @@ from vagram_jax.run import loop
 
 # %%
 LOSSES = ("vagram", "mle")
-SHORT = {"num_seeds": "2", "total_steps": "1250", "eval_every": "1"}
+SHORT = {
+    "num_seeds": "2",
+    "total_steps": "900",
+    "steps_per_epoch": "100",
+    "updates_per_step": "2",
+    "eval_every": "1",
+    "eval_episodes": "4",
+}
 PENDULUM = ["cos angle", "sin angle", "velocity"]
 
 

@@ -51,6 +51,7 @@ SHORT = {
     "total_steps": "420",
     "warmup_steps": "300",
     "steps_per_epoch": "30",
+    "updates_per_step": "2",
     "eval_every": "1",
     "eval_episodes": "3",
     "distractors": "3",

@@ -152,14 +152,14 @@ config = from_mapping(
             "discount": 0.95,
         },
         "real_fraction": 0.3,
-        "batch_size": 128,
-        "updates_per_step": 5,
-        "warmup_steps": 300,
+        "batch_size": 64,
+        "updates_per_step": 3,
+        "warmup_steps": 200,
         "steps_per_epoch": 100,
         "replay_capacity": 1000,
     },
 )
-run_config = loop.RunConfig(num_seeds=2, total_steps=800)
+run_config = loop.RunConfig(num_seeds=2, total_steps=600)
 
 
 def train(env):

@@ -39,8 +39,8 @@ from vagram_jax.run import loop
 # first three observations are the pendulum's: the cosine and the sine of the angle, and
 # the velocity. The others are distractors, which neither actions nor rewards depend on.
 #
-# Here the training is shortened. `overrides` takes the keys and values of
-# `--config.KEY=VALUE`.
+# Here the training ends before the task is learned. `overrides` takes the keys and
+# values of `--config.KEY=VALUE`.
 
 # %%
 LOSSES = ("vagram", "mle")
@@ -105,7 +105,9 @@ fig.tight_layout()
 # `model/attention_dim` is the share of each state dimension in a loss: the curvature of
 # the loss in that dimension, times the variance that there is to predict. VaGraM
 # weights a dimension by the squared gradient of the value function, so its shares
-# follow what the agent has learned. Maximum likelihood doesn't know the value function.
+# follow what the agent has learned, which is little after so few steps. Maximum
+# likelihood doesn't know the value function: it divides by the variance that it
+# predicts, so it attends to what it predicts well.
 #
 # The dashed line is where all dimensions have the same share.
 

@@ -22,6 +22,7 @@ import mistake_calls
 import mistake_cases
 import pytest
 
+from vagram_jax.losses import LOSSES
 from vagram_jax.run import devices, session
 
 ROOT = Path(__file__).parents[1]
@@ -72,11 +73,18 @@ def prepared(group) -> Iterator[Path]:
         patch.setattr(devices, "memory_limit", lambda: 16e9)
         patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.local_device_count()))
         patch.setattr(session.loop, "make_programs", _refuse_to_train)
+        # A study may have registered losses of its own in this process.
+        for loss in [x for x in LOSSES.values() if not _is_ours(x)]:
+            patch.delitem(LOSSES, loss.name)
         for file, text in mistake_cases.USER_FILES.items():
             Path(file).write_text(text)
         group.prepare(patch)
         yield folder
         sys.modules.pop("my_tasks", None)
+
+
+def _is_ours(loss):
+    return loss.fn.__module__.startswith("vagram_jax.")
 
 
 def _refuse_to_train(*_):

@@ -115,6 +115,13 @@ CALLS = (
             "that returns a column: "
             "`vj.vagram_loss(params, batch, lambda state: state[:2, None])`",
             "that returns an index: `vj.vagram_loss(params, batch, jnp.argmax)`",
+            "that uses NumPy: "
+            "`vj.vagram_loss(params, batch, lambda state: np.linalg.norm(state))`",
+            "that takes the number: "
+            "`vj.vagram_loss(params, batch, lambda state: jnp.sum(state).item())`",
+            "that decides by a number: "
+            "`vj.vagram_loss(params, batch, lambda state: state[0] if state[0] > 0 "
+            "else 0.0)`",
             "none: `vj.vagram_loss(params, batch, None)`",
             "values instead of a function: `vj.vagram_loss(params, batch, np.ones(8))`",
             "arguments in the wrong order: `vj.value_gradient_weights(obs, value_fn)`",

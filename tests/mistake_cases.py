@@ -231,6 +231,10 @@ COMMANDS = (
             "no losses: `vagram compare --losses=`",
             "a loss twice: `vagram compare --losses=vagram,mle,mle`",
             "a loss by two names: `vagram compare --losses=none,sac`",
+            "a loss beside the list: "
+            "`vagram compare --config.loss=mle --losses=vagram,mle`",
+            "a key that the grid sets: "
+            "`vagram sweep --config.sac.discount=0.9 --grid=sac.discount=0.9,0.99`",
             "a sweep without a grid: `vagram sweep`",
             "a grid without values: `vagram sweep --grid=loss`",
             "a grid of an unknown key: `vagram sweep --grid=los=vagram,mle`",
@@ -252,6 +256,7 @@ COMMANDS = (
             "`vagram train --config.loss=mle --config.dynamics.head=deterministic`",
             "an option that the loss doesn't read: "
             "`vagram train --config.loss=mle --config.weights.normalize=true`",
+            "weights of zero: `vagram train --config.weights.gradient_coef=0`",
             "resume and overwrite: `vagram train --resume --overwrite`",
             "a process of no cluster: `vagram train --process_id=0`",
         ),
@@ -262,10 +267,8 @@ COMMANDS = (
             "a misspelt module: `vagram train --config.env=my_taks:Glider`",
             "a misspelt class: `vagram train --config.env=my_tasks:Glyder`",
             "a class with arguments: `vagram train --config.env=my_tasks:Heavy`",
-            "no termination: "
-            "`vagram train --config.env=my_tasks:Immortal --config.distractors=0`",
-            "no episode length: "
-            "`vagram train --config.env=my_tasks:Endless --config.distractors=0`",
+            "no termination: `vagram train --config.env=my_tasks:Immortal`",
+            "no episode length: `vagram train --config.env=my_tasks:Endless`",
             "Gymnasium's interface: `vagram train --config.env=my_tasks:Gym`",
             "a Python `if`: `vagram train --config.env=my_tasks:Branching`",
             "numbers of Python's `random`: `vagram train --config.env=my_tasks:Noisy`",

@@ -39,6 +39,10 @@ def with_part(part, **fields):
             r"loss='sample_weighted'; it reads batch\.weight, which training does",
         ),
         (
+            with_part("weights", gradient_coef=schedules.constant(0.0)),
+            "gradient_coef=0 and mse_coef=0 make all weights zero",
+        ),
+        (
             CONFIG.replace(replay_capacity=9),
             "replay_capacity=9; at least warmup_steps=10",
         ),

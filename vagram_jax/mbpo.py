@@ -31,7 +31,7 @@ from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import base, episodes
 from vagram_jax.fit import DynamicsState, FitConfig
 from vagram_jax.imagine import ImagineConfig
-from vagram_jax.losses import GradientConfig, WeightConfig
+from vagram_jax.losses import GradientConfig, WeightConfig, value_gradients
 from vagram_jax.replay import ReplayState
 from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.schedules import Schedule
@@ -458,6 +458,7 @@ def _check_loss(config: MBPOConfig) -> MBPOConfig:
         raise ConfigError(
             f"config: {key}={value}; loss={config.loss!r} doesn't read it; leave it out"
         )
+    value_gradients.check(config.weights)
     if config.dynamics.head != "auto":
         return config
     head = "gaussian" if loss.gaussian else "deterministic"
@@ -468,7 +469,7 @@ def _check_termination(env: base.Env, config: MBPOConfig) -> None:
     uses_env = config.imagine.termination == "env"
     if uses_env and getattr(env, "termination", None) is None:
         raise ConfigError(
-            f"config: imagine.termination='env'; {type(env).__name__} has no method "
+            f"config: imagine.termination='env'; {base.name_of(env)} has no method "
             "termination(obs, action, next_obs); add one, or set imagine.termination "
             "to learned, or to none if no episode terminates"
         )

@@ -337,6 +337,8 @@ def test_coefficients_are_numbers_or_constant_schedules():
         value_gradients.coefficients(ramp)
     with pytest.raises(ConfigError, match=r"gradient_coef=.* a constant is accepted"):
         jax.jit(value_gradients.coefficients)(WeightConfig())
+    with pytest.raises(ConfigError, match="make all weights zero"):
+        value_gradients.coefficients(WeightConfig(gradient_coef=0))
 
 
 @pytest.mark.parametrize(
@@ -349,6 +351,9 @@ def test_coefficients_are_numbers_or_constant_schedules():
         (lambda s: s, r"return jnp\.eye\(3\) @ state"),
         (lambda s: -jnp.square(s), "has the shape of the state"),
         (lambda s: s[:, 0], r"lambda state: value_fn\(state\[None\]\)\[0\]"),
+        (np.linalg.norm, r"numbers; JAX traces .* use jax\.numpy"),
+        (lambda s: float(s[0]), r"numbers \(.*test_value_gradients\.py:\d+\); JAX"),
+        (lambda s: s[0] if s[0] > 0.0 else s[1], r"jnp\.where instead of if"),
         (3.0, "a float was given; a function of one state is accepted"),
     ],
 )

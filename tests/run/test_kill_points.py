@@ -107,7 +107,12 @@ SOME |= {"overwrite": (6, 12, 17, 24)}
 
 
 @pytest.fixture(
-    scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        "some",
+        # Some thousand calls of fsync take minutes on a slow disk.
+        pytest.param("all", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+    ],
 )
 def points(request):
     """The changes at which training is killed, by the name of the command."""

@@ -29,7 +29,9 @@ def main(env_config, algorithm, run_config) -> int:
 
     Raises:
       ConfigError: no loss, or one twice, also under another name.
+      UsageError: `--config.loss` was given.
     """
+    flags.refuse_override("loss", "losses")
     options = train.session_options(run_config.num_seeds)
     curves = report_command.published_curves()
     losses = LOSSES.value

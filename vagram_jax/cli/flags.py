@@ -57,6 +57,9 @@ _OVERRIDE = re.compile(
 )
 
 
+_overrides: dict[str, str | bool] = {}  # of the command line that was parsed last
+
+
 class UsageError(ValueError):
     """A command line that isn't accepted. The message says what to write instead."""
 
@@ -123,8 +126,25 @@ def parse(
         if matches or absl_flags.FLAGS["config"].present:
             raise UsageError("--config: this command takes no config; leave it out")
         return ()
-    overrides = {match["key"]: _text(match) for match in matches}
-    return _configs().load(_CONFIG.value, *config_types, overrides=overrides)
+    _overrides.clear()
+    _overrides.update({match["key"]: _text(match) for match in matches})
+    return _configs().load(_CONFIG.value, *config_types, overrides=_overrides)
+
+
+def refuse_override(key: str, flag: str) -> None:
+    """Refuses a config key on the command line that another flag sets.
+
+    Args:
+      key: a dotted key.
+      flag: the flag that sets it, without dashes.
+
+    Raises:
+      UsageError: `--config.KEY` was given.
+    """
+    if key in _overrides:
+        raise UsageError(
+            f"--config.{key}={_overrides[key]}: --{flag} sets {key}; leave one out"
+        )
 
 
 def _read_flagfiles(argv: list[str]) -> tuple[list[re.Match[str]], list[str]]:

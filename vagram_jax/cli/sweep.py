@@ -108,6 +108,7 @@ def points(text: str | None) -> list[dict[str, str]]:
 
     Raises:
       ConfigError: the text can't be read.
+      UsageError: the command line sets one of the keys, too.
     """
     axes = {}
     for part in (text or "").split(";"):
@@ -119,6 +120,7 @@ def points(text: str | None) -> list[dict[str, str]]:
                 f"--grid={text or ''}: {part!r}; KEY=VALUE,VALUE;KEY=... is accepted, "
                 "each key once, a tuple as (16,16)"
             )
+        flags.refuse_override(key, "grid")
         axes[key] = [value.strip() for value in values]
     return [
         dict(zip(axes, combination, strict=True))

@@ -164,7 +164,12 @@ def check_env(env: Any) -> None:
 
 
 def name_of(env: Any) -> str:
-    """Returns the class name of an environment (or of a class), for messages."""
+    """Returns the class name of an environment (or of a class), for messages.
+
+    With this package's wrappers around it, it is the name of what they wrap.
+    """
+    while hasattr(env, "unwrap") and hasattr(env, "_env"):
+        env = env._env
     return env.__name__ if isinstance(env, type) else type(env).__name__
 
 

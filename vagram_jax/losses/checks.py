@@ -16,6 +16,13 @@ from vagram_jax.config import ConfigError, check_fields
 from vagram_jax.losses import batches
 from vagram_jax.types import Batch, PredictFn, Prediction, Transition, ValueFn
 
+# What JAX raises if a function asks an array that it traces for its numbers.
+_NEEDS_NUMBERS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
 # The options of losses, and the classes that hold them.
 _OPTIONS = {"gradients": "GradientConfig", "weights": "WeightConfig"}
 
@@ -295,7 +302,14 @@ def _predicts_one(params, batch: Transition, predict) -> bool:
 def _value_of(value_fn: ValueFn, given: str, obs_dim: int, dtype):
     """The abstract value of one state; a function of a batch is named as such."""
     try:
-        return jax.eval_shape(value_fn, jax.ShapeDtypeStruct((obs_dim,), dtype))
+        return _traced(value_fn, (obs_dim,), dtype)
+    except _NEEDS_NUMBERS as error:
+        place = user_code.raised_at(error)
+        raise ValueError(
+            f"{given} asks an array for its numbers{f' ({place})' if place else ''}; "
+            "JAX traces it to differentiate it; use jax.numpy instead of NumPy and "
+            "jnp.where instead of if, and leave out float() and .item()"
+        ) from error
     except Exception as error:
         rows = obs_dim + 1
         shape = _traced_shape(value_fn, (rows, obs_dim), dtype)
@@ -312,7 +326,13 @@ def _value_of(value_fn: ValueFn, given: str, obs_dim: int, dtype):
 def _traced_shape(value_fn: ValueFn, shape, dtype) -> tuple[int, ...] | None:
     """The shape that a function returns for another input; None if it raises."""
     try:
-        value = jax.eval_shape(value_fn, jax.ShapeDtypeStruct(shape, dtype))
-        return getattr(value, "shape", None)
+        return getattr(_traced(value_fn, shape, dtype), "shape", None)
     except Exception:  # whatever a user's code raises for an input of this shape
         return None
+
+
+def _traced(value_fn: ValueFn, shape, dtype):
+    # JAX 0.10 crashes on a function of NumPy itself, so it gets a lambda.
+    return jax.eval_shape(
+        lambda state: value_fn(state), jax.ShapeDtypeStruct(shape, dtype)
+    )

@@ -70,6 +70,22 @@ class WeightConfig:
     mse_normalized: bool = static(False)
 
 
+def check(weights: WeightConfig) -> None:
+    """Refuses coefficients with which all weights are zero from the start to the end.
+
+    Raises:
+      ConfigError: both are zero. Arrays, as `resolve` returns, are not checked.
+    """
+    coefs = (weights.gradient_coef, weights.mse_coef)
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(coefs)):
+        return
+    if all(schedules.bounds(coef)[1] == 0.0 for coef in coefs):
+        raise ConfigError(
+            "weights: gradient_coef=0 and mse_coef=0 make all weights zero; set one of "
+            "them above 0"
+        )
+
+
 def resolve(weights: WeightConfig, env_steps: jax.Array | int) -> WeightConfig:
     """Returns the config with each schedule replaced by its value after `env_steps`."""
     return weights.replace(
@@ -82,8 +98,9 @@ def coefficients(weights: WeightConfig) -> tuple[jax.Array | float, jax.Array | 
     """Returns `(gradient_coef, mse_coef)` as numbers.
 
     Raises:
-      ConfigError: one of them changes with the environment steps.
+      ConfigError: one of them changes with the environment steps, or both are zero.
     """
+    check(weights)
     return (
         _number("gradient_coef", weights.gradient_coef),
         _number("mse_coef", weights.mse_coef),

@@ -1,6 +1,7 @@
 """Resuming a run of which something was lost: rows, checkpoints, record or lock."""
 
 import shutil
+import socket
 
 import pytest
 import session_cases as cases
@@ -76,6 +77,16 @@ def test_a_finished_run_that_lost_a_row_is_not_taken_for_finished(tmp_path, whol
     lines = train(root, resume=True)
     assert "run: resuming from step 17" in lines
     cases.assert_same_run(root, whole)
+
+
+def test_a_finished_run_loses_the_lock_of_a_process_that_was_killed_at_its_end(
+    tmp_path, whole
+):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    owner = {"host": socket.gethostname(), "pid": 4711, "started": "then"}
+    files.write_json(cases.folder_of(tmp_path) / lock.NAME, owner)
+    # `train` checks that no lock is left.
+    assert train(tmp_path, resume=True) == ["run: finished already"]
 
 
 def test_a_run_without_a_usable_checkpoint_says_so_and_keeps_its_tables(root, whole):

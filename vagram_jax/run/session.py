@@ -139,6 +139,8 @@ def train_runs(
     folder, unfinished, statuses = root / study, [], []
     for spec in specs:
         if options.resume and _is_finished(spec, folder / spec.name):
+            if devices.is_first():
+                lock.remove_dead(folder / spec.name)
             report(f"{spec.name}: finished already")
         else:
             unfinished.append(spec)

@@ -139,6 +139,16 @@ def hold(
             held._remove()
 
 
+def remove_dead(folder: Path) -> None:
+    """Removes the lock that a process left which ended without removing it, if any."""
+    if owner(folder) is not None:
+        with (
+            contextlib.suppress(files.ResultsError),
+            hold(folder, report=lambda _: None),
+        ):
+            pass
+
+
 def owner(folder: Path) -> Owner | None:
     """Reads who holds a run's lock, dead or alive; None without a readable lock."""
     path = folder / NAME

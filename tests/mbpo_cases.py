@@ -102,19 +102,21 @@ def ends(obs):
 WALK = Walk()
 
 
-def _start_one(key, nan_at, config):
+def start_one(key, nan_at, config):
+    """Returns the state of one seed after its warm-up, not compiled."""
     env = Walk(nan_at)
     return mbpo.warm_up(mbpo.init(key, env=env, config=config), env=env, config=config)
 
 
-def _epoch_one(state, nan_at, config):
+def epoch_one(state, nan_at, config):
+    """Runs one epoch of one seed, not compiled."""
     return mbpo.epoch(state, env=Walk(nan_at), config=config)
 
 
-_start, _epoch = jax.jit(_start_one), jax.jit(_epoch_one)
-_start_with_emitters, _epoch_with_emitters = map(emitters.jit, (_start_one, _epoch_one))
-_start_seeds = jax.jit(jax.vmap(_start_one, in_axes=(0, None, None)))
-_epoch_seeds = jax.jit(jax.vmap(_epoch_one, in_axes=(0, None, 0)))
+_start, _epoch = jax.jit(start_one), jax.jit(epoch_one)
+_start_with_emitters, _epoch_with_emitters = map(emitters.jit, (start_one, epoch_one))
+_start_seeds = jax.jit(jax.vmap(start_one, in_axes=(0, None, None)))
+_epoch_seeds = jax.jit(jax.vmap(epoch_one, in_axes=(0, None, 0)))
 
 
 @contextlib.contextmanager

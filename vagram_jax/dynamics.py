@@ -107,6 +107,8 @@ def init_dynamics(
     in_dim, out_dim = obs_dim + action_dim, obs_dim + 1
     module = _module(config, out_dim)
     keys = jax.random.split(key, config.num_members)
+    # With a dtype, because a program would compile again for an array of a weak type.
+    infinity = jnp.full(obs_dim, jnp.inf, jnp.result_type(float))
     return DynamicsParams(
         network=jax.vmap(module.init, in_axes=(0, None))(keys, jnp.zeros(in_dim)),
         normalizer=Normalizer(
@@ -114,8 +116,8 @@ def init_dynamics(
             input_std=jnp.ones(in_dim),
             target_mean=jnp.zeros(out_dim),
             target_std=jnp.ones(out_dim),
-            obs_low=jnp.full(obs_dim, -jnp.inf),
-            obs_high=jnp.full(obs_dim, jnp.inf),
+            obs_low=-infinity,
+            obs_high=infinity,
         ),
         config=config,
     )

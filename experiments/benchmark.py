@@ -17,27 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import foreign_models, measure
+from experiments import foreign_models, measure, updates
 from vagram_jax import (
     dynamics,
     envs,
-    fit,
     imagine,
-    losses,
-    replay,
     sac,
     schedules,
 )
 from vagram_jax.cli import flags
 from vagram_jax.config import ConfigError
-from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import episodes
 from vagram_jax.envs.mujoco import tasks
-from vagram_jax.fit import FitConfig
 from vagram_jax.imagine import ImagineConfig
 from vagram_jax.run import devices, loop, states
 from vagram_jax.storage import checkpoint, files
-from vagram_jax.types import Transition
 
 SUITES = ("updates", "options", "models", "epochs", "checkpoints", "envs")
 
@@ -46,11 +40,6 @@ SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds that train at the same
 SUITE = flags.DEFINE_list(
     "suite", list(SUITES), f"What to measure, of {', '.join(SUITES)}."
 )
-
-# The sizes that MBPO and the paper use.
-_OBS_DIM, _ACTION_DIM, _BATCH, _STEPS = 17, 6, 256, 10
-_DYNAMICS = DynamicsConfig(hidden=(200,) * 4, num_members=7, head="deterministic")
-_SAC = sac.SACConfig(hidden=(256, 256))
 
 # One option, or one combination, at a time; the cost is relative to none.
 _AGENT_OPTIONS = {
@@ -114,17 +103,17 @@ def main(env_config, algorithm, run) -> int:
 def _updates() -> dict[str, float]:
     """The speed of a SAC update and of a fit step, relative to a matrix product."""
     product, product_flops = measure.matmul()
-    update, update_flops = _sac_steps()
-    mse, mse_flops = _fit_steps("mse")
-    vagram, _ = _fit_steps("vagram")
+    update, update_flops = updates.sac_steps()
+    mse, mse_flops = updates.fit_steps("mse")
+    vagram, _ = updates.fit_steps("vagram")
     programs = {"product": product, "sac": update, "mse": mse, "vagram": vagram}
     seconds = measure.seconds(programs, rounds=15)
     rate = product_flops / seconds["product"]
     return {
         "matrix product, Gflop/s": rate / 1e9,
-        "SAC update, ms": 1e3 * seconds["sac"] / _STEPS,
+        "SAC update, ms": 1e3 * seconds["sac"] / updates.STEPS,
         "SAC update, rate to product's": update_flops / seconds["sac"] / rate,
-        "fit step (mse), ms": 1e3 * seconds["mse"] / _STEPS,
+        "fit step (mse), ms": 1e3 * seconds["mse"] / updates.STEPS,
         "fit step (mse), rate to product's": mse_flops / seconds["mse"] / rate,
         "fit step, VaGraM to MSE, time": seconds["vagram"] / seconds["mse"],
     }
@@ -134,11 +123,15 @@ def _options() -> dict[str, float]:
     """The time of an update, a fit step and a rollout with each option, to without."""
     figures = {}
     for what, options, program in (
-        ("SAC update", _AGENT_OPTIONS, lambda o: _sac_steps(_SAC.replace(**o))[0]),
+        (
+            "SAC update",
+            _AGENT_OPTIONS,
+            lambda o: updates.sac_steps(updates.SAC.replace(**o))[0],
+        ),
         (
             "fit step (mse)",
             _MODEL_OPTIONS,
-            lambda o: _fit_steps("mse", _DYNAMICS.replace(**o))[0],
+            lambda o: updates.fit_steps("mse", updates.DYNAMICS.replace(**o))[0],
         ),
         ("rollouts", _ROLLOUT_OPTIONS, _rollouts),
     ):
@@ -152,10 +145,10 @@ def _options() -> dict[str, float]:
 
 def _rollouts(options):
     """A program of rollouts of five steps from 1,000 states."""
-    sizes = {"obs_dim": _OBS_DIM, "action_dim": _ACTION_DIM}
-    model = dynamics.init_dynamics(jax.random.key(0), **sizes, config=_DYNAMICS)
-    agent = sac.init(jax.random.key(1), **sizes, config=_SAC)
-    starts = _transitions((1000,)).obs
+    sizes = updates.HALFCHEETAH
+    model = dynamics.init_dynamics(jax.random.key(0), **sizes, config=updates.DYNAMICS)
+    agent = sac.init(jax.random.key(1), **sizes, config=updates.SAC)
+    starts = updates.transitions((1000,)).obs
 
     @jax.jit
     def program(model, agent):
@@ -164,60 +157,13 @@ def _rollouts(options):
             model,
             jnp.arange(5),
             starts,
-            act=sac.policy(agent, config=_SAC),
+            act=sac.policy(agent, config=updates.SAC),
             termination=lambda obs, action, next_obs: jnp.bool_(False),
             horizon=jnp.int32(5),
             config=ImagineConfig(horizon=schedules.constant(5), **options),
         )
 
     return lambda: program(model, agent)
-
-
-def _sac_steps(config: sac.SACConfig = _SAC):
-    """A program of `_STEPS` updates, and its floating-point operations."""
-    key = jax.random.key(0)
-    state = sac.init(key, obs_dim=_OBS_DIM, action_dim=_ACTION_DIM, config=config)
-    batches = _transitions((_STEPS, _BATCH))
-    keys = jax.random.split(jax.random.key(1), _STEPS)
-
-    def steps(state, keys, batches):
-        return jax.lax.scan(
-            lambda s, x: sac.update(x[0], s, x[1], config=config),
-            state,
-            (keys, batches),
-        )
-
-    program = jax.jit(steps)
-    flops = measure.matmul_flops(steps, state, keys, batches)
-    return lambda: program(state, keys, batches), flops
-
-
-def _fit_steps(name: str, model: DynamicsConfig = _DYNAMICS):
-    """A program of `_STEPS` fit steps with prepared weights, and its operations."""
-    loss, config = losses.get(name), FitConfig()
-    sizes = {"obs_dim": _OBS_DIM, "action_dim": _ACTION_DIM}
-    state = fit.init(jax.random.key(0), **sizes, dynamics_config=model, config=config)
-    data = _transitions((4096,))
-    agent = sac.init(jax.random.key(1), **sizes, config=_SAC)
-    value_fn = sac.value_fn(agent, config=_SAC)
-    weights = loss.prepare(data, value_fn) if loss.prepare else None
-    rows = jax.random.randint(
-        jax.random.key(2), (_STEPS, _DYNAMICS.num_members, _BATCH), 0, 4096
-    )
-
-    def step(state, rows):
-        return fit.train_step(
-            state,
-            replay.take(data, rows),
-            value_fn,
-            None if weights is None else weights[rows],
-            loss=loss,
-            config=config,
-        )
-
-    program = jax.jit(partial(jax.lax.scan, step))
-    flops = measure.matmul_flops(partial(jax.lax.scan, step), state, rows)
-    return lambda: program(state, rows), flops
 
 
 def _epochs(env_config, algorithm, run) -> dict[str, float]:
@@ -373,15 +319,3 @@ def _megabytes(program) -> float:
     """Memory of a program's arguments and temporary arrays on a device, in MB."""
     memory = program.memory_analysis()
     return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
-
-
-def _transitions(shape: tuple[int, ...]) -> Transition:
-    draw = np.random.default_rng(0).standard_normal
-    return Transition(
-        obs=jnp.asarray(draw((*shape, _OBS_DIM)), jnp.float32),
-        action=jnp.asarray(np.tanh(draw((*shape, _ACTION_DIM))), jnp.float32),
-        reward=jnp.asarray(draw(shape), jnp.float32),
-        next_obs=jnp.asarray(draw((*shape, _OBS_DIM)), jnp.float32),
-        terminated=jnp.zeros(shape, bool),
-        truncated=jnp.zeros(shape, bool),
-    )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import foreign_models, measure, updates
+from experiments import foreign_models, measure, peers, peers_training, updates
 from vagram_jax import (
     dynamics,
     envs,
@@ -34,11 +34,30 @@ from vagram_jax.run import devices, loop, states
 from vagram_jax.storage import checkpoint, files
 
 SUITES = ("updates", "options", "models", "epochs", "checkpoints", "envs")
+# It takes hours and needs other libraries.
+_PEERS = "peers"
 
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this JSON file.")
 SEEDS = flags.DEFINE_integer("seeds", 8, "Number of seeds that train at the same time.")
 SUITE = flags.DEFINE_list(
-    "suite", list(SUITES), f"What to measure, of {', '.join(SUITES)}."
+    "suite", list(SUITES), f"What to measure, of {', '.join((*SUITES, _PEERS))}."
+)
+PEERS_FOLDER = flags.DEFINE_string(
+    "peers_folder", "results/peers", "The suite peers: the folder of its results."
+)
+TASKS = flags.DEFINE_list(
+    "tasks",
+    list(peers_training.TASKS),
+    "The suite peers: the tasks to train, each NAME, NAME:STEPS or NAME:STEPS:RETURN; "
+    "none measures only the updates.",
+)
+METHODS = flags.DEFINE_list(
+    "methods",
+    list(peers_training.METHODS),
+    f"The suite peers: what to train, of {', '.join(peers_training.METHODS)}.",
+)
+MINUTES = flags.DEFINE_float(
+    "minutes", 60.0, "The suite peers: time after which the training of a seed stops."
 )
 
 # One option, or one combination, at a time; the cost is relative to none.
@@ -72,8 +91,9 @@ def main(env_config, algorithm, run) -> int:
       ResultsError: the folder of the JSON file can't be written.
     """
     for suite in SUITE.value or [""]:
-        if suite not in SUITES:
-            raise ConfigError(f"--suite={suite}; accepted: {', '.join(SUITES)}")
+        if suite not in (*SUITES, _PEERS):
+            accepted = ", ".join((*SUITES, _PEERS))
+            raise ConfigError(f"--suite={suite}; accepted: {accepted}")
     if SEEDS.value < 1:
         raise ConfigError(f"--seeds={SEEDS.value}; at least 1")
     if JSON.value:  # checked before minutes of measuring
@@ -88,6 +108,7 @@ def main(env_config, algorithm, run) -> int:
         "epochs": partial(_epochs, *configs),
         "checkpoints": partial(_checkpoints, *configs),
         "envs": partial(_envs, env_config),
+        _PEERS: _peers,
     }
     figures = {"device": devices.describe(), "jax": jax.__version__}
     for suite in SUITE.value:
@@ -98,6 +119,16 @@ def main(env_config, algorithm, run) -> int:
     if JSON.value:
         files.write_json(JSON.value, figures)
     return 0
+
+
+def _peers() -> dict[str, float]:
+    """This package and others: speed, and time and steps to a return."""
+    folder = Path(PEERS_FOLDER.value)
+    tasks = peers.check(TASKS.value, METHODS.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.check_writable(folder)
+    options = {"seeds": SEEDS.value, "minutes": MINUTES.value}
+    return peers.measure(folder, tasks, METHODS.value, **options)
 
 
 def _updates() -> dict[str, float]:

@@ -123,7 +123,9 @@ def torch_ensemble() -> Callable[[], Any]:
             weight, bias = layers[-1]
             error = torch.baddbmm(bias, hidden, weight) - targets[batch]
             optimizer.zero_grad()
-            error.square().sum(-1).mean(-1).sum().backward()
+            loss = error.square().sum(-1).mean(-1).sum()
+            loss.backward()
             optimizer.step()
+        return loss
 
     return steps

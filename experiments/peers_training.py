@@ -208,7 +208,6 @@ def train(
       Seeds to the fields of a file, see `peers`.
     """
     # Every training compiles all that it runs, as that of a command of its own would.
-    jax.config.update("jax_enable_compilation_cache", False)
     jax.clear_caches()
     max_seconds = 60.0 * minutes * len(seeds)
     recorder = Recorder(seeds, task, _evaluation(task), max_seconds)

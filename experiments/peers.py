@@ -165,16 +165,20 @@ def until(target: float, cells: _Cells) -> Reached:
 
 
 def table(task: Task, reached: Mapping[str, Reached]) -> str:
-    """Returns the table of a task, with times relative to the first method's."""
+    """Returns the table of a task, with times relative to the first method's.
+
+    The column "running" has the seconds of a seed without compilation.
+    """
     first = next(iter(reached))
     lines = [
         f"{task.gymnasium}: until a return of {task.target:g}, medians of the seeds",
         f"{'':<14}{'seeds':>8}{'env steps':>11}{'s a seed':>10}"
-        f"{'compiled':>10}{'s in all':>10}  to {display_name(first)}",
+        f"{'running':>10}{'s in all':>10}  to {display_name(first)}",
     ]
     for name, row in reached.items():
         numbers = (row.seconds, row.without_compiling, row.all_seeds)
-        ratio = row.seconds / reached[first].seconds
+        relative_to = reached[first].seconds
+        ratio = row.seconds / relative_to if math.isfinite(relative_to) else math.inf
         lines.append(
             f"{display_name(name):<14}{f'{row.reached}/{row.seeds}':>8}"
             f"{_number(row.env_steps, 0):>11}"
@@ -203,7 +207,7 @@ def plot(trained: Mapping[Task, Mapping[str, _Cells]], path: Path) -> None:
                     figures.draw_band(
                         axes, x, bands, label, style, num_markers=8, is_step=True
                     )
-            axes.axhline(task.target, color=figures.GRAY, linewidth=0.8, zorder=0)
+            axes.axhline(task.target, color=figures.GRAY, linewidth=1.2, linestyle="--")
         notes = ("seconds of training a seed", "environment steps")
         for axes, x_label in zip(row, notes, strict=True):
             figures.set_labels(axes, task.gymnasium, x_label, "return")

@@ -8,6 +8,7 @@ policy, from the same start states for every method.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import time
@@ -291,9 +292,10 @@ def train_sbx(method: str, task: Task, seed: int, recorder: Recorder) -> dict[st
 
     name, published = _PUBLISHED[method]
     settings = published[task.name]
+    options = copy.deepcopy(settings)  # SBX changes them
     algorithm = getattr(importlib.import_module("sbx"), name)
     env = gymnasium.make(task.gymnasium)
-    model = algorithm("MlpPolicy", env, seed=seed, **settings)
+    model = algorithm("MlpPolicy", env, seed=seed, **options)
     select = type(model.policy).select_action
 
     def act(actor_state, key, obs):

@@ -55,6 +55,9 @@ def test_a_seed_that_never_has_the_return_makes_the_total_infinite(never):
     assert reached.all_seeds == math.inf
     text = peers.table(TASK, {"vagram": peers.until(10.0, {0: cells[0]}), "x": reached})
     assert "2/3" in text and text.rstrip().endswith("1.00")
+    # Relative to a method that never has the return, there is no time.
+    alone = {"vagram": peers.until(10.0, {2: cells[2]}), "x": reached}
+    assert peers.table(TASK, alone).splitlines()[-1].endswith(" -")
 
 
 def test_a_curve_holds_the_return_until_the_next_evaluation():

@@ -46,5 +46,5 @@ def test_the_ensemble_in_pytorch_learns(monkeypatch):
     small = DynamicsConfig(hidden=(8,), num_members=2, num_elites=1)
     monkeypatch.setattr(updates, "DYNAMICS", small)
     steps = peers_updates.torch_ensemble()
-    losses = [float(steps()) for _ in range(30)]
+    losses = [steps().item() for _ in range(30)]
     assert losses[-1] < 0.9 * losses[0]

@@ -49,7 +49,7 @@ TASKS = flags.DEFINE_list(
     "tasks",
     list(peers_training.TASKS),
     "The suite peers: the tasks to train, each NAME, NAME:STEPS or NAME:STEPS:RETURN; "
-    "none measures only the updates.",
+    "without any, only the updates are measured.",
 )
 METHODS = flags.DEFINE_list(
     "methods",

@@ -16,6 +16,7 @@ from vagram_jax.analysis.study import Study
 from vagram_jax.cli import flags
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import cache, devices, grid, session
+from vagram_jax.storage import results
 
 RESULTS = flags.DEFINE_string("results", "results", "The folder of all studies.")
 STUDY = flags.DEFINE_string("study", None, "Name of the study; default: the task's.")
@@ -29,6 +30,9 @@ BREAK_LOCK = flags.DEFINE_bool(
 )
 CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 1, "Epochs between two checkpoints; 0: only when a run ends."
+)
+LOG = flags.DEFINE_list(
+    "log", [], f"Loggers, by commas: {', '.join(results.LOGS)}; default: CSV only."
 )
 SEED_MODE = flags.DEFINE_enum(
     "seed_mode", "vmap", devices.MODES, "Seeds at the same time, or one by one."
@@ -104,6 +108,7 @@ def session_options(num_lanes: int) -> session.SessionOptions:
         overwrite=OVERWRITE.value,
         strict=STRICT.value,
         break_lock=BREAK_LOCK.value,
+        log=tuple(LOG.value),
     )
 
 

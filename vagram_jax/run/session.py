@@ -23,14 +23,12 @@ from tqdm import tqdm
 from vagram_jax import envs
 from vagram_jax.analysis import summary
 from vagram_jax.envs import base
-from vagram_jax.mbpo import MBPOState
-from vagram_jax.run import chunks, devices, failures, grid, loop, rows, signals
+from vagram_jax.run import chunks, devices, failures, grid, logs, loop, signals
 from vagram_jax.run.chunks import Chunk, RunLanes
 from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
 from vagram_jax.run.loop import Programs, RunConfig
-from vagram_jax.run.rows import Progress
-from vagram_jax.run.tables import Tables
+from vagram_jax.run.recorder import Recorder
 from vagram_jax.storage import checkpoint, disk, files, lock, records, results
 from vagram_jax.storage.lock import Lock
 
@@ -53,6 +51,7 @@ class SessionOptions:
       strict: on `resume`, refuse a checkpoint that can't be used instead of using the
         previous one, and refuse to start at step 0 for lack of one.
       break_lock: take the lock of an owner on another machine without a heartbeat.
+      log: names of loggers, see `logs`.
     """
 
     layout: devices.Layout = dataclasses.field(default_factory=devices.Layout)
@@ -62,6 +61,15 @@ class SessionOptions:
     overwrite: bool = False
     strict: bool = False
     break_lock: bool = False
+    log: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        """Checks that the loggers are installed.
+
+        Raises:
+          ConfigError: as `logs.check`.
+        """
+        logs.check(self.log)
 
 
 def check_runs(
@@ -142,6 +150,7 @@ def train_runs(
             if devices.is_first():
                 lock.remove_dead(folder / spec.name)
             report(f"{spec.name}: finished already")
+            _complete_logs(spec, folder / spec.name, options, report)
         else:
             unfinished.append(spec)
     groups = grid.groups(unfinished, folder, resume=options.resume)
@@ -157,6 +166,19 @@ def train_runs(
             print(f"{names}: {error}", file=sys.stderr)
             statuses.append(error.status)
     return statuses
+
+
+def _complete_logs(
+    spec: RunSpec,
+    folder: Path,
+    options: SessionOptions,
+    report: Callable[[str], None],
+) -> None:
+    """Writes the logs of a finished run that are missing, in the first process."""
+    if options.log and devices.is_first():
+        with own_folders([folder], break_lock=options.break_lock, report=report):
+            seeds = loop.seeds_of(spec.run_config)
+            logs.complete(options.log, folder, seeds, report=report)
 
 
 def _is_finished(spec: RunSpec, folder: Path) -> bool:
@@ -341,56 +363,6 @@ def _chunk_size(run_config: RunConfig, options: SessionOptions) -> int:
     return math.lcm(run_config.num_seeds, jax.device_count())
 
 
-class _Recorder:
-    """Writes the rows and checkpoints of a chunk while this process owns its runs.
-
-    Attributes:
-      writer: of the checkpoints.
-    """
-
-    def __init__(
-        self,
-        chunk: Chunk,
-        layout: devices.Layout,
-        locks: Sequence[Lock],
-        *,
-        report: Callable[[str], None],
-    ):
-        self.writer = checkpoint.Writer(report, check=self._check)
-        self._chunk, self._layout, self._locks = chunk, layout, locks
-        # The steps of all seeds, trained at the speed of this chunk.
-        self._later_steps = chunk.later_steps / len(chunk.lanes.seeds)
-        self._report = report
-        self._runs = chunk.runs if devices.is_first() else []
-        self._tables = [Tables(run.folder, run.seeds) for run in self._runs]
-
-    def append(self, state: MBPOState, progress: Progress) -> None:
-        """Appends the rows of an epoch to the tables, in the first process."""
-        self._check()
-        warmup_steps = self._chunk.runs[0].spec.algorithm.warmup_steps
-        if progress.env_steps == warmup_steps:
-            for line in chunks.unbounded(state, self._chunk):
-                self._report(line)
-        for run, tables in zip(self._runs, self._tables, strict=True):
-            spec, own = run.spec, rows.of_lanes(progress, run.lanes)
-            constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
-            if tables.append(own, constant):
-                options = {
-                    "last": spec.run_config.total_steps,
-                    "later_steps": self._later_steps,
-                }
-                self._report(rows.progress_line(spec.name, own, **options))
-
-    def save(self, state: MBPOState, step: int) -> None:
-        """Starts saving a checkpoint of this process's lanes."""
-        pieces = chunks.pieces(state, self._chunk, self._layout, self._tables)
-        self.writer.save(pieces, step)
-
-    def _check(self) -> None:
-        for held in self._locks:
-            held.check()
-
-
 def _train_chunk(
     chunk: Chunk,
     programs: Programs,
@@ -404,8 +376,10 @@ def _train_chunk(
     layout, last_step = options.layout, chunk.run_config.total_steps
     restored, first_step = _restore(chunk, options, report)
     if first_step >= last_step:
+        for run in chunk.runs if devices.is_first() else ():
+            logs.complete(options.log, run.folder, run.seeds, report=report)
         return
-    recorder = _Recorder(chunk, layout, locks, report=report)
+    recorder = Recorder(chunk, layout, locks, log=options.log, report=report)
     recorder.writer.saved = first_step if restored else None
     iterations = loop.train_lanes(
         chunk.run_config,
@@ -416,7 +390,11 @@ def _train_chunk(
         restored=restored,
     )
     received = 0
-    with _progress_bar(last_step) as bar, failures.explained(recorder.writer):
+    with (
+        _progress_bar(last_step) as bar,
+        failures.explained(recorder.writer),
+        recorder.logs,
+    ):
         for state, progress in iterations:
             step = progress.env_steps
             bar.update(step - bar.n)

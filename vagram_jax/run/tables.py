@@ -39,8 +39,10 @@ class Tables:
         for name, digest in self._digests.items():
             digest.update(line for *_, line in _lines(folder / name, seeds))
 
-    def append(self, progress: Progress, constant: Mapping[str, Any]) -> bool:
-        """Appends the rows of an epoch; returns whether it has an evaluation.
+    def append(
+        self, progress: Progress, constant: Mapping[str, Any]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Appends the rows of an epoch and returns them, by the name of the table.
 
         Args:
           progress: of the lanes of the seeds.
@@ -58,7 +60,7 @@ class Tables:
             lines = files.append_rows(self._folder / name, table)
             if name in self._digests:
                 self._digests[name].update(lines.splitlines(keepends=True))
-        return bool(new["metrics.csv"])
+        return new
 
     def notes(self) -> dict[str, Any]:
         """What the notes of a checkpoint say of the tables, for `missing`."""

@@ -9,8 +9,10 @@
                           metrics.csv.1 a table from before a restart at step 0
                           summary.json  written when the run has finished
                           policy-seed0.mp4, .gif or .html   a film, see `render`
+                          tensorboard/, wandb/   logs, see `run.logs`
 
-No run leaves its folder, and no file holds an absolute path.
+No run leaves its folder, and no file but the debug logs of wandb holds an absolute
+path.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _STUDY_FILES = (".json", ".html", ".png")
 # without its record nobody knows its settings.
 _TRAINED = ("checkpoints", "summary.json", "metrics.csv", "model.csv", "timing.csv")
 _RUN_FILES = (*_TRAINED, "failure.json", records.NAME)
+LOGS = ("tensorboard", "wandb")
+"""The names of the loggers, and of the folders in a run with their logs."""
 _PICTURE = re.compile(r"policy-seed([0-9]+)\.(mp4|gif|html)")
 _NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -324,7 +328,7 @@ def pictures(folder: str | os.PathLike) -> list[tuple[int, str]]:
 
 def _clear(folder: Path) -> None:
     """Removes a run; each folder and file vanishes in one step."""
-    for name in (*_RUN_FILES, *(name for _, name in pictures(folder))):
+    for name in (*LOGS, *_RUN_FILES, *(name for _, name in pictures(folder))):
         path = folder / name
         if disk.is_folder(path):
             path = files.unfinished(path)

@@ -1,0 +1,69 @@
+"""Writes what training leaves on the disk: tables, logs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vagram_jax.mbpo import MBPOState
+from vagram_jax.run import chunks, devices, logs, rows
+from vagram_jax.run.chunks import Chunk
+from vagram_jax.run.rows import Progress
+from vagram_jax.run.tables import Tables
+from vagram_jax.storage import checkpoint
+from vagram_jax.storage.lock import Lock
+
+
+class Recorder:
+    """Writes rows, logs and checkpoints of a chunk while this process owns its runs.
+
+    Attributes:
+      writer: of the checkpoints.
+      logs: of the seeds, in the first process.
+    """
+
+    def __init__(
+        self,
+        chunk: Chunk,
+        layout: devices.Layout,
+        locks: Sequence[Lock],
+        *,
+        log: Sequence[str],
+        report: Callable[[str], None],
+    ):
+        self.writer = checkpoint.Writer(report, check=self._check)
+        self._chunk, self._layout, self._locks = chunk, layout, locks
+        # The steps of all seeds, trained at the speed of this chunk.
+        self._later_steps = chunk.later_steps / len(chunk.lanes.seeds)
+        self._report = report
+        self._runs = chunk.runs if devices.is_first() else []
+        self._tables = [Tables(run.folder, run.seeds) for run in self._runs]
+        seeds = {run.folder: run.seeds for run in self._runs}
+        self.logs = logs.Logs(log, seeds, report=report)
+
+    def append(self, state: MBPOState, progress: Progress) -> None:
+        """Appends the rows of an epoch to tables and logs, in the first process."""
+        self._check()
+        warmup_steps = self._chunk.runs[0].spec.algorithm.warmup_steps
+        if progress.env_steps == warmup_steps:
+            for line in chunks.unbounded(state, self._chunk):
+                self._report(line)
+        for run, tables in zip(self._runs, self._tables, strict=True):
+            spec, own = run.spec, rows.of_lanes(progress, run.lanes)
+            constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
+            new = tables.append(own, constant)
+            self.logs.append(run.folder, new)
+            if new["metrics.csv"]:
+                options = {
+                    "last": spec.run_config.total_steps,
+                    "later_steps": self._later_steps,
+                }
+                self._report(rows.progress_line(spec.name, own, **options))
+
+    def save(self, state: MBPOState, step: int) -> None:
+        """Starts saving a checkpoint of this process's lanes."""
+        pieces = chunks.pieces(state, self._chunk, self._layout, self._tables)
+        self.writer.save(pieces, step)
+
+    def _check(self) -> None:
+        for held in self._locks:
+            held.check()

@@ -5,6 +5,7 @@
 `MOMENT` is a key of `MOMENTS`; the command dies when it reaches it the COUNT-th time.
 """
 
+import importlib
 import os
 import runpy
 import signal
@@ -47,10 +48,16 @@ def half_an_array(path, arrays):
     die()
 
 
+def before_log(count):
+    """Dies when a row is in its table, but not yet in a log."""
+    at_call(importlib.import_module("vagram_jax.run.logs").Logs, "append", count)
+
+
 WRITE_ARRAYS = checkpoint._write_arrays
 MOMENTS = {
     "metrics": lambda n: at_call(files, "_write_or_undo", n, half_a_line),
     "before_metrics": lambda n: at_call(files, "append_rows", n),
+    "before_log": before_log,
     "arrays": lambda n: at_call(checkpoint, "_write_arrays", n, half_an_array),
     "digests": lambda n: at_call(checkpoint, "_size_and_digest", n),
     "rename": lambda n: at_call(disk, "rename", n),

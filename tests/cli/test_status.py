@@ -44,7 +44,7 @@ def lines(capsys):
     def run(*folders):
         assert status.main([str(folder) for folder in folders]) == 0
         head, *rows = capsys.readouterr().out.splitlines()
-        assert head.split() == status._HEADER
+        assert head.split() == status.HEADER
         return {row.split()[0].removeprefix("study/"): row for row in rows}
 
     return run

@@ -59,7 +59,7 @@ def write_report(
     sentences = verdict(study.summaries)
     content = {"verdict": sentences, "runs": study.summaries}
     files.write_json(folder / "summary.json", content)
-    page = _template().render(
+    page = template("report.html.jinja").render(
         title=folder.name,
         verdict=sentences,
         result_rows=_result_rows(study.summaries),
@@ -170,7 +170,8 @@ def _join(names: Iterable[str], word: str = "and") -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Returns a template of this folder, which escapes every text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -180,7 +181,7 @@ def _template() -> jinja2.Template:
         keep_trailing_newline=True,
     )
     environment.filters["sha256"] = _sha256
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def _sha256(text: str) -> str:

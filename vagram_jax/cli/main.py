@@ -53,6 +53,11 @@ COMMANDS = {
         "vagram_jax.cli.status",
         takes_names=True,
     ),
+    "watch": Command(
+        "shows learning curves and time left of running studies, live",
+        "vagram_jax.cli.watch",
+        takes_names=True,
+    ),
     "report": Command(
         "rewrites the report of a study from its files",
         "vagram_jax.cli.report",

@@ -14,12 +14,27 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vagram_jax.analysis import stats, summary
 from vagram_jax.storage import files, lock, results
 
-_HEADER = ["run", "state", "step", "seeds", "return", "time", "left"]
+HEADER = ["run", "state", "step", "seeds", "return", "time", "left"]
+
+
+class StudyStatus(NamedTuple):
+    """The state of the runs of a study.
+
+    Attributes:
+      folder: of the study.
+      rows: a row for each run that is shown, with the columns of `HEADER`; the row of a
+        damaged run says what is damaged.
+      runs: all runs of the study that can be read.
+    """
+
+    folder: Path
+    rows: list[list[str]]
+    runs: list[results.Run]
 
 
 def main(folders: list[str]) -> int:
@@ -28,7 +43,24 @@ def main(folders: list[str]) -> int:
     Raises:
       ResultsError: a folder has no run in it, or can't be read.
     """
-    lines = [_HEADER]
+    lines = [HEADER, *(row for study in read(folders) for row in study.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        print("  ".join(padded).rstrip())
+    return 0
+
+
+def read(folders: Sequence[str]) -> list[StudyStatus]:
+    """Reads the state of the studies in some folders.
+
+    Args:
+      folders: studies, runs, or what holds studies; `results` if there is none.
+
+    Raises:
+      ResultsError: a folder has no run in it, or can't be read.
+    """
+    shown = []
     for folder in folders or ["results"]:
         path = Path(folder).resolve()
         records = [p for p in path.glob("**/config.json") if not p.parent.is_symlink()]
@@ -40,17 +72,12 @@ def main(folders: list[str]) -> int:
                 "is accepted"
             )
         for study in studies:
-            shown = [record.parent for record in records if study in record.parents]
-            lines += _rows_of_study(study, shown)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for cells in lines:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        print("  ".join(padded).rstrip())
-    return 0
+            runs = [record.parent for record in records if study in record.parents]
+            shown.append(_read_study(study, runs))
+    return shown
 
 
-def _rows_of_study(study: Path, shown: Sequence[Path]) -> list[list[str]]:
-    """One row for each shown run; that of a damaged run says what is damaged."""
+def _read_study(study: Path, shown: Sequence[Path]) -> StudyStatus:
     runs: dict[str, results.Run] = {}
     problems: dict[str, str] = {}
     for folder in results.run_folders(study):
@@ -66,10 +93,10 @@ def _rows_of_study(study: Path, shown: Sequence[Path]) -> list[list[str]]:
                 raise files.ResultsError(problems[folder.name])
             row = _row(folder, runs[folder.name], floors)
         except (files.ResultsError, ValueError) as error:
-            row = [f"damaged: {error}", *["-"] * (len(_HEADER) - 2)]
+            row = [f"damaged: {error}", *["-"] * (len(HEADER) - 2)]
         row = [f"{study.name}/{folder.name}", *row]
         rows.append([files.printable(cell) for cell in row])
-    return rows
+    return StudyStatus(study, rows, [*runs.values()])
 
 
 def _row(folder: Path, run: results.Run, floors: Mapping[str, float]) -> list[str]:

@@ -88,12 +88,13 @@ def test_commands_that_only_read_files_never_load_jax(tmp_path):
 import sys
 from vagram_jax.cli import main
 for args in (["--help"], ["status", "--help"], ["report", "--help"], ["status", "."],
-             ["report", "."]):
+             ["report", "."], ["watch", "--help"], ["watch", "."]):
     try:
         main.main(["vagram", *args])
     except SystemExit:
         pass
 assert "vagram_jax.cli.status" in sys.modules and "vagram_jax.cli.report" in sys.modules
+assert "vagram_jax.cli.watch" in sys.modules
 assert "vagram_jax.cli.train" not in sys.modules
 print(sorted({"jax", "flax", "optax"} & set(sys.modules)))
 """

@@ -1,7 +1,8 @@
 """Results folders from somebody else: damaged files, links, FIFOs and wrong types.
 
-Whatever a folder contains, `status`, `report`, `--resume` and `load_policy` end with a
-result or with one line, and nothing outside of the folder is changed.
+Whatever a folder contains, `status`, `watch`, `report`, `--resume` with `--log` and
+`load_policy` end with a result or with one line, and nothing outside of the folder is
+changed.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import session_cases as cases
 from session_cases import programs_once, whole
 
 from vagram_jax.analysis import maps, plots
-from vagram_jax.cli import flags, report, status
+from vagram_jax.cli import flags, report, status, watch
 from vagram_jax.run import loop, policies
 
 __all__ = ["programs_once", "whole"]
@@ -27,8 +28,10 @@ RUN_FILES = ["config.json", "metrics.csv", "model.csv", "timing.csv", "summary.j
 RUN_FILES += ["failure.json", "lock.json", ".lock", "metrics.csv.1"]
 STEP = f"checkpoints/{cases.LAST:09d}"
 PIECE = f"{STEP}/seeds-0-1"
+EVENTS = "tensorboard/seed0/events.out.tfevents.0"
 CHECKPOINTS = ["checkpoints", STEP, PIECE, f"{PIECE}/arrays.npz"]
 TARGETS = [f"run/{name}" for name in (*RUN_FILES, *CHECKPOINTS)]
+TARGETS += ["run/tensorboard", "run/tensorboard/seed0", f"run/{EVENTS}"]
 TARGETS += [f"run/{PIECE}/manifest.json", "study.json", "summary.json", "report.html"]
 CONTROL = "\x1b[2J\x07\n\r\u202e\ud800"
 VALUES = [None, [], {}, 7, -1e300, CONTROL, [[]], {"config": {}, "reason": [CONTROL]}]
@@ -114,6 +117,8 @@ def study(tmp_path_factory, whole):
     for name in ("other", "run"):
         run = shutil.copytree(cases.folder_of(whole), folder / name)
         (run / "model.csv").write_text("seed,env_steps,error_dim_0\n0,8,1.5\n0,11,2\n")
+        (run / EVENTS).parent.mkdir(parents=True)
+        (run / EVENTS).write_bytes(b"of before")
         (run / "failure.json").write_text('{"reason": "of before"}')
         owner = '{"host": "far-away", "pid": 7, "started": "now"}'
         (run / "lock.json").write_text(owner)
@@ -169,6 +174,9 @@ def check(study, tmp_path, victim, number, monkeypatch):
     if not target.endswith(".csv"):
         monkeypatch.setattr(plots, "learning_curves", lambda *_, **__: None)
         monkeypatch.setattr(maps, "attention", lambda *_: None)
+        monkeypatch.setattr(watch, "_encoded", lambda _: "")
+    page = watch.Pages([str(folder)], every=5).render(cases.STUDY)
+    assert page is None or f"{cases.STUDY}/other" in page
     monkeypatch.setattr(report, "published_curves", lambda: None)  # reads a flag
     lines = outcome(lambda: report.main([str(folder)]))
     if target.startswith("run/"):
@@ -180,7 +188,7 @@ def check(study, tmp_path, victim, number, monkeypatch):
 
 def resume(folder):
     os.unlink(folder / "run" / "summary.json")
-    cases.train(folder.parent, resume=True, break_lock=True)
+    cases.train(folder.parent, resume=True, break_lock=True, log=("tensorboard",))
 
 
 @pytest.mark.parametrize("number", range(NUM_FAST), ids=lambda n: "-".join(CASES[n]))

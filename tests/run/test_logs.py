@@ -108,15 +108,34 @@ def test_wandb_gets_study_loss_and_config(run):
     assert {**CONFIG, "seed": 1}.items() <= values.items()
 
 
-def test_tensorboard_gets_the_config_and_drops_an_earlier_file(run):
+def test_tensorboard_gets_the_config(run):
     append(run, 10)
     logs.complete(["tensorboard"], run, [0], report=pytest.fail)
     (path,) = (run / "tensorboard" / "seed0").iterdir()
-    _, session, text, *_ = log_cases.events(path)
-    assert session.step == 0
-    assert session.session_log.status == session.session_log.START
+    version, text, *_ = log_cases.events(path)
+    assert version.file_version == "brain.Event:2"
     (value,) = text.summary.value
     assert '"discount": 0.9' in value.tensor.string_val[0].decode()
+
+
+def test_a_tensorboard_that_is_open_can_read_on_after_a_resume(run):
+    """It keeps the file open and knows its position, at which an event must begin."""
+    with start(run, "tensorboard") as log:
+        log.append(run, append(run, 10))
+        log.append(run, append(run, 20))
+    (path,) = (run / "tensorboard" / "seed0").iterdir()
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        for table in ("metrics.csv", "model.csv"):
+            files.keep_rows(run / table, env_steps=10, seeds=SEEDS, others=())
+        with start(run, "tensorboard") as log:
+            assert not file.read()
+            log.append(run, append(run, 20))
+            assert not file.read()
+            log.append(run, append(run, 30))
+        (path.parent / "rest").write_bytes(file.read())
+    (event,) = log_cases.events(path.parent / "rest")
+    assert event.step == 30
 
 
 def test_a_logger_that_cannot_write_is_left_out_with_one_line(run, tmp_path):

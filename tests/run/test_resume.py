@@ -5,13 +5,15 @@ import signal
 import time
 
 import command_cases
+import log_cases
 import numpy as np
 import pytest
 import subprocesses
 
-from vagram_jax.storage import checkpoint, files
+from vagram_jax.storage import checkpoint, files, results
 
 WARM_UP, STEPS, SEEDS = 8, 38, 2
+LOG = f"--log={','.join(results.LOGS)}"
 
 
 def start(root, study, *args, killed_at=()):
@@ -25,6 +27,7 @@ def start(root, study, *args, killed_at=()):
         *(f"--config={user / 'tiny.py'}", f"--config.total_steps={STEPS}"),
         *(f"--results={root}", f"--study={study}", *args),
         path=[user],
+        WANDB_MODE="offline",
     )
 
 
@@ -79,15 +82,17 @@ def kill(root, study, moment, *args):
 
 
 def test_a_killed_run_ends_like_a_whole_one(root, whole):
-    # In a row of a table, in the arrays of a checkpoint, and before its rename.
+    # In a row of a table, after a row was logged, and before one was logged.
     kill(root, "killed", ("metrics", 17))
-    for moment in (("arrays", 3), ("rename", 4)):
-        out = kill(root, "killed", moment, "--resume")
+    for moment in (("arrays", 3), ("before_log", 2)):
+        out = kill(root, "killed", moment, "--resume", LOG)
         assert "vagram: resuming from step " in out
         assert "taking it over" in out
-    status, _, error = run(root, "killed", "--resume")
+    status, _, error = run(root, "killed", "--resume", LOG)
     assert status == 0, error
     assert_same(root / "killed" / "vagram", whole)
+    for name in results.LOGS:
+        log_cases.assert_follows(root / "killed" / "vagram", name, range(SEEDS))
 
 
 # Each moment occurs several times in a run; the number is the one of its death.

@@ -4,13 +4,14 @@ import errno
 import time
 
 import jax
+import log_cases
 import numpy as np
 import pytest
 import session_cases as cases
 from session_cases import STEPS, programs_once, train, whole
 
 from vagram_jax import envs
-from vagram_jax.run import failures, loop, session
+from vagram_jax.run import failures, logs, loop, session
 from vagram_jax.storage import checkpoint, files, lock
 
 __all__ = ["programs_once", "whole"]
@@ -114,6 +115,25 @@ def test_a_lack_of_memory_is_reported_with_a_remedy(
     assert "set a smaller --seed_chunk and continue with --resume" in str(fault)
     train(tmp_path, resume=True)
     cases.assert_same_run(tmp_path, whole)
+
+
+def test_a_logger_that_fails_loses_neither_the_training_nor_its_rows(
+    tmp_path, whole, monkeypatch
+):
+    name = "tensorboard"
+    with monkeypatch.context() as patch:
+        after(6, patch, logs._TensorBoard, "log", refuse_disk)
+        lines = train(tmp_path, log=(name,))
+    (failure,) = (line for line in lines if line.startswith("log="))
+    assert "No space left on device; training goes on without it" in failure
+    cases.assert_same_run(tmp_path, whole)
+    folder = cases.folder_of(tmp_path)
+    with pytest.raises(AssertionError):
+        log_cases.assert_follows(folder, name, range(cases.SEEDS))
+    assert train(tmp_path, resume=True, log=(name,)) == ["run: finished already"]
+    log_cases.assert_follows(folder, name, range(cases.SEEDS))
+    train(tmp_path, overwrite=True)
+    assert not (folder / name).exists()
 
 
 def refuse_disk(*_):

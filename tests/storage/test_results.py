@@ -119,6 +119,8 @@ def full_run(tmp_path):
     for name in ("summary.json", "failure.json"):
         files.write_json(folder / name, {})
     (folder / "checkpoints" / "7").mkdir(parents=True)
+    for name in results.LOGS:
+        (folder / name / "seed0").mkdir(parents=True)
     for seed, kind in ((0, "mp4"), (12, "html")):
         results.picture_path(folder, seed, kind).write_text("of the old policy")
     (folder / "notes.txt").write_text("mine")

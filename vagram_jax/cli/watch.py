@@ -110,8 +110,10 @@ class Pages:
                 if not studies and not problem:
                     return None
             with_figures = bool(name) or len(studies) == 1
+            names = {study.folder.name for study in studies}
             return report.template("watch.html.jinja").render(
-                title=name or "vagram watch",
+                title=names.pop() if len(names) == 1 else "Studies",
+                is_first=not name,
                 header=status.HEADER,
                 studies=[self._study(study, with_figures) for study in studies],
                 problem=problem,

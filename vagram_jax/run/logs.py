@@ -8,9 +8,9 @@ The tables are the only source of a log. When training starts or resumes, the lo
 each seed is written anew from the rows of the tables, which were cut to the checkpoint
 before; afterwards each row is logged once it is in its table. So a log has each step
 once, whenever the process was killed, and a log that is missing or incomplete is
-written when its run is resumed. Nothing else works for both tools: TensorBoard's
-`purge_step` leaves the steps that it hides in the files, and a process that is killed
-loses the rows that wandb still holds in memory.
+written when its run is resumed. Nothing less works for both tools: TensorBoard's
+`purge_step` leaves the steps that it hides in the files, and wandb loses the rows that
+a killed process held in memory.
 
 A logger that fails never stops training: it is reported in one line and left out.
 """
@@ -34,6 +34,8 @@ from vagram_jax.storage import disk, files, records, results
 Rows = Sequence[Mapping[str, Any]]
 """Rows of a table."""
 
+_EVENTS = "events.out.tfevents."
+_MAX_TAG = 64  # of wandb, in characters
 # The tables that are logged, and what stands before the names of their columns.
 _PREFIXES = {"metrics.csv": "", "model.csv": rows.MODEL}
 
@@ -74,18 +76,23 @@ class _TensorBoard:
     """Writes an event file.
 
     `tensorboardX.SummaryWriter` writes from another thread, and its `flush` doesn't
-    wait for that thread; the class below it writes at once.
+    wait for that thread, so the events are written here.
     """
 
     def __init__(self, folder: Path, identity: Identity):
-        from tensorboardX import event_file_writer, summary
+        from tensorboardX import record_writer, summary
         from tensorboardX.proto import event_pb2, summary_pb2
 
         self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
-        # A TensorBoard that is open drops what it read from the previous file.
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(0, session_log=start)
+        disk.make_folder(folder)
+        names = [name for name in disk.names(folder) if name.startswith(_EVENTS)]
+        # A TensorBoard that is open continues at its position, so after a resume the
+        # same file is written again. A row always takes the same number of bytes.
+        path = folder / (names[0] if names else f"{_EVENTS}{time.time():.0f}")
+        with disk.open_file(path, "ab"):
+            pass  # raises for a link, which the writer would follow
+        self._writer = record_writer.RecordWriter(str(path))
+        self._write(0, file_version="brain.Event:2")
         settings = json.dumps(identity.record["config"], indent=2)
         text = summary.text("config", f"```json\n{settings}\n```")
         self._write(0, summary=text)
@@ -102,9 +109,8 @@ class _TensorBoard:
         self._writer.close()
 
     def _write(self, step: int, **content) -> None:
-        self._writer.write_event(
-            self._event(wall_time=time.time(), step=step, **content)
-        )
+        event = self._event(wall_time=time.time(), step=step, **content)
+        self._writer.write(event.SerializeToString())
 
 
 class _Wandb:
@@ -117,6 +123,8 @@ class _Wandb:
     def __init__(self, folder: Path, identity: Identity):
         import wandb
 
+        disk.remove(folder)
+        disk.make_folder(folder)
         record = identity.record
         started = [record.get("started"), record.get("command")]
         text = json.dumps([*identity[:3], *started])
@@ -129,7 +137,7 @@ class _Wandb:
             group=identity.study,
             job_type=str(loss),
             name=f"{identity.run}-seed{identity.seed}",
-            tags=[str(record["config"].get("env")), str(loss)],
+            tags=[str(t)[:_MAX_TAG] for t in (record["config"].get("env"), loss)],
             config={**record["config"], "seed": identity.seed},
             resume="allow",
             reinit="create_new",  # the seeds of a run are open at the same time
@@ -247,18 +255,19 @@ class Logs:
                             files.write_json(_marker(name, folder, seed), digest)
 
     def _start(self, name: str, folder: Path, seeds: Sequence[int]) -> None:
-        """Replaces the logs of a run by new ones with the rows of the tables."""
+        """Writes the logs of a run anew, from the rows of the tables."""
         record, by_seed = records.read(folder), {}
         self._open[name][folder] = by_seed
         for seed in seeds:
-            own = folder / name / f"seed{seed}"
-            for path in (_marker(name, folder, seed), own):
-                disk.remove(path)
-            disk.make_folder(own)
+            disk.remove(_marker(name, folder, seed))
             identity = Identity(folder.parent.name, folder.name, seed, record)
+            own = folder / name / f"seed{seed}"
             by_seed[seed] = _TOOLS[name].make(own, identity)
-        paths = {table: folder / table for table in _PREFIXES}
-        tables = {t: files.read_rows(p) for t, p in paths.items() if disk.is_file(p)}
+        tables = {
+            table: files.read_rows(folder / table)
+            for table in _PREFIXES
+            if disk.is_file(folder / table)
+        }
         _log(by_seed, tables)
 
     @contextlib.contextmanager

@@ -124,8 +124,11 @@ def test_a_logger_that_fails_loses_neither_the_training_nor_its_rows(
     with monkeypatch.context() as patch:
         after(6, patch, logs._TensorBoard, "log", refuse_disk)
         lines = train(tmp_path, log=(name,))
-    (failure,) = (line for line in lines if line.startswith("log="))
-    assert "No space left on device; training goes on without it" in failure
+    # While the run trains, and when its log is completed at the end.
+    failure, again = (line for line in lines if line.startswith("log="))
+    assert failure.startswith("log=tensorboard: OSError: [Errno 28] No space left on ")
+    assert "; training goes on without it; --resume --log=tensorboard " in failure
+    assert again == failure
     cases.assert_same_run(tmp_path, whole)
     folder = cases.folder_of(tmp_path)
     with pytest.raises(AssertionError):

@@ -115,9 +115,11 @@ def _cells(points, ends, width: int) -> np.ndarray:
     t = np.linspace(0, len(points[0]) - 1, 4 * sum(size) * len(points[0]))
     dots = []
     for values, (low, high), last in zip(points, ends, size, strict=True):
-        at = np.interp(t, np.arange(len(values)), values)
-        share = (at - low) / (high - low) if high > low else np.full(at.shape, 0.5)
-        dots.append(np.round(share * last).astype(int))
+        share = np.full(values.shape, 0.5)
+        if high > low:  # halved, so that no difference overflows
+            share = (values / 2 - low / 2) / (high / 2 - low / 2)
+        at = np.interp(t, np.arange(len(values)), share * last)
+        dots.append(np.round(at).astype(int))
     column, row = dots[0], size[1] - dots[1]
     codes = np.zeros((_HEIGHT, width), int)
     np.bitwise_or.at(codes, (row // 4, column // 2), _DOTS[row % 4, column % 2])

@@ -160,7 +160,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, Any]:
             shown.append(
                 {"heading": "Attention", "data": _encoded(maps.attention(drawn))}
             )
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         notes.append(str(error))
     return {"figures": shown, "notes": [files.printable(note) for note in notes]}
 
@@ -172,6 +172,8 @@ def _encoded(figure) -> str:
 class _Handler(http.server.BaseHTTPRequestHandler):
     """Answers requests for pages."""
 
+    timeout = 30  # seconds: browsers open connections that they may never use
+
     def __init__(self, pages: Pages, *args):
         self._pages = pages
         super().__init__(*args)
@@ -179,7 +181,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Sends a page."""
         # A page of the web whose name leads to this machine sends its own name.
-        host = self.headers.get("Host", "").rpartition(":")[0]
+        host = self.headers.get("Host", "").partition(":")[0]
         name = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path.strip("/"))
         text = self._pages.render(name) if host in (_ADDRESS, "localhost") else None
         if text is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 from vagram_jax.mbpo import MBPOState
-from vagram_jax.run import chunks, devices, logs, rows
+from vagram_jax.run import chunks, devices, failures, logs, rows
 from vagram_jax.run.chunks import Chunk
 from vagram_jax.run.rows import Progress
 from vagram_jax.run.tables import Tables
@@ -18,7 +19,6 @@ class Recorder:
 
     Attributes:
       writer: of the checkpoints.
-      logs: of the seeds, in the first process.
     """
 
     def __init__(
@@ -38,7 +38,18 @@ class Recorder:
         self._runs = chunk.runs if devices.is_first() else []
         self._tables = [Tables(run.folder, run.seeds) for run in self._runs]
         seeds = {run.folder: run.seeds for run in self._runs}
-        self.logs = logs.Logs(log, seeds, report=report)
+        self._logs = logs.Logs(log, seeds, report=report)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Closes the logs and waits for the checkpoints at the end of a `with` block.
+
+        Raises:
+          ResultsError: as `failures.explained`.
+          RunError: as `failures.explained`.
+        """
+        with failures.explained(self.writer), self._logs:
+            yield
 
     def append(self, state: MBPOState, progress: Progress) -> None:
         """Appends the rows of an epoch to tables and logs, in the first process."""
@@ -51,7 +62,7 @@ class Recorder:
             spec, own = run.spec, rows.of_lanes(progress, run.lanes)
             constant = {"env": spec.env_config.env, "loss": spec.algorithm.loss}
             new = tables.append(own, constant)
-            self.logs.append(run.folder, new)
+            self._logs.append(run.folder, new)
             if new["metrics.csv"]:
                 options = {
                     "last": spec.run_config.total_steps,

@@ -261,8 +261,9 @@ def _train_group(
                         stop=stop,
                         report=report,
                     )
-        for folder in folders if devices.is_first() else ():
-            write_summary(folder)
+        for run in runs if devices.is_first() else ():
+            write_summary(run.folder)
+            logs.complete(options.log, run.folder, run.seeds, report=report)
 
 
 def _parts(
@@ -376,8 +377,6 @@ def _train_chunk(
     layout, last_step = options.layout, chunk.run_config.total_steps
     restored, first_step = _restore(chunk, options, report)
     if first_step >= last_step:
-        for run in chunk.runs if devices.is_first() else ():
-            logs.complete(options.log, run.folder, run.seeds, report=report)
         return
     recorder = Recorder(chunk, layout, locks, log=options.log, report=report)
     recorder.writer.saved = first_step if restored else None
@@ -390,11 +389,7 @@ def _train_chunk(
         restored=restored,
     )
     received = 0
-    with (
-        _progress_bar(last_step) as bar,
-        failures.explained(recorder.writer),
-        recorder.logs,
-    ):
+    with _progress_bar(last_step) as bar, recorder.writing():
         for state, progress in iterations:
             step = progress.env_steps
             bar.update(step - bar.n)

@@ -328,7 +328,8 @@ def pictures(folder: str | os.PathLike) -> list[tuple[int, str]]:
 
 def _clear(folder: Path) -> None:
     """Removes a run; each folder and file vanishes in one step."""
-    for name in (*LOGS, *_RUN_FILES, *(name for _, name in pictures(folder))):
+    logs = [name for name in LOGS if disk.status(folder / name)]
+    for name in (*logs, *_RUN_FILES, *(name for _, name in pictures(folder))):
         path = folder / name
         if disk.is_folder(path):
             path = files.unfinished(path)

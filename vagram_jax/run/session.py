@@ -147,10 +147,9 @@ def train_runs(
     folder, unfinished, statuses = root / study, [], []
     for spec in specs:
         if options.resume and _is_finished(spec, folder / spec.name):
-            if devices.is_first():
-                lock.remove_dead(folder / spec.name)
             report(f"{spec.name}: finished already")
-            _complete_logs(spec, folder / spec.name, options, report)
+            if devices.is_first():
+                _complete(spec, folder / spec.name, options, report)
         else:
             unfinished.append(spec)
     groups = grid.groups(unfinished, folder, resume=options.resume)
@@ -168,14 +167,15 @@ def train_runs(
     return statuses
 
 
-def _complete_logs(
+def _complete(
     spec: RunSpec,
     folder: Path,
     options: SessionOptions,
     report: Callable[[str], None],
 ) -> None:
-    """Writes the logs of a finished run that are missing, in the first process."""
-    if options.log and devices.is_first():
+    """Does what a process left undone that was killed after it finished a run."""
+    lock.remove_dead(folder)
+    if options.log:
         with own_folders([folder], break_lock=options.break_lock, report=report):
             seeds = loop.seeds_of(spec.run_config)
             logs.complete(options.log, folder, seeds, report=report)

@@ -148,8 +148,7 @@ def train_runs(
     for spec in specs:
         if options.resume and _is_finished(spec, folder / spec.name):
             report(f"{spec.name}: finished already")
-            if devices.is_first():
-                _complete(spec, folder / spec.name, options, report)
+            _complete(spec, folder / spec.name, options, report)
         else:
             unfinished.append(spec)
     groups = grid.groups(unfinished, folder, resume=options.resume)
@@ -174,6 +173,8 @@ def _complete(
     report: Callable[[str], None],
 ) -> None:
     """Does what a process left undone that was killed after it finished a run."""
+    if not devices.is_first():
+        return
     lock.remove_dead(folder)
     if options.log:
         with own_folders([folder], break_lock=options.break_lock, report=report):

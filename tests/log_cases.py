@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 
 from vagram_jax.storage import files
 
@@ -21,10 +22,20 @@ def events(path):
 
 
 def wandb_records(path):
-    """The records of a file of wandb."""
+    """The records of a file of wandb, which its own process may still be writing."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        records = list(_wandb_records(path.read_bytes()))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.05)
+    return records
+
+
+def _wandb_records(data):
     from wandb.proto import wandb_internal_pb2
 
-    data, position, record = path.read_bytes(), 7, b""
+    position, record = 7, b""
     while position < len(data):
         left = _BLOCK - position % _BLOCK
         if left < 7:

@@ -64,7 +64,7 @@ def noise(key, obs):
 @functools.partial(jax.jit, static_argnames=("act", "env", "num_episodes"))
 def returns(act, env, *, seed=0, num_episodes=EPISODES):
     key = jax.random.key(seed)
-    return evaluate.returns(key, act, env=env, num_episodes=num_episodes)
+    return evaluate.returns(key, act, env=env, num_episodes=num_episodes)[:2]
 
 
 @pytest.mark.parametrize("end", [-np.inf, 0.5])
@@ -167,3 +167,63 @@ def test_returns_stop_playing_when_the_last_episode_has_ended():
     jax.effects_barrier()
     assert max(lengths) < 10
     assert 0 < len(played) <= EPISODES * max(lengths)
+
+
+def test_transitions_are_the_steps_of_the_episodes_of_returns():
+    key, env = jax.random.key(3), Decay(0.5)
+    options = {"env": env, "num_episodes": EPISODES}
+    rows, mask = jax.jit(lambda: evaluate.transitions(key, push, **options))()
+    totals, lengths, _ = jax.jit(lambda: evaluate.returns(key, push, **options))()
+    assert rows.obs.shape == (EPISODES, LENGTH, 1)
+    np.testing.assert_array_equal(mask.sum(axis=1), lengths)
+    assert len(np.unique(lengths)) > 1
+    summed = np.where(mask, rows.reward, 0.0).sum(axis=1)
+    np.testing.assert_allclose(summed, totals, rtol=1e-5)  # sums in float32
+    both = mask[:, 1:]
+    np.testing.assert_array_equal(rows.obs[:, 1:][both], rows.next_obs[:, :-1][both])
+    for flags, length in zip(rows.terminated, lengths, strict=True):
+        assert flags[:length].tolist() == [False] * (length - 1) + [length < LENGTH]
+
+
+def test_transitions_leave_out_a_step_that_is_not_finite():
+    env = counter(nan_at=3, nan_in="reward")
+    _, mask = evaluate.transitions(jax.random.key(0), noise, env=env, num_episodes=2)
+    np.testing.assert_array_equal(mask.sum(axis=1), [2, 2])
+
+
+class Measured(Decay):
+    """Reports its state and twice its state."""
+
+    def reset(self, key):
+        state = super().reset(key)
+        return state.replace(metrics=self._metrics(state.obs))
+
+    def step(self, state, action):
+        after = super().step(state, action)
+        return after.replace(metrics=self._metrics(after.obs))
+
+    def _metrics(self, obs):
+        return {"place": obs[0], "pair": jnp.stack([obs[0], 2 * obs[0]])}
+
+
+def test_metrics_of_an_environment_are_summed_over_the_steps_of_an_episode():
+    env = Measured(0.5)
+    key, options = jax.random.key(3), {"env": env, "num_episodes": EPISODES}
+    _, _, metrics = jax.jit(lambda: evaluate.returns(key, push, **options))()
+    rows, mask = jax.jit(lambda: evaluate.transitions(key, push, **options))()
+    assert sorted(metrics) == ["env/pair", "env/place"]
+    # The last step of an episode counts, although a reset follows it.
+    expected = np.where(mask, rows.next_obs[..., 0], 0.0).sum(axis=1)
+    np.testing.assert_allclose(metrics["env/place"], expected, rtol=1e-5)
+    pair = np.stack([expected, 2 * expected], axis=1)
+    np.testing.assert_allclose(metrics["env/pair"], pair, rtol=1e-5)
+
+
+def test_only_the_metrics_that_an_environment_names_are_recorded():
+    env = Measured()
+    for names, recorded in (((), []), (("place",), ["env/place"])):
+        env.recorded_metrics = names
+        shapes = jax.eval_shape(
+            lambda: evaluate.returns(jax.random.key(0), push, env=env, num_episodes=1)
+        )
+        assert sorted(shapes[2]) == recorded

@@ -98,7 +98,7 @@ def test_each_seed_and_each_evaluation_draws_other_episodes():
 def test_progress_has_the_means_of_the_episodes_of_each_seed(trained):
     programs, own = cases.programs(), put(lanes())
     played = programs.evaluate(loop.start(programs, own), own, np.uint32(0))
-    returns, lengths = (np.asarray(x) for x in played)
+    returns, lengths = (np.asarray(x) for x in played[:2])
     assert returns.shape == (SEEDS, RUN.eval_episodes)
     first = trained[1][0]
     np.testing.assert_array_equal(first.returns, returns.mean(axis=1))

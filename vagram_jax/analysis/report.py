@@ -67,6 +67,7 @@ def write_report(
         figures=_figures(folder),
         films=_films(folder, runs),
         seed_rows=_seed_rows(study.evaluated),
+        metric_rows=_metric_rows(study.evaluated),
         run_names=[run.name for run in runs],
         provenance_rows=_provenance_rows(runs),
         **_settings(runs),
@@ -238,6 +239,22 @@ def _seed_rows(runs: Sequence[Run]) -> list[list[Any]]:
             last_step = max(row["env_steps"] for row in evaluations)
             number = summary.format_number(value)
             rows.append([run.name, seed, number, diverged, len(evaluations), last_step])
+    return rows
+
+
+def _metric_rows(runs: Sequence[Run]) -> list[list[Any]]:
+    """The environments' own metrics, over the last evaluations of the seeds."""
+    rows = []
+    for run in runs:
+        ordered = sorted(run.metrics, key=lambda row: row["env_steps"])
+        last = {row["seed"]: row for row in ordered}.values()
+        for name in (name for name in ordered[0] if name.startswith("env/")):
+            cells = [row[name] for row in last if isinstance(row[name], int | float)]
+            values = [value for value in cells if math.isfinite(value)]
+            if values:
+                numbers = (sum(values) / len(values), min(values), max(values))
+                shown = map(summary.format_number, numbers)
+                rows.append([run.name, name, *shown, len(values)])
     return rows
 
 

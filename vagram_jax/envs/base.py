@@ -50,7 +50,8 @@ class State:
       obs: `[obs_dim]`, in the units of the task.
       reward: `[]`, of the step that led here; 0 after a reset.
       done: `[]` float, 1 if the episode ended at this step, else 0.
-      metrics: scalars by name, for people to look at.
+      metrics: scalars or vectors by name, for people to look at; see
+        `recorded_metrics` of `Env`.
       info: arrays by name. This package reads only Brax's `"truncation"`, which is 1
         if a time limit is why the episode ended.
     """
@@ -66,12 +67,14 @@ class State:
 class Env(Protocol):
     """An environment. Its functions are unbatched; the caller vmaps them.
 
-    `step` may be called after the end of an episode. Two attributes are optional and
+    `step` may be called after the end of an episode. Three attributes are optional and
     may be None:
 
     - `termination(obs, action, next_obs)`: a `types.TerminationFn`, which ends imagined
       rollouts. Without it the config must choose another way to end them.
     - `episode_length`: the number of steps after which an episode is truncated.
+    - `recorded_metrics`: names of entries of the state's `metrics` that evaluations sum
+      over an episode, for columns `env/NAME` of `metrics.csv`; None means all.
 
     Films (see `render`) use three more: `unwrap(state)` of a wrapper returns the
     wrapped environment and its state; `dt` is the duration of a step in s;
@@ -117,6 +120,23 @@ def wrapper_state(
     )
 
 
+def recorded_metrics(env: Env, state: Any) -> dict[str, jax.Array]:
+    """Returns the metrics of a state that evaluations record.
+
+    Args:
+      env: the environment.
+      state: one of its states.
+
+    Returns:
+      Names to scalars or vectors.
+    """
+    names = getattr(env, "recorded_metrics", None)
+    return {
+        name: state.metrics[name]
+        for name in (state.metrics if names is None else names)
+    }
+
+
 def unwrapped(env: Any, state: Any) -> tuple[Any, Any]:
     """Returns the environment inside all wrappers, and its state.
 
@@ -159,6 +179,7 @@ def check_env(env: Any) -> None:
     second = _trace(env.step, (first, action), f"{where}: step")
     _check_state(second, env.observation_size, f"{where}: step")
     _check_same_tree(first, second, where)
+    _check_metrics(env, second, where)
     if getattr(env, "termination", None) is not None:
         _check_termination(env.termination, (first.obs, action, second.obs), where)
 
@@ -341,6 +362,23 @@ def _check_same_tree(first: Any, second: Any, where: str) -> None:
             f"{where}: the state's structure after step differs from that after reset; "
             "the same in both is accepted; make them return the same classes and dicts"
         )
+
+
+def _check_metrics(env: Any, state: Any, where: str) -> None:
+    """Refuses recorded metrics that can't become columns of a table."""
+    for name in getattr(env, "recorded_metrics", None) or ():
+        if name not in state.metrics:
+            known = ", ".join(state.metrics) or "none"
+            raise BrokenEnvError(
+                f"{where}: recorded_metrics has {name!r}; the state's metrics are: "
+                f"{known}; correct the name"
+            )
+    for name, value in recorded_metrics(env, state).items():
+        if not hasattr(value, "dtype") or len(value.shape) > 1:
+            raise BrokenEnvError(
+                f"{where}: step returned metrics[{name!r}] {_text(value)}; a scalar or "
+                "a vector is accepted; reduce it, or leave it out of recorded_metrics"
+            )
 
 
 def _leaves(tree: Any) -> dict[str, str]:

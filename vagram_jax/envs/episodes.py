@@ -90,6 +90,26 @@ def step(
       the end of an episode; and a bool scalar `valid`, which is False if an
       observation or the reward isn't finite. Then the transition must not be stored.
     """
+    after, transition, valid = advance(
+        state, action, env=env, episode_length=episode_length
+    )
+    return restart(key, after, state, transition, valid, env=env), transition, valid
+
+
+def advance(
+    state: EpisodeState, action: jax.Array, *, env: base.Env, episode_length: int
+) -> tuple[EpisodeState, types.Transition, jax.Array]:
+    """Steps an environment without a reset, which `restart` adds.
+
+    Args:
+      state: as for `step`, like the other arguments.
+      action: `[action_dim]`.
+      env: the environment.
+      episode_length: the number of steps after which an episode is truncated.
+
+    Returns:
+      As `step`, but the state is the one after the step even if the episode is over.
+    """
     before = state.env_state
     after = jax.tree.map(_without_weak_type, env.step(before, action))
     steps = state.steps + 1
@@ -105,9 +125,30 @@ def step(
         truncated=truncated,
     )
     valid = base.all_finite(before.obs, after.obs, after.reward, after.done)
-    after = EpisodeState(env_state=after, steps=steps)
-    is_over = terminated | truncated | ~valid
-    return _reset_if_over(key, is_over, after, state, env), transition, valid
+    return EpisodeState(env_state=after, steps=steps), transition, valid
+
+
+def restart(
+    key: jax.Array,
+    after: EpisodeState,
+    before: EpisodeState,
+    transition: types.Transition,
+    valid: jax.Array,
+    *,
+    env: base.Env,
+) -> EpisodeState:
+    """Returns the state after a step, or the start of a new episode if it is over.
+
+    Args:
+      key: a typed key for the start.
+      after: from `advance`, like `transition` and `valid`.
+      before: the state before the step.
+      transition: the step.
+      valid: whether it is finite.
+      env: the environment.
+    """
+    is_over = transition.terminated | transition.truncated | ~valid
+    return _reset_if_over(key, is_over, after, before, env)
 
 
 class EpisodeWrapper:
@@ -128,6 +169,7 @@ class EpisodeWrapper:
       episode_length: in actions, or None.
       termination: as in `env`, or None.
       dt: duration of an action in s, or None.
+      recorded_metrics: as in `env`, or None.
 
     Raises:
       EnvError: a number is out of range.
@@ -143,6 +185,7 @@ class EpisodeWrapper:
         self.observation_size = env.observation_size
         self.action_size = env.action_size
         self.termination = getattr(env, "termination", None)
+        self.recorded_metrics = getattr(env, "recorded_metrics", None)
         dt = getattr(env, "dt", None)
         self.dt = dt and dt * action_repeat
         self.episode_length = getattr(env, "episode_length", None)

@@ -78,7 +78,8 @@ class Programs(NamedTuple):
       fit_model: `(states, lanes)` to fitted models and metrics.
       improve_policy: `(states, fitted, lanes)` to states and metrics; donates `states`.
       evaluate: `(states, lanes, index)` to returns and lengths, `[L, num_episodes]`
-        each; `index` is the number of the evaluation.
+        each, and the environment's metrics, `[L, num_episodes, ...]`; `index` is the
+        number of the evaluation.
     """
 
     env: base.Env
@@ -86,7 +87,7 @@ class Programs(NamedTuple):
     warm_up: Callable[[MBPOState, Lanes], MBPOState]
     fit_model: Callable[[MBPOState, Lanes], tuple[Fitted, Metrics]]
     improve_policy: Callable[[MBPOState, Fitted, Lanes], tuple[MBPOState, Metrics]]
-    evaluate: Callable[..., tuple[jax.Array, jax.Array]]
+    evaluate: Callable[..., tuple[jax.Array, jax.Array, Metrics]]
 
 
 class Restored(NamedTuple):
@@ -258,7 +259,7 @@ def make_programs(
 
 
 def _play(state, lane, index, env: base.Env, num_episodes: int):
-    """Returns and lengths of the episodes of one lane's evaluation."""
+    """Returns, lengths and metrics of the episodes of one lane's evaluation."""
     key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
     act = jax.tree_util.Partial(
         lambda agent, key, obs: sac.act_mean(agent, obs, config=lane.configs.sac),
@@ -290,7 +291,7 @@ def epoch(
 
 def mean_returns(
     programs: Programs, state: MBPOState, lanes: Lanes, index: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Evaluates the policy of each lane.
 
     Args:
@@ -300,12 +301,13 @@ def mean_returns(
       index: number of the evaluation; each plays other episodes.
 
     Returns:
-      `([L], [L])`: mean return, NaN for a diverged lane, and mean episode length.
+      `([L], [L], metrics)`: mean return, NaN for a diverged lane, mean episode length,
+      and means of the environment's metrics by name, `[L, ...]`.
     """
-    played = programs.evaluate(state, lanes, jnp.uint32(index))
-    returns, lengths = (x.mean(axis=1) for x in devices.fetch_all(played))
+    played = devices.fetch_all(programs.evaluate(state, lanes, jnp.uint32(index)))
+    returns, lengths, metrics = jax.tree.map(lambda x: x.mean(axis=1), played)
     alive = devices.fetch_all(state.alive)
-    return np.where(alive, returns, np.nan), lengths
+    return np.where(alive, returns, np.nan), lengths, metrics
 
 
 def train(
@@ -378,7 +380,7 @@ def train_lanes(
     first = steps.index(restored.env_steps) if restored else 0
     any_alive, speed = True, _Speed()
     for index in range(first, len(steps)):
-        metrics, returns, lengths = {}, np.empty(0), np.empty(0)
+        metrics, own, returns, lengths = {}, {}, np.empty(0), np.empty(0)
         # Diverged lanes are frozen, so there is nothing to compute if all are.
         if index > first and any_alive:
             state, metrics = epoch(programs, state, lanes)
@@ -386,12 +388,12 @@ def train_lanes(
         if is_due and not any_alive:
             returns = lengths = np.full(len(lanes.seeds), np.nan)
         elif is_due and (index > first or restored is None):
-            returns, lengths = mean_returns(programs, state, lanes, index)
+            returns, lengths, own = mean_returns(programs, state, lanes, index)
         progress = Progress(
             env_steps=steps[index],
             returns=returns,
             lengths=lengths,
-            metrics=devices.fetch_all(metrics),
+            metrics=devices.fetch_all(metrics) | own,
             metric_shapes=metric_shapes,
             diverged_at=devices.fetch_all(state.diverged_at),
             diverged_by=devices.fetch_all(state.diverged_by),
@@ -452,6 +454,8 @@ def _compile(
     fitted, model_metrics = jax.eval_shape(programs.fit_model, state, lanes)
     fitted = _sharded(fitted, layout)
     _, metrics = jax.eval_shape(programs.improve_policy, state, fitted, lanes)
+    _, _, own = jax.eval_shape(programs.evaluate, state, lanes, jnp.uint32(0))
+    metrics |= {name: jax.eval_shape(lambda x: x[:, 0], x) for name, x in own.items()}
     options = {"num_lanes": len(lanes.seeds), "layout": layout}
     devices.check_memory(programs.fit_model, state, lanes, **options)
     devices.check_memory(programs.improve_policy, state, fitted, lanes, **options)

@@ -28,9 +28,10 @@ class Progress(NamedTuple):
       returns: `[L]`, mean return of an evaluation's episodes, NaN for a diverged lane;
         empty without an evaluation.
       lengths: `[L]`, mean length of those episodes; empty without an evaluation.
-      metrics: names to `[L]` or `[L, n]`; empty if no epoch was computed.
-      metric_shapes: names of all metrics of an epoch to their shapes in one lane, `()`
-        or `(n,)`, in the order of the columns of `model.csv`.
+      metrics: names to `[L]` or `[L, n]`: those of an epoch, if one was computed, and
+        those of the environment itself, if there is an evaluation.
+      metric_shapes: names of all metrics to their shapes in one lane, `()` or `(n,)`,
+        in the order of the columns of `model.csv`.
       diverged_at: `[L]`, the step of the divergence, or -1.
       diverged_by: `[L]`, its cause, an index of `divergence.CAUSES`.
       dropped: `[L]`, number of transitions dropped so far as not finite.
@@ -111,7 +112,8 @@ def model_rows(
     """
     names = [name for name in progress.metric_shapes if name.startswith(MODEL)]
     rows = []
-    for lane, seed in enumerate(seeds if names and progress.metrics else ()):
+    has_fit = any(name in progress.metrics for name in names)
+    for lane, seed in enumerate(seeds if has_fit else ()):
         row = {**constant, "seed": int(seed), "env_steps": progress.env_steps}
         for name in names:
             row |= _columns(progress, name, lane)
@@ -163,9 +165,9 @@ def progress_line(
 
 
 def _columns(progress: Progress, name: str, lane: int) -> dict[str, Any]:
-    """The columns of one metric; their values are None if no epoch was computed."""
+    """The columns of one metric; their values are None if it wasn't computed."""
     column, shape = name.removeprefix(MODEL), progress.metric_shapes[name]
-    value = progress.metrics[name][lane].tolist() if progress.metrics else None
+    value = progress.metrics[name][lane].tolist() if name in progress.metrics else None
     if shape == ():
         return {column: value}
     entries = value or [None] * shape[0]

@@ -79,12 +79,15 @@ class MujocoEnv:
       dt: duration of a step in s.
       model: the `mujoco.MjModel`, for rendering.
       physics: the name of the physics, never "auto".
+      recorded_metrics: none; the terms of the reward are for people to look at.
 
     Raises:
       EnvError: the physics is unknown, or a library isn't installed.
     """
 
     episode_length = 1000
+    # Columns would make the tables of finished runs differ from new ones.
+    recorded_metrics = ()
 
     def __init__(self, task: Task, name: str = "auto"):
         base.check_choice(f"env {task.name}: physics", name, physics.CHOICES)

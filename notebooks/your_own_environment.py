@@ -231,9 +231,9 @@ for env in (Branches(), TooLong(), Counts(), KeepsTime()):
     print(message(check_env, env), end="\n\n")
 
 # %% [markdown]
-# An environment without `termination` is accepted, but imagined rollouts need to know
-# where episodes end. The config says how: `"learned"` trains a classifier, and `"none"`
-# is for tasks in which no episode terminates.
+# Imagined rollouts need to know where episodes end. For an environment without
+# `termination`, the default `imagine.termination="auto"` trains a classifier. `"none"`
+# is for tasks in which no episode terminates, and `"env"` insists on the function:
 
 
 # %%
@@ -241,9 +241,9 @@ class NeverSays(Puck):
     termination = None
 
 
-print(message(loop.check, run_config, config, NeverSays()))
-learned = config.replace(imagine=config.imagine.replace(termination="learned"))
-loop.check(run_config, learned, NeverSays())  # raises nothing
+print(loop.check(run_config, config, NeverSays()).imagine.termination)
+insists = config.replace(imagine=config.imagine.replace(termination="env"))
+print(message(loop.check, run_config, insists, NeverSays()))
 
 # %% [markdown]
 # To train from a command, put the class into a file `my_task.py` and name it:

@@ -56,11 +56,11 @@ def test_check_refuses_in_one_line(algorithm, message):
 
 def test_check_refuses_imagination_without_a_termination_function():
     with pytest.raises(config.ConfigError) as caught:
-        mbpo.check(CONFIG, probe_envs.Salary())
+        mbpo.check(with_part("imagine", termination="env"), probe_envs.Salary())
     assert str(caught.value) == (
         "config: imagine.termination='env'; Salary has no method termination(obs, "
-        "action, next_obs); add one, or set imagine.termination to learned, or to none "
-        "if no episode terminates"
+        "action, next_obs); add one, or set imagine.termination to auto or learned, or "
+        "to none if no episode terminates"
     )
 
 
@@ -96,3 +96,14 @@ def test_check_resolves_the_head_that_a_loss_needs(loss, head):
 def test_check_keeps_a_gaussian_head_that_the_loss_does_not_need():
     algorithm = with_part("dynamics", head="gaussian")
     assert mbpo.check(algorithm, cases.WALK) == algorithm
+
+
+@pytest.mark.parametrize("algorithm", [CONFIG, PLAIN_SAC])
+@pytest.mark.parametrize(
+    ("env", "way"), [(cases.WALK, "env"), (probe_envs.Salary(), "learned")]
+)
+def test_auto_learns_the_termination_where_the_task_has_no_function(
+    algorithm, env, way
+):
+    assert algorithm.imagine.termination == "auto"
+    assert mbpo.check(algorithm, env).imagine.termination == way

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import inspect
 import math
 import numbers
@@ -21,8 +22,9 @@ from typing import Any
 import jax
 from flax import struct
 
-from vagram_jax import schedules
+from vagram_jax import schedules, user_code
 from vagram_jax.schedules import Schedule
+from vagram_jax.user_code import UserCodeError
 
 
 class ConfigError(ValueError):
@@ -172,6 +174,49 @@ def descriptions(config_type: type, prefix: str = "") -> dict[str, str]:
         if inner := _nested_type(field):
             described |= descriptions(inner, prefix=f"{key}.")
     return described
+
+
+def imported(setting: str, module: str) -> types.ModuleType:
+    """Imports the module of a setting that names an object of the user's own.
+
+    Args:
+      setting: key and value for messages, such as `"env='my_task:Glider'"`.
+      module: import path.
+
+    Raises:
+      ConfigError: there is no such module.
+      UserCodeError: its code raised an exception.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"config: {setting}; {user_code.one_line(error)}; an importable module is "
+            "accepted; check the spelling and PYTHONPATH"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise UserCodeError(
+            f"config: {setting}; importing {module} raised "
+            f"{user_code.one_line(error)}; repair it"
+        ) from error
+
+
+def attribute(setting: str, module: types.ModuleType, name: str) -> Any:
+    """Returns an object of a module that a setting names.
+
+    Args:
+      setting: as for `imported`.
+      module: from `imported`.
+      name: of the object.
+
+    Raises:
+      ConfigError: the module has no such object.
+    """
+    if hasattr(module, name):
+        return getattr(module, name)
+    near = difflib.get_close_matches(name, dir(module), n=1)
+    hint = f"did you mean {near[0]}?" if near else "check the spelling"
+    raise ConfigError(f"config: {setting}; {module.__name__} has no {name}; {hint}")
 
 
 def _to_plain(value: Any) -> Any:

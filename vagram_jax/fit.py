@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from vagram_jax import diagnostics, dynamics
-from vagram_jax.config import check_fields, leaf, static
+from vagram_jax import diagnostics, dynamics, losses
+from vagram_jax.config import ConfigError, check_fields, leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
-from vagram_jax.losses import ModelLoss
+from vagram_jax.losses import GradientConfig, ModelLoss, WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Metrics, Params, Transition, ValueFn
 
@@ -111,6 +111,48 @@ class _Progress(NamedTuple):
     epoch: jax.Array  # []
     steps: jax.Array  # []
     epochs_since_improved: jax.Array  # []
+
+
+def check_loss(
+    name: str,
+    *,
+    dynamics_config: DynamicsConfig,
+    gradients: GradientConfig,
+    weights: WeightConfig,
+    also: tuple[str, ...] = (),
+) -> DynamicsConfig:
+    """Returns the config of a model with the head that a loss needs.
+
+    Args:
+      name: of the loss, as for `losses.get`.
+      dynamics_config: size and kind of the ensemble.
+      gradients: how value gradients are taken.
+      weights: how they become weights.
+      also: as for `losses.get`.
+
+    Raises:
+      ConfigError: an unknown loss, a head that it can't use, a setting that it doesn't
+        read, or a loss that needs what isn't recorded.
+    """
+    loss = losses.get(name, also=also)
+    if loss.reads:
+        raise ConfigError(
+            f"config: loss={name!r}; it reads batch.{loss.reads[0]}, which training "
+            "doesn't record; register a loss with a `prepare` that makes it"
+        )
+    if loss.gaussian and dynamics_config.head == "deterministic":
+        raise ConfigError(
+            f"config: dynamics.head='deterministic'; loss={name!r} needs a variance; "
+            "set dynamics.head to gaussian or auto"
+        )
+    for key, value in losses.unread(loss, gradients=gradients, weights=weights).items():
+        raise ConfigError(
+            f"config: {key}={value}; loss={name!r} doesn't read it; leave it out"
+        )
+    if dynamics_config.head != "auto":
+        return dynamics_config
+    head = "gaussian" if loss.gaussian else "deterministic"
+    return dynamics_config.replace(head=head)
 
 
 def init(
@@ -220,11 +262,11 @@ def train_step(
       The ensemble with unchanged elites, and the members' losses `[E]`.
     """
     _, objective = _objectives(state.params, value_fn, loss)
-    network, opt_state, losses = _descend(
+    network, opt_state, values = _descend(
         objective, state.params.network, state.opt_state, (batch, prepared), config
     )
     params = state.params.replace(network=network)
-    return state.replace(params=params, opt_state=opt_state), losses
+    return state.replace(params=params, opt_state=opt_state), values
 
 
 def _objectives(
@@ -344,10 +386,10 @@ def _pass(key, carry: _Progress, problem: _Problem, num_batches, config: FitConf
         positions = i * config.batch_size + jnp.arange(config.batch_size)
         rows = data.train_rows[:, order[positions % data.num_train]]  # [E, B]
         batch = jax.tree.map(lambda x: x[rows], (data.transitions, data.prepared))
-        network, opt_state, losses = _descend(
+        network, opt_state, values = _descend(
             problem.objective, network, opt_state, batch, config
         )
-        return network, opt_state, total + losses
+        return network, opt_state, total + values
 
     total = jnp.zeros_like(carry.train_loss)
     network, opt_state, total = jax.lax.fori_loop(
@@ -358,11 +400,11 @@ def _pass(key, carry: _Progress, problem: _Problem, num_batches, config: FitConf
 
 def _descend(objective, network, opt_state, batch_and_prepared, config: FitConfig):
     """Takes one step of each member; returns network, optimizer state and losses."""
-    losses, gradient = jax.vmap(jax.value_and_grad(objective))(
+    values, gradient = jax.vmap(jax.value_and_grad(objective))(
         network, batch_and_prepared
     )
     updates, opt_state = _optimizer(config).update(gradient, opt_state, network)
-    return optax.apply_updates(network, updates), opt_state, losses
+    return optax.apply_updates(network, updates), opt_state, values
 
 
 def _scores(problem: _Problem, network: Params) -> jax.Array:

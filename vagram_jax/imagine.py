@@ -28,7 +28,8 @@ class ImagineConfig:
         states (after MACURA, Frauenknecht et al. 2024, arXiv 2405.19014, which measures
         it by a divergence of Gaussians). None means no limit.
       termination: what ends a rollout: "env" calls the environment's `termination`,
-        "learned" trains a classifier on the real transitions, "none" ends no episode.
+        "learned" trains a classifier on the real transitions, "none" ends no episode,
+        and "auto" is "env" if the environment has the function, else "learned".
     """
 
     rollouts_per_step: int = static(400, low=1)
@@ -36,7 +37,7 @@ class ImagineConfig:
     keep_epochs: int = static(1, low=1)
     clip: bool = static(False)
     max_disagreement: float | None = leaf(None, above=0.0)
-    termination: str = static("env", choices=("env", "learned", "none"))
+    termination: str = static("auto", choices=("auto", "env", "learned", "none"))
 
 
 def max_horizon(config: ImagineConfig) -> int:

@@ -47,7 +47,8 @@ class MBPOConfig:
     """Config of the algorithm: loss, batches and buffers, and configs of its parts.
 
     Attributes:
-      loss: name of the model loss, or "none" for plain SAC without a model.
+      loss: name of the model loss, `"path.module:name"` of one of the user's own, or
+        "none" for plain SAC without a model.
       dynamics: size and kind of the ensemble.
       gradients: how value gradients are taken.
       weights: how the loss weights its errors.
@@ -144,6 +145,7 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
         one.
     """
     check_fields(config)
+    config = _check_termination(env, config)
     dynamics.check(config.dynamics)
     sac.check(config.sac)
     if config.warmup_steps > config.replay_capacity:
@@ -158,8 +160,14 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
                 "without a model (loss=none) only 1 is possible; set real_fraction=1"
             )
         return config
-    _check_termination(env, config)
-    return _check_loss(config)
+    head = fitting.check_loss(
+        config.loss,
+        dynamics_config=config.dynamics,
+        gradients=config.gradients,
+        weights=config.weights,
+        also=(NO_MODEL,),
+    )
+    return config.replace(dynamics=head)
 
 
 def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
@@ -440,39 +448,20 @@ def _errors_on_new(state: MBPOState, *, env: base.Env, config: MBPOConfig) -> Me
     )
 
 
-def _check_loss(config: MBPOConfig) -> MBPOConfig:
-    """Returns the config with the model head that the loss needs."""
-    loss = losses.get(config.loss, also=(NO_MODEL,))
-    if loss.reads:
-        raise ConfigError(
-            f"config: loss={config.loss!r}; it reads batch.{loss.reads[0]}, which "
-            "training doesn't record; register a loss with a `prepare` that makes it"
-        )
-    if loss.gaussian and config.dynamics.head == "deterministic":
-        raise ConfigError(
-            f"config: dynamics.head='deterministic'; loss={config.loss!r} needs a "
-            "variance; set dynamics.head to gaussian or auto"
-        )
-    ignored = losses.unread(loss, gradients=config.gradients, weights=config.weights)
-    for key, value in ignored.items():
-        raise ConfigError(
-            f"config: {key}={value}; loss={config.loss!r} doesn't read it; leave it out"
-        )
-    value_gradients.check(config.weights)
-    if config.dynamics.head != "auto":
-        return config
-    head = "gaussian" if loss.gaussian else "deterministic"
-    return config.replace(dynamics=config.dynamics.replace(head=head))
-
-
-def _check_termination(env: base.Env, config: MBPOConfig) -> None:
-    uses_env = config.imagine.termination == "env"
-    if uses_env and getattr(env, "termination", None) is None:
+def _check_termination(env: base.Env, config: MBPOConfig) -> MBPOConfig:
+    """Returns the config with "auto" resolved."""
+    has_function = getattr(env, "termination", None) is not None
+    if config.imagine.termination == "auto":
+        way = "env" if has_function else "learned"
+        return config.replace(imagine=config.imagine.replace(termination=way))
+    uses_env = config.imagine.termination == "env" and config.loss != NO_MODEL
+    if uses_env and not has_function:
         raise ConfigError(
             f"config: imagine.termination='env'; {base.name_of(env)} has no method "
             "termination(obs, action, next_obs); add one, or set imagine.termination "
-            "to learned, or to none if no episode terminates"
+            "to auto or learned, or to none if no episode terminates"
         )
+    return config
 
 
 def _termination_fn(

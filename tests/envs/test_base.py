@@ -193,7 +193,7 @@ def test_make_refuses_in_one_line(env, options, message):
     [
         ({"env": 5}, "env=5; text"),
         ({"action_repeat": 0}, "action_repeat=0; accepted: at least 1"),
-        ({"distractor_kind": "foo"}, "distractor_kind='foo'; accepted: chaotic"),
+        ({"distractor_kind": "foo"}, "distractor_kind='foo'; known: chaotic"),
     ],
 )
 def test_a_config_that_was_built_directly_is_checked(options, message):

@@ -12,6 +12,7 @@ import probe_envs
 import pytest
 
 from vagram_jax import envs
+from vagram_jax.config import ConfigError
 from vagram_jax.envs import base, distractors
 
 KINDS = list(distractors.KINDS)
@@ -205,12 +206,12 @@ def test_attributes_and_state_of_the_environment_are_kept():
         ({"num_dims": 2.0}, "num_dims=2.0"),
         (
             {"num_dims": 2, "kind": "random"},
-            "accepted: chaotic, switching, noise, linear",
+            r"known: chaotic, switching, noise, linear, or path\.module:NAME",
         ),
         ({"num_dims": 2, "scale": 0.0}, "scale=0.0"),
         ({"num_dims": 2, "scale": float("nan")}, "scale=nan"),
     ],
 )
 def test_distractors_refuse_unknown_kinds_and_numbers_out_of_range(options, message):
-    with pytest.raises(base.EnvError, match=message):
+    with pytest.raises((base.EnvError, ConfigError), match=message):
         distractors.Distractors(probe_envs.Counter(), **options)

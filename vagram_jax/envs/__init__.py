@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import inspect
 from typing import Any
 
 from flax import struct
 
+from vagram_jax import config as configs
 from vagram_jax import user_code
 from vagram_jax.config import ConfigError, check_fields, from_mapping, static
+from vagram_jax.envs import distractors
 from vagram_jax.envs.base import BrokenEnvError, Env, EnvError, State, check_env
 from vagram_jax.envs.distractors import KINDS, Distractors
 from vagram_jax.envs.episodes import EpisodeWrapper
@@ -79,7 +80,8 @@ class EnvConfig:
       distractors: number of distracting dimensions to append. They change once per
         action, even if it is repeated.
       distractor_kind: kind of dynamics of the distracting dimensions, see
-        `Distractors`.
+        `Distractors`; or `"path.module:attribute"`, where the attribute is a
+        `distractors.Kind`.
       distractor_scale: factor of the distracting dimensions.
       distractor_seed: seed of the distractors' dynamics.
     """
@@ -90,7 +92,7 @@ class EnvConfig:
     action_repeat: int = static(1, low=1)
     episode_length: int = static(0, low=0)
     distractors: int = static(0, low=0, high=10_000)
-    distractor_kind: str = static("chaotic", choices=tuple(KINDS))
+    distractor_kind: str = static("chaotic", known=KINDS)
     distractor_scale: float = static(1.0, above=0)
     distractor_seed: int = static(0, low=0, high=2**32 - 1)
 
@@ -105,6 +107,7 @@ def make(env: str, **options: Any) -> Env:
     Raises:
       ConfigError: an unknown name or option, or a value out of range.
       EnvError: the environment can't be made or can't be trained on.
+      UserCodeError: a module of the user's own can't be imported.
 
     Example:
       >>> make("pendulum", distractors=10).observation_size
@@ -119,8 +122,10 @@ def from_config(config: EnvConfig) -> Env:
     Raises:
       ConfigError: the environment is unknown, or a value is out of range.
       EnvError: the environment can't be made or can't be trained on.
+      UserCodeError: a module of the user's own can't be imported.
     """
     check_fields(config)
+    distractors.kind_of(config.distractor_kind)
     env = _construct(config)
     check_env(env)
     if config.action_repeat > 1 or config.episode_length:
@@ -133,6 +138,8 @@ def from_config(config: EnvConfig) -> Env:
             scale=config.distractor_scale,
             seed=config.distractor_seed,
         )
+        if config.distractor_kind not in KINDS:
+            check_env(env)
     return env
 
 
@@ -200,22 +207,6 @@ def _import_target(name: str) -> Any:
             f"config: env={name!r}; known: {', '.join(ENVS)}, {others}, or "
             f"path.module:ClassName{hint}"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"config: env={name!r}; {user_code.one_line(error)}; an importable module "
-            "is accepted; check the spelling and PYTHONPATH"
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise BrokenEnvError(
-            f"env {name}: importing {module_name} raised {user_code.one_line(error)}; "
-            "repair it"
-        ) from error
-    if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f"did you mean {near[0]}?" if near else "check the spelling"
-        raise ConfigError(
-            f"config: env={name!r}; {module_name} has no {attribute}; {hint}"
-        )
-    return getattr(module, attribute)
+    setting = f"env={name!r}"
+    module = configs.imported(setting, module_name)
+    return configs.attribute(setting, module, attribute)

@@ -1,11 +1,14 @@
 """Distractors: observation dimensions that no action influences and no reward reads.
 
 A dynamics model that spends capacity on them has less left for the dimensions that the
-value depends on. To add a kind of distractor, add a row to `KINDS`.
+value depends on. To add a kind of distractor, add a row to `KINDS`. The import path of
+a `Kind` in a module of the user's own is its name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from vagram_jax import config
 from vagram_jax.envs import base
 
 # Folded into the reset key. It is large because fold_in(key, i) for a small i equals
@@ -91,7 +95,7 @@ class Distractors:
     Args:
       env: the environment.
       num_dims: number D of dimensions to append.
-      kind: one of `KINDS`.
+      kind: one of `KINDS`, or `"path.module:attribute"` of a `Kind`.
       scale: factor of x in the observation.
       seed: seed of the constants.
 
@@ -101,10 +105,12 @@ class Distractors:
       episode_length: as in `env`, or None.
       termination: that of `env` applied to its dimensions, or None.
       dt: as in `env`, or None.
+      recorded_metrics: as in `env`, or None.
       parameters: the constants by name.
 
     Raises:
-      EnvError: the kind is unknown or a number is out of range.
+      ConfigError: the kind is unknown.
+      EnvError: a number is out of range, or the kind's code raises an exception.
     """
 
     def __init__(
@@ -116,17 +122,18 @@ class Distractors:
         scale: float = 1.0,
         seed: int = 0,
     ):
-        _check(num_dims, kind, scale)
+        _check(num_dims, scale)
         self._env, self._num_dims, self._scale = env, num_dims, scale
-        self._kind = KINDS[kind]
+        self._kind = kind_of(kind)
         self.observation_size = env.observation_size + num_dims
         self.action_size = env.action_size
         self.episode_length = getattr(env, "episode_length", None)
         self.dt = getattr(env, "dt", None)
+        self.recorded_metrics = getattr(env, "recorded_metrics", None)
         has_termination = getattr(env, "termination", None) is not None
         self.termination = self._termination if has_termination else None
         # Computed now even while JAX traces, so that the constants aren't tracers.
-        with jax.ensure_compile_time_eval():
+        with jax.ensure_compile_time_eval(), _explained(kind):
             self.parameters = self._kind.parameters(jax.random.key(seed), num_dims)
 
     def reset(self, key: jax.Array) -> base.State:
@@ -168,13 +175,49 @@ class Distractors:
         return self._env.termination(obs[:size], action, next_obs[:size]) | is_broken
 
 
-def _check(num_dims: int, kind: str, scale: float) -> None:
+def kind_of(name: str) -> Kind:
+    """Returns the kind of distractor with that name.
+
+    Args:
+      name: one of `KINDS`, or `"path.module:attribute"` of a `Kind`.
+
+    Raises:
+      ConfigError: there is no such kind.
+      UserCodeError: importing its module raised an exception.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    setting = f"distractor_kind={name!r}"
+    module, _, attribute = name.partition(":")
+    if not (module and attribute):
+        near = difflib.get_close_matches(name, KINDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise config.ConfigError(
+            f"config: {setting}; known: {', '.join(KINDS)}, or path.module:NAME of a "
+            f"Kind{hint}"
+        )
+    kind = config.attribute(setting, config.imported(setting, module), attribute)
+    if not isinstance(kind, Kind):
+        raise config.ConfigError(
+            f"config: {setting}; it is of type {type(kind).__name__}; a "
+            "vagram_jax.envs.distractors.Kind is accepted; make one of its functions"
+        )
+    return kind
+
+
+def _explained(kind: str) -> contextlib.AbstractContextManager:
+    """Explains the exceptions of a kind of the user's own."""
+    if kind in KINDS:
+        return contextlib.nullcontext()
+    return base.as_env_error(f"Distractors: kind={kind!r}: its parameters")
+
+
+def _check(num_dims: int, scale: float) -> None:
     if not base.is_count(num_dims):
         raise base.EnvError(
             f"Distractors: num_dims={num_dims!r}; a whole number of at least 1 is "
             "accepted; for none, use the environment itself"
         )
-    base.check_choice("Distractors: kind", kind, KINDS)
     if not 0 < scale < math.inf:
         raise base.EnvError(
             f"Distractors: scale={scale!r}; a finite number above 0 is accepted"

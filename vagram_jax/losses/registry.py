@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from vagram_jax.losses.value_gradients import GradientConfig, WeightConfig
 from vagram_jax.types import Batch, LossFn, ValueFn
 
 _CONFIGS = ("gradients", "weights", "discount")
+_ARGUMENTS = ("params", "batch", "value_fn")
 # In commands these names mean training without a model.
 _RESERVED = ("none", "sac")
 
@@ -138,10 +139,11 @@ def register(
         if taken and _origin(taken.fn) != _origin(fn):
             raise ValueError(f"register: name={name!r} is taken; choose another name")
         keywords = ("predict", "prepared") if prepare else ("predict",)
-        _check_takes(f"loss {name!r}", fn, ("params", "batch", "value_fn"), keywords)
+        _check_takes(f"register: loss {name!r}", fn, _ARGUMENTS, keywords)
         checked = None
         if prepare is not None:
-            what, keywords = f"prepare of loss {name!r}", ("where", *reads_config)
+            what = f"register: prepare of loss {name!r}"
+            keywords = ("where", *reads_config)
             _check_takes(what, prepare, ("batch", "value_fn"), keywords)
             checked = _checked(name, prepare)
         LOSSES[name] = ModelLoss(
@@ -156,17 +158,25 @@ def get(name: str, *, also: tuple[str, ...] = ()) -> ModelLoss:
     """Returns the loss with that name.
 
     Args:
-      name: a registered name.
+      name: a registered name; or `"path.module:name"`, which imports the module, where
+        `name` is that of a loss which the module registers, or of a function.
       also: other names that the caller accepts, for the message.
 
     Raises:
-      ConfigError: the name is unknown; the message lists the known ones.
+      ConfigError: the name is unknown, and the message lists the known ones; or there
+        is no such module or function, or training can't call it.
+      UserCodeError: importing the module raised an exception.
     """
+    if ":" in name:
+        return _imported(name)
     if name not in LOSSES:
         known = [*sorted(LOSSES), *also]
         near = difflib.get_close_matches(str(name).lower(), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"config: loss={name!r}; known: {', '.join(known)}{hint}")
+        raise ConfigError(
+            f"config: loss={name!r}; known: {', '.join(known)}, or "
+            f"path.module:NAME{hint}"
+        )
     return LOSSES[name]
 
 
@@ -224,6 +234,31 @@ def unread(
     return ignored
 
 
+def _imported(name: str) -> ModelLoss:
+    """Returns a loss by its import path."""
+    setting, (path, _, attribute) = f"loss={name!r}", name.partition(":")
+    if not (path and attribute):
+        raise ConfigError(f"config: {setting}; path.module:NAME is accepted")
+    module = configs.imported(setting, path)
+    registered = LOSSES.get(attribute)
+    if registered and registered.fn.__module__ == module.__name__:
+        return registered
+    found = configs.attribute(setting, module, attribute)
+    for loss in LOSSES.values():
+        if found is loss.fn:
+            return loss
+    if not callable(found):
+        raise ConfigError(
+            f"config: {setting}; it is of type {type(found).__name__}; a function "
+            f"({', '.join(_ARGUMENTS)}, *, predict) is accepted"
+        )
+    try:
+        _check_takes(f"config: {setting}", found, _ARGUMENTS, ("predict",))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return ModelLoss(name, cast(LossFn, found))
+
+
 def _origin(fn: LossFn) -> tuple[str, str]:
     return fn.__module__, fn.__qualname__
 
@@ -253,7 +288,7 @@ def _check_takes(what: str, fn: Callable, positional, keywords) -> None:
         inspect.signature(fn).bind(*positional, **dict.fromkeys(keywords))
     except TypeError as error:
         raise ValueError(
-            f"register: {what}, {user_code.defined_at(fn)}: {error}; it must take "
+            f"{what}, {user_code.defined_at(fn)}: {error}; it must take "
             f"({', '.join(positional)}, *, {', '.join(keywords)})"
         ) from None
 

@@ -91,8 +91,10 @@ def loss_label(algorithm: MBPOConfig) -> str:
 
 
 def study_name(env_config: EnvConfig) -> str:
-    """The default name of a study: the task and its number of distractors."""
-    name = env_config.env.rpartition(":")[2]
+    """The default name of a study: library, task and number of distractors."""
+    library, name = env_config.env.partition(":")[0], env_config.env.rpartition(":")[2]
+    if library in envs.LIBRARIES:
+        name = re.sub(r"[^A-Za-z0-9_.-]+", ".", f"{library}-{name}")
     return f"{name}-{env_config.distractors}" if env_config.distractors else name
 
 

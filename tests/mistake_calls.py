@@ -204,7 +204,7 @@ CALLS = (
     Group(
         "Results and statistics",
         (
-            'a folder without a run: `vj.load_policy("results/hopper/vagram")`',
+            'a folder without a run: `vj.load("results/hopper/vagram")`',
             'a misspelt folder: `Study.load("resluts")`',
             "a list instead of tasks: `stats.interval([np.ones(4)])`",
             "NaN in the returns: "

@@ -170,3 +170,75 @@ def test_errors_on_new_equal_numpy():
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(actual[name], value, rtol=1e-6, err_msg=name)
+
+
+def drifting(biases):
+    """Members that predict a constant change of the state, `[E, obs_dim]`."""
+    count, size = biases.shape
+    config = dynamics.DynamicsConfig(
+        hidden=(), num_members=count, num_elites=count, head="deterministic"
+    )
+    params = dynamics.init_dynamics(
+        jax.random.key(0), obs_dim=size, action_dim=1, config=config
+    )
+    network = jax.tree.map(jnp.zeros_like, params.network)
+    rewards = np.zeros((count, 1))
+    layer = network["params"]["mlp"]["Dense_0"]
+    layer["bias"] = jnp.asarray(np.concatenate([biases, rewards], axis=1))
+    return params.replace(network=network)
+
+
+LENGTHS = (5, 2)
+
+
+def played_episodes():
+    """Two random walks of five and of two steps, and their mask."""
+    rng = np.random.default_rng(2)
+    walks = np.cumsum(rng.normal(size=(2, 6, 3)), axis=1)
+    mask = np.arange(5) < np.array(LENGTHS)[:, None]
+    walks[1, 3:] = np.nan  # what follows the end of an episode counts nowhere
+    rows = Transition(
+        obs=np.nan_to_num(walks[:, :-1]),
+        action=rng.uniform(-1, 1, (2, 5, 1)),
+        reward=np.zeros((2, 5)),
+        next_obs=np.nan_to_num(walks[:, 1:], nan=1e9),
+    )
+    return walks, rows, jnp.asarray(mask)
+
+
+def test_k_step_errors_equal_a_loop_over_starts():
+    walks, rows, mask = played_episodes()
+    biases = np.array([[0.5, 0.0, -1.0], [0.1, 0.2, 1.0]])
+    value = np.array([1.0, -2.0, 0.5])
+    result = diagnostics.k_step_errors(
+        drifting(biases), rows, mask, lambda state: jnp.dot(value, state), horizon=6
+    )
+    assert result["rows"].tolist() == [7, 5, 3, 2, 1, 0]
+    for k in range(1, 6):
+        pairs = [
+            (walk[start], walk[start + k])
+            for walk, length in zip(walks, LENGTHS, strict=True)
+            for start in range(length - k + 1)
+        ]
+        first, last = (np.array(each) for each in zip(*pairs, strict=True))
+        predicted = first + k * biases[:, None]  # [E, rows, obs_dim]
+        change = (last - first).std(axis=0)
+        error = np.sqrt(np.mean((predicted - last) ** 2, axis=(0, 1)))
+        spread = predicted.std(axis=0).mean(axis=0)  # the same in every row
+        deviation = (last @ value).std()
+        off = np.sqrt(np.mean(((predicted - last) @ value) ** 2))
+        scale = np.where(change > 0, change, 1.0)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=EXACT)
+        close(result["error_dim"][k - 1], error / scale)
+        close(result["disagreement_dim"][k - 1], spread / scale)
+        close(result["value_error"][k - 1], off / (deviation or 1.0))
+    assert np.isnan(result["error_dim"][5]).all()
+
+
+def test_the_error_of_one_step_is_that_of_the_tables():
+    _, rows, mask = played_episodes()
+    params = drifting(np.array([[0.5, 0.0, -1.0], [0.1, 0.2, 1.0]]))
+    result = diagnostics.k_step_errors(params, rows, mask, jnp.sum, horizon=1)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+    expected = diagnostics.error_per_dim(params, flat, mask.reshape(-1, 1))
+    np.testing.assert_allclose(result["error_dim"][0], expected, rtol=1e-9)

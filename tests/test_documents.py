@@ -37,7 +37,7 @@ TINY = """
 --config.dynamics.num_elites=1 --config.fit.batch_size=4 --config.fit.max_epochs=1
 --config.imagine.rollouts_per_step=1 --config.sac.hidden=() --losses=vagram
 """
-READERS = ("report", "render", "status")
+READERS = ("report", "render", "status", "inspect", "export")
 """The subcommands that only read results."""
 
 

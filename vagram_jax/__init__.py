@@ -78,7 +78,7 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing t
         MBPOState as MBPOState,
         epoch as epoch,
     )
-    from vagram_jax.run.policies import load_policy as load_policy
+    from vagram_jax.run.trained import Trained as Trained, load as load
     from vagram_jax.sac import SACConfig as SACConfig, value_fn as value_fn
     from vagram_jax.schedules import Schedule as Schedule
     from vagram_jax.termination import TerminationConfig as TerminationConfig
@@ -120,7 +120,7 @@ _NAMES = {
         "value_gradient_weights",
     ),
     "mbpo": ("MBPOConfig", "MBPOState", "epoch"),
-    "run.policies": ("load_policy",),
+    "run.trained": ("Trained", "load"),
     "sac": ("SACConfig", "value_fn"),
     "schedules": ("Schedule",),
     "termination": ("TerminationConfig",),

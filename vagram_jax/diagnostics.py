@@ -1,4 +1,4 @@
-"""Diagnostics of a dynamics model: errors per dimension and what a loss attends to."""
+"""Diagnostics of a dynamics model: its errors, and what a loss attends to."""
 
 from __future__ import annotations
 
@@ -67,6 +67,69 @@ def errors_on_new(
         "model/new_missed": jnp.mean(~ends, where=where & batch.terminated),
         "model/new_false_alarms": jnp.mean(ends, where=where & ~batch.terminated),
     }
+
+
+def k_step_errors(
+    params: DynamicsParams,
+    played: Transition,
+    valid: jax.Array,
+    value_fn: ValueFn,
+    *,
+    horizon: int,
+) -> dict[str, jax.Array]:
+    """Returns the errors of predictions of 1 to `horizon` steps.
+
+    Each member starts at every real state and continues from its own predictions, by
+    their mean, with the actions that were played.
+
+    Args:
+      params: an ensemble.
+      played: `[N, T, ...]` real transitions of N episodes.
+      valid: `[N, T]` bool, the steps until the end of an episode.
+      value_fn: one state `[obs_dim]` to a scalar or to `[K]`.
+      horizon: number of steps, at least 1.
+
+    Returns:
+      By name, with k - 1 as the first index: `error_dim` `[horizon, obs_dim]`, the root
+      mean squared error of the state after k steps, over all members, and
+      `disagreement_dim` `[horizon, obs_dim]`, the root mean squared standard deviation
+      of the members, both in standard deviations of the real change in k steps;
+      `value_error` `[horizon]`, that of the value of the predicted state, in standard
+      deviations of the values of the real ones; and `rows` `[horizon]`, the number of
+      starts. NaN where no episode is long enough.
+    """
+    num_members = jax.tree.leaves(params.network)[0].shape[0]
+    start, length = played.obs, valid.shape[1]
+
+    def flat(x):
+        return x.reshape(-1, *x.shape[2:])  # [N T, ...]
+
+    def step(carry, k):
+        predicted, counts = carry  # [E, N T, obs_dim], [N, T]
+        at = jnp.arange(length) + k
+        counts = counts & (at < length) & valid[:, jnp.minimum(at, length - 1)]
+        now = jax.tree.map(lambda x: flat(x[:, jnp.minimum(at, length - 1)]), played)
+        actions = jnp.broadcast_to(now.action, (num_members, *now.action.shape))
+        predicted = dynamics.predict(params, predicted, actions).next_obs
+        where = flat(counts)
+        change = jnp.var(now.next_obs - flat(start), axis=0, where=where[:, None])
+        scale = jnp.sqrt(jnp.where(change > 0.0, change, 1.0))
+        error = jnp.square(predicted - now.next_obs)
+        spread = jnp.var(predicted, axis=0)
+        values = jax.vmap(value_fn)(now.next_obs)
+        imagined = jax.vmap(jax.vmap(value_fn))(predicted)
+        return (predicted, counts), {
+            "error_dim": jnp.sqrt(jnp.mean(error, (0, 1), where=where[:, None]))
+            / scale,
+            "disagreement_dim": jnp.sqrt(jnp.mean(spread, 0, where=where[:, None]))
+            / scale,
+            "value_error": _relative_error(imagined, values, where),
+            "rows": jnp.sum(where),
+        }
+
+    obs = jnp.broadcast_to(flat(start), (num_members, *flat(start).shape))
+    first = obs, jnp.ones_like(valid)
+    return jax.lax.scan(step, first, jnp.arange(horizon))[1]
 
 
 def _relative_error(predicted, real, where) -> jax.Array:

@@ -157,6 +157,38 @@ def predict(params: DynamicsParams, obs: jax.Array, action: jax.Array) -> Predic
     return jax.vmap(member, in_axes=(0, axis, axis))(params.network, obs, action)
 
 
+def predict_mean(
+    params: DynamicsParams, elites: jax.Array, obs: jax.Array, action: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean prediction of the elites.
+
+    Args:
+      params: an ensemble.
+      elites: `[num_elites]` int, the members that count.
+      obs: `[..., obs_dim]`, in the units of the data.
+      action: `[..., action_dim]`, with the leading axes of `obs`.
+
+    Returns:
+      `(next_obs [..., obs_dim], reward [...])`.
+    """
+    shape = obs.shape[:-1]
+    rows = (obs.reshape(-1, obs.shape[-1]), action.reshape(-1, action.shape[-1]))
+    prediction = predict(members(params, elites), *rows)
+    next_obs = jnp.mean(prediction.next_obs, axis=0)
+    reward = jnp.mean(prediction.reward, axis=0)
+    return next_obs.reshape(obs.shape), reward.reshape(shape)
+
+
+def members(params: DynamicsParams, which: jax.Array) -> DynamicsParams:
+    """Returns an ensemble of some members.
+
+    Args:
+      params: an ensemble.
+      which: `[n]` int, the members.
+    """
+    return params.replace(network=jax.tree.map(lambda x: x[which], params.network))
+
+
 def sample(
     key: jax.Array,
     params: DynamicsParams,

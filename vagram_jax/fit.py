@@ -17,7 +17,7 @@ from flax import struct
 from vagram_jax import diagnostics, dynamics, losses
 from vagram_jax.config import ConfigError, check_fields, leaf, static
 from vagram_jax.dynamics import DynamicsConfig, DynamicsParams
-from vagram_jax.losses import GradientConfig, ModelLoss, WeightConfig
+from vagram_jax.losses import GradientConfig, ModelLoss, WeightConfig, value_gradients
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Metrics, Params, Transition, ValueFn
 
@@ -149,6 +149,7 @@ def check_loss(
         raise ConfigError(
             f"config: {key}={value}; loss={name!r} doesn't read it; leave it out"
         )
+    value_gradients.check(weights)
     if dynamics_config.head != "auto":
         return dynamics_config
     head = "gaussian" if loss.gaussian else "deterministic"

@@ -31,7 +31,7 @@ from vagram_jax.dynamics import DynamicsConfig
 from vagram_jax.envs import base, episodes
 from vagram_jax.fit import DynamicsState, FitConfig
 from vagram_jax.imagine import ImagineConfig
-from vagram_jax.losses import GradientConfig, WeightConfig, value_gradients
+from vagram_jax.losses import GradientConfig, WeightConfig
 from vagram_jax.replay import ReplayState
 from vagram_jax.sac import SACConfig, SACState
 from vagram_jax.schedules import Schedule

@@ -14,7 +14,7 @@ from PIL import Image, ImageSequence
 
 from vagram_jax import envs
 from vagram_jax.envs import base
-from vagram_jax.run import policies
+from vagram_jax.run import trained
 from vagram_jax.storage import files, results
 
 
@@ -62,7 +62,7 @@ def test_render_prints_the_return_of_the_same_episode_in_gymnasium(run, tmp_path
     assert size_and_duration(film) == ((480, 360), 13 * 50)
     env = envs.from_config(policy_cases.ENV)
     start = env.reset(jax.random.split(jax.random.key(7), 1)[0])
-    policy, theirs = policies.load_policy(run), gymnasium.make("Pendulum-v1").unwrapped
+    policy, theirs = trained.load(run), gymnasium.make("Pendulum-v1").unwrapped
     theirs.reset(seed=0)
     state = base.unwrapped(env, start)[1].pipeline_state
     theirs.state, total = np.array(state, np.float64), 0.0

@@ -18,11 +18,11 @@ import probe_envs
 import pytest
 from PIL import Image, ImageSequence
 
-from vagram_jax import envs, sac
+from vagram_jax import envs, mbpo, sac
 from vagram_jax.envs import base, classic, distractors, episodes
 from vagram_jax.render import film
 from vagram_jax.render.film import PictureError
-from vagram_jax.run import policies
+from vagram_jax.run import trained
 
 CONFIG = sac.SACConfig(hidden=())
 BLUE, ORANGE, WHITE = (0, 114, 178), (213, 94, 0), (255, 255, 255)
@@ -55,13 +55,13 @@ def agent(obs_dim, action_dim):
 
 def policy_of(env, params=None):
     """A policy without training."""
-    return policies.Policy(
+    config = mbpo.MBPOConfig(loss=mbpo.NO_MODEL, sac=CONFIG)
+    params = params or agent(env.observation_size, env.action_size)
+    return trained.Trained(
         env=env,
         seed=0,
-        env_steps=0,
-        diverged_at=None,
-        agent=params or agent(env.observation_size, env.action_size),
-        config=CONFIG,
+        state=trained.shapes_of(env, config).replace(agent=params),
+        config=config,
         matmul_precision="highest",
     )
 

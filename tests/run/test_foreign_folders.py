@@ -1,7 +1,7 @@
 """Results folders from somebody else: damaged files, links, FIFOs and wrong types.
 
 Whatever a folder contains, `status`, `watch`, `report`, `--resume` with `--log` and
-`load_policy` end with a result or with one line, and nothing outside of the folder is
+`load` end with a result or with one line, and nothing outside of the folder is
 changed.
 """
 
@@ -19,7 +19,7 @@ from session_cases import programs_once, whole
 
 from vagram_jax.analysis import maps, plots
 from vagram_jax.cli import flags, report, status, watch
-from vagram_jax.run import loop, policies
+from vagram_jax.run import loop, trained
 
 __all__ = ["programs_once", "whole"]
 pytestmark = [pytest.mark.usefixtures("programs_once"), pytest.mark.timeout(120)]
@@ -181,7 +181,7 @@ def check(study, tmp_path, victim, number, monkeypatch):
     lines = outcome(lambda: report.main([str(folder)]))
     if target.startswith("run/"):
         assert "other" in (folder / "report.html").read_text()
-    outcome(lambda: policies.load_policy(folder / "run", report=print))
+    outcome(lambda: trained.load(folder / "run", report=print))
     monkeypatch.setattr(loop, "train_lanes", lambda *_, **__: iter(()))
     outcome(lambda: resume(folder))
 

@@ -277,6 +277,42 @@ def performance_profiles(
     return figures.save(figure, path)
 
 
+def prediction(
+    numbers: Mapping[str, np.ndarray],
+    path: str | os.PathLike | None = None,
+    *,
+    title: str = "",
+) -> Figure:
+    """Plots the errors of predictions of 1 to H steps, on new episodes of a run.
+
+    Args:
+      numbers: `error_dim` and `disagreement_dim` `[H, obs_dim]`, and `value_error`
+        `[H]`, as from `diagnostics.k_step_errors`.
+      path: of the PNG; None writes none.
+      title: of the figure.
+
+    Raises:
+      ResultsError: `path` can't be written.
+    """
+    figure = figures.new_figure(height=8.4)
+    panels = figure.subplots(3, 1, sharex=True)
+    labels = {
+        "error_dim": "error of the state",
+        "disagreement_dim": "disagreement of the members",
+        "value_error": "error of the value",
+    }
+    x = np.arange(1, len(numbers["value_error"]) + 1)
+    for axes, (name, label) in zip(panels, labels.items(), strict=True):
+        values = numbers[name].reshape(len(x), -1)
+        axes.plot(x, values, color=figures.color("vagram"), alpha=0.35)
+        axes.plot(x, np.sqrt(np.mean(values**2, axis=1)), "o-", color="0")
+        figures.set_labels(axes, "", "", label)
+    note = "blue: state dimensions, black: root mean square; in std of the data"
+    figures.set_labels(panels[0], title, "", labels["error_dim"], note=note)
+    panels[-1].set_xlabel("predicted steps")
+    return figures.save(figure, path)
+
+
 def _draw_sweep(axes, points: Mapping[str, Mapping[float, Values]]) -> None:
     styles = figures.styles(points)
     for name, by_x in points.items():

@@ -255,7 +255,8 @@ def _flags_of(
     for imported in vars(module).values():
         if inspect.ismodule(imported) and imported.__name__ != __name__:
             name = imported.__name__.rpartition(".")[2]
-            groups[f"Flags shared with vagram {name}:"] = _defined_in(imported)
+            heading = f"Flags shared with other commands ({name}):"
+            groups[heading] = _defined_in(imported)
     general = _defined_in(sys.modules[__name__])
     if not takes_config:
         general = [flag for flag in general if flag.name != _CONFIG.name]

@@ -67,6 +67,16 @@ COMMANDS = {
         "films a trained policy",
         "vagram_jax.cli.render",
     ),
+    "inspect": Command(
+        "measures the model of a run on new episodes",
+        "vagram_jax.cli.inspect",
+        takes_names=True,
+    ),
+    "export": Command(
+        "writes what a run has trained as a model repository",
+        "vagram_jax.cli.export",
+        takes_names=True,
+    ),
     "study": Command(
         "runs a study of the paper's claims (needs a checkout)",
         "vagram_jax.cli.study",

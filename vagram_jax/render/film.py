@@ -32,7 +32,7 @@ import numpy as np
 from vagram_jax import user_code
 from vagram_jax.envs import base, episodes
 from vagram_jax.render import offscreen
-from vagram_jax.run.policies import Policy
+from vagram_jax.run.trained import Trained
 
 FILMS = ("mp4", "gif")
 KINDS = (*FILMS, "html")
@@ -115,12 +115,12 @@ def check(
         raise PictureError('mp4: needs ffmpeg; pip install "vagram_jax[video]"')
 
 
-def play(key: jax.Array, policy: Policy, *, num_episodes: int) -> Iterator[Episode]:
+def play(key: jax.Array, policy: Trained, *, num_episodes: int) -> Iterator[Episode]:
     """Plays whole episodes, one after the other.
 
     Args:
       key: a typed key for the start states.
-      policy: from `policies.load_policy`.
+      policy: from `trained.load`.
       num_episodes: number of episodes.
 
     Yields:

@@ -15,7 +15,7 @@ from pathlib import Path
 FLOW = [
     *("types", "schedules", "user_code", "config"),
     *("envs", "replay", "networks", "dynamics"),
-    *("losses", "diagnostics", "fit", "termination", "imagine", "sac"),
+    *("losses", "diagnostics", "fit", "arrays", "termination", "imagine", "sac"),
     *("divergence", "mbpo"),
     "evaluate",
 ]

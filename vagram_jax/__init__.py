@@ -12,6 +12,7 @@ above it:
     losses               what a model is trained for: VaGraM and its baselines
     diagnostics          what a loss attends to, errors of several steps
     fit                  training of the ensemble
+    arrays               a fit to plain arrays, with one call
     termination          a learned termination classifier
     imagine              short rollouts in the model
     sac                  the agent and its value function
@@ -35,6 +36,7 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # editors and type checkers see the names without importing them
+    from vagram_jax.arrays import FittedModel as FittedModel, fit_arrays as fit_arrays
     from vagram_jax.config import (
         ConfigError as ConfigError,
         from_mapping as from_mapping,
@@ -89,6 +91,7 @@ __version__ = "0.2.0"
 # The public names by the module that defines them; a test compares this table with the
 # imports above.
 _NAMES = {
+    "arrays": ("FittedModel", "fit_arrays"),
     "config": ("ConfigError", "from_mapping", "to_dict"),
     "dynamics": ("DynamicsConfig", "init_dynamics", "predict"),
     "envs": ("check_env", "make"),

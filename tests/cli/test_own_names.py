@@ -205,7 +205,10 @@ def test_a_wrong_distractor_is_refused_in_one_line(kind, message):
     ("task", "message"),
     [
         ("Matrix", r"metrics\['x'\] float32\[2,2\]; a scalar or a vector is accepted"),
-        ("Misspelt", r"recorded_metrics has 'plac'; the state's metrics are: ends, place"),
+        (
+            "Misspelt",
+            r"recorded_metrics has 'plac'; the state's metrics are: ends, place",
+        ),
     ],
 )
 def test_metrics_that_are_no_columns_are_refused(task, message):

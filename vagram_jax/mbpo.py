@@ -452,7 +452,9 @@ def _check_termination(env: base.Env, config: MBPOConfig) -> MBPOConfig:
     """Returns the config with "auto" resolved."""
     has_function = getattr(env, "termination", None) is not None
     if config.imagine.termination == "auto":
-        way = "env" if has_function else "learned"
+        # Plain SAC imagines nothing; "env" is what its earlier runs recorded.
+        is_known = has_function or config.loss == NO_MODEL
+        way = "env" if is_known else "learned"
         return config.replace(imagine=config.imagine.replace(termination=way))
     uses_env = config.imagine.termination == "env" and config.loss != NO_MODEL
     if uses_env and not has_function:

@@ -200,7 +200,8 @@ def test_check_refuses_steps_that_are_no_whole_number_of_epochs(total_steps, fit
     with pytest.raises(config.ConfigError, match=f"={total_steps};.* as {fitting}$"):
         loop.check(run_config, CONFIG, cases.Line())
     fits = RUN.replace(total_steps=fitting)
-    assert loop.check(fits, CONFIG, cases.Line()) == CONFIG
+    imagine = CONFIG.imagine.replace(termination="env")  # from "auto"
+    assert loop.check(fits, CONFIG, cases.Line()) == CONFIG.replace(imagine=imagine)
 
 
 def test_check_refuses_an_environment_without_an_episode_length():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vagram_jax import envs, mbpo, sac, schedules
+from vagram_jax.imagine import ImagineConfig
 from vagram_jax.run import devices, grid, loop, session
 from vagram_jax.storage import checkpoint, files, lock
 
@@ -22,6 +23,8 @@ RUN = loop.RunConfig(num_seeds=SEEDS, total_steps=LAST, eval_episodes=2)
 # Plain SAC without hidden layers compiles fastest.
 CONFIG = mbpo.MBPOConfig(
     loss=mbpo.NO_MODEL,
+    # Resolved, so that the settings are those of the record.
+    imagine=ImagineConfig(termination="env"),
     sac=sac.SACConfig(hidden=()),
     batch_size=4,
     updates_per_step=1,

@@ -113,7 +113,7 @@ def test_a_damaged_export_is_refused(run, tmp_path):
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="its SHA-256 isn't that of config.json"):
+    with pytest.raises(CheckpointError, match="that of config"):
         trained.load(tmp_path / "out")
     record = files.read_json(tmp_path / "out" / "config.json")
     for broken in ({}, {"seed": "4"}, 7):

@@ -181,7 +181,7 @@ def test_transitions_are_the_steps_of_the_episodes_of_returns():
     np.testing.assert_allclose(summed, totals, rtol=1e-5)  # sums in float32
     both = mask[:, 1:]
     np.testing.assert_array_equal(rows.obs[:, 1:][both], rows.next_obs[:, :-1][both])
-    for flags, length in zip(rows.terminated, lengths, strict=True):
+    for flags, length in zip(rows.terminated, lengths.tolist(), strict=True):
         assert flags[:length].tolist() == [False] * (length - 1) + [length < LENGTH]
 
 

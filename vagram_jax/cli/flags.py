@@ -271,11 +271,11 @@ def _defined_in(module: types.ModuleType) -> list[absl_flags.Flag]:
 def _unknown_flag(
     arg: str, accepted: Iterable[str], config_types: tuple[type, ...]
 ) -> str:
-    known = {f"--{name}": f"--{name}" for name in accepted}
+    known = {name: f"--{name}" for name in accepted}
     # Users often forget `config.`, so the bare name of a key finds it too.
     for key in _configs().keys(*config_types) if config_types else ():
-        known |= {f"--{key}": f"--config.{key}", f"--config.{key}": f"--config.{key}"}
-    near = difflib.get_close_matches(arg.split("=")[0], known, n=1)
+        known |= {key: f"--config.{key}", f"config.{key}": f"--config.{key}"}
+    near = difflib.get_close_matches(arg.split("=")[0].lstrip("-"), known, n=1)
     hint = f"did you mean {known[near[0]]}?" if near else "--help lists all flags"
     return f"{arg}: unknown flag; {hint}"
 

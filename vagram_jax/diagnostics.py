@@ -98,6 +98,7 @@ def k_step_errors(
       deviations of the values of the real ones; and `rows` `[horizon]`, the number of
       starts. NaN where no episode is long enough.
     """
+    played, valid = jax.tree.map(jnp.asarray, (played, valid))
     num_members = jax.tree.leaves(params.network)[0].shape[0]
     start, length = played.obs, valid.shape[1]
 

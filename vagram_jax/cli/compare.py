@@ -21,6 +21,11 @@ LOSSES = flags.DEFINE_list(
 )
 
 
+def set_by_flags() -> dict[str, str]:
+    """The config keys that flags of this command set, with the names of the flags."""
+    return {"loss": LOSSES.name}
+
+
 def main(env_config, algorithm, run_config) -> int:
     """Trains each loss, prints the table and writes the report.
 
@@ -29,9 +34,7 @@ def main(env_config, algorithm, run_config) -> int:
 
     Raises:
       ConfigError: no loss, or one twice, also under another name.
-      UsageError: `--config.loss` was given.
     """
-    flags.refuse_override("loss", "losses")
     options = train.session_options(run_config.num_seeds)
     curves = report_command.published_curves()
     losses = LOSSES.value

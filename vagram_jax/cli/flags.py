@@ -8,6 +8,9 @@ configs. A command is a module with flags and a function `main`:
     def main(env_config, algorithm, run_config):
         ...OVERWRITE.value...
 
+If its flags set config keys, such as `--losses` the key `loss`, a function
+`set_by_flags` of the module names them, and `--config.loss` is refused.
+
 Errors are one line on standard error; `--debug` adds the traceback. Exit status: 0
 done, 1 a bug, 2 the command line or a setting, 3 a user's own code, 4 all seeds
 diverged, 5 a file, 6 memory or a device, 128 plus its number a signal. An exception
@@ -25,7 +28,7 @@ import sys
 import textwrap
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from absl import flags as absl_flags
@@ -57,9 +60,6 @@ _OVERRIDE = re.compile(
 )
 
 
-_overrides: dict[str, str | bool] = {}  # of the command line that was parsed last
-
-
 class UsageError(ValueError):
     """A command line that isn't accepted. The message says what to write instead."""
 
@@ -89,7 +89,13 @@ def run(
         names: list[str] | None = [] if takes_names else None
         groups = _flags_of(main, takes_config=bool(config_types))
         accepted = [flag.name for group in groups.values() for flag in group]
-        configs = parse(argv, *config_types, names=names, accepted=accepted)
+        configs = parse(
+            argv,
+            *config_types,
+            names=names,
+            accepted=accepted,
+            set_by_flags=getattr(sys.modules[main.__module__], "set_by_flags", dict),
+        )
         if _HELP.value:
             print(_help_text(main, groups, configs))
             raise SystemExit(0)
@@ -102,6 +108,7 @@ def parse(
     *config_types: type,
     names: list[str] | None = None,
     accepted: Iterable[str] | None = None,
+    set_by_flags: Callable[[], Mapping[str, str]] = dict,
 ) -> tuple[Any, ...]:
     """Sets absl's flags and returns the configs of a command line, one per type.
 
@@ -111,9 +118,12 @@ def parse(
       names: receives the arguments that aren't flags; None refuses them.
       accepted: names of the flags that the command has; None means all that are
         defined. A module that is imported may define others, which have no effect.
+      set_by_flags: returns the config keys that flags of the command set, with the
+        names of the flags; it is called when the flags have their values.
 
     Raises:
-      UsageError: an unknown flag, or an argument that isn't accepted.
+      UsageError: an unknown flag, an argument that isn't accepted, or a key that a flag
+        sets too.
       ConfigError: there is no such config, or a key or a value is refused.
     """
     matches, rest = _read_flagfiles(argv)
@@ -126,25 +136,13 @@ def parse(
         if matches or absl_flags.FLAGS["config"].present:
             raise UsageError("--config: this command takes no config; leave it out")
         return ()
-    _overrides.clear()
-    _overrides.update({match["key"]: _text(match) for match in matches})
-    return _configs().load(_CONFIG.value, *config_types, overrides=_overrides)
-
-
-def refuse_override(key: str, flag: str) -> None:
-    """Refuses a config key on the command line that another flag sets.
-
-    Args:
-      key: a dotted key.
-      flag: the flag that sets it, without dashes.
-
-    Raises:
-      UsageError: `--config.KEY` was given.
-    """
-    if key in _overrides:
-        raise UsageError(
-            f"--config.{key}={_overrides[key]}: --{flag} sets {key}; leave one out"
-        )
+    overrides = {match["key"]: _text(match) for match in matches}
+    for key, name in set_by_flags().items():
+        if key in overrides:
+            raise UsageError(
+                f"--config.{key}={overrides[key]}: --{name} sets {key}; leave one out"
+            )
+    return _configs().load(_CONFIG.value, *config_types, overrides=overrides)
 
 
 def _read_flagfiles(argv: list[str]) -> tuple[list[re.Match[str]], list[str]]:

@@ -42,6 +42,11 @@ LAUNCHER_OPTIONS = flags.DEFINE_list(
 _VALUE = re.compile(r"\([^()]*\)|[^,()]+")
 
 
+def set_by_flags() -> dict[str, str]:
+    """The config keys that flags of this command set, with the names of the flags."""
+    return {key: GRID.name for point in points(GRID.value) for key in point}
+
+
 def main(env_config, algorithm, run_config) -> int:
     """Trains the runs of this shard, then writes the table of all runs.
 
@@ -108,7 +113,6 @@ def points(text: str | None) -> list[dict[str, str]]:
 
     Raises:
       ConfigError: the text can't be read.
-      UsageError: the command line sets one of the keys, too.
     """
     axes = {}
     for part in (text or "").split(";"):
@@ -120,7 +124,6 @@ def points(text: str | None) -> list[dict[str, str]]:
                 f"--grid={text or ''}: {part!r}; KEY=VALUE,VALUE;KEY=... is accepted, "
                 "each key once, a tuple as (16,16)"
             )
-        flags.refuse_override(key, "grid")
         axes[key] = [value.strip() for value in values]
     return [
         dict(zip(axes, combination, strict=True))

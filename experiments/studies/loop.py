@@ -176,6 +176,11 @@ def finish(study: Study, began: float, more: Sequence[str] = (), **write: bool) 
       ResultsError: a file can't be written.
     """
     record = dict(study.record) | {"seconds": round(time.time() - began)}
+    if (
+        study.runs
+    ):  # the study may have been interrupted, and its runs were not repeated
+        times = {name: row["seconds"] for name, row in study.summaries.items()}
+        record["run_seconds"] = {k: round(s) for k, s in times.items() if s is not None}
     verdict = dataclasses.replace(study, record=record).write(more=more, **write)
     print("\n".join(["", *verdict, f"written: {study.folder}"]))
 

@@ -140,7 +140,7 @@ def wait_for_rows(path, count, process):
 
 def test_a_signal_saves_and_the_run_resumes_to_the_same_bytes(root, whole):
     folder, args = root / "signal" / "vagram", []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # SIGUSR2 is submitit's
         before = len(files.read_rows(folder / "metrics.csv")) if args else 0
         process = start(root, "signal", "--checkpoint_every=0", *args)
         wait_for_rows(folder / "metrics.csv", before + 1, process)

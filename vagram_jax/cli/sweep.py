@@ -20,7 +20,7 @@ from pathlib import Path
 from vagram_jax import config
 from vagram_jax.analysis import report
 from vagram_jax.analysis.study import Study
-from vagram_jax.cli import configs, flags, train
+from vagram_jax.cli import configs, flags, jobs, train
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import devices, grid, session
 from vagram_jax.run.grid import RunSpec
@@ -35,11 +35,13 @@ LAUNCHER = flags.DEFINE_enum(
 )
 SHARDS = flags.DEFINE_integer("shards", 1, "Number of jobs that a launcher submits.")
 LAUNCHER_OPTIONS = flags.DEFINE_list(
-    "launcher_options", [], "For submitit: partition=gpu,gpus_per_node=1,timeout_min=60"
+    "launcher_options",
+    [],
+    "For submitit: slurm_partition=gpu,gpus_per_node=1,timeout_min=60",
 )
 
-# A value, or several in parentheses.
-_VALUE = re.compile(r"\([^()]*\)|[^,()]+")
+# A job whose time is over is queued again so many times.
+_MAX_TIMEOUTS = 20
 
 
 def set_by_flags() -> dict[str, str]:
@@ -61,7 +63,7 @@ def main(env_config, algorithm, run_config) -> int:
     if count > 1 or LAUNCHER.value != "here":
         session.check_runs(specs)  # each shard would check only its own runs
     if LAUNCHER.value != "here":
-        return _submit()
+        return _submit(options)
     study = train.study_name(f"{grid.study_name(env_config)}-sweep")
     root = Path(train.RESULTS.value).resolve()
     low, high = (len(specs) * i // count for i in (number, number + 1))
@@ -117,14 +119,13 @@ def points(text: str | None) -> list[dict[str, str]]:
     axes = {}
     for part in (text or "").split(";"):
         key, equals, listed = (piece.strip() for piece in part.partition("="))
-        values = _VALUE.findall(listed)
-        rest = _VALUE.sub("", listed).replace(",", "").strip()
-        if not key or not equals or not values or rest or key in axes:
+        values = grid.values(listed)
+        if not key or not equals or not values or key in axes:
             raise config.ConfigError(
                 f"--grid={text or ''}: {part!r}; KEY=VALUE,VALUE;KEY=... is accepted, "
                 "each key once, a tuple as (16,16)"
             )
-        axes[key] = [value.strip() for value in values]
+        axes[key] = values
     return [
         dict(zip(axes, combination, strict=True))
         for combination in itertools.product(*axes.values())
@@ -159,8 +160,29 @@ def _shard() -> tuple[int, int]:
     return number, count
 
 
-def _submit() -> int:
+def _submit(options: session.SessionOptions) -> int:
     """Submits the shards of this command as an array of jobs."""
+    if options.overwrite:
+        raise config.ConfigError(
+            f"--overwrite: with --launcher={LAUNCHER.value}, a job that is queued "
+            "again would start anew; set another --study, or remove the folder"
+        )
+    logs = Path(train.RESULTS.value) / "logs"
+    executor = _executor(logs)
+    again = [arg for arg in sys.argv[1:] if not arg.startswith("--launcher")]
+    again = [arg for arg in again if not arg.startswith("--shard")]
+    command = [sys.executable, "-m", "vagram_jax", *again]
+    with executor.batch():
+        submitted = [
+            executor.submit(jobs.Job([*command, f"--shard={i}/{SHARDS.value}"]))
+            for i in range(SHARDS.value)
+        ]
+    print(f"submitted {', '.join(job.job_id for job in submitted)}; logs: {logs}")
+    return 0
+
+
+def _executor(logs: Path):
+    """The executor of submitit that `--launcher` and its options ask for."""
     try:
         import submitit
     except ImportError:
@@ -168,22 +190,16 @@ def _submit() -> int:
             f"--launcher={LAUNCHER.value}: submitit is missing; pip install "
             "vagram_jax[slurm]"
         ) from None
+    cluster = LAUNCHER.value
     pairs = [option.partition("=") for option in LAUNCHER_OPTIONS.value]
     options = {key: grid.cell(text) for key, _, text in pairs}
-    logs = Path(train.RESULTS.value) / "logs"
-    executor = submitit.AutoExecutor(folder=logs, cluster=LAUNCHER.value)
-    executor.update_parameters(name=train.study_name("sweep"), **options)
-    again = [arg for arg in sys.argv[1:] if not arg.startswith("--launcher")]
-    again = [arg for arg in again if not arg.startswith("--shard")]
-    command = [sys.executable, "-m", "vagram_jax", *again]
-    with executor.batch():
-        jobs = [
-            executor.submit(
-                submitit.helpers.CommandFunction(
-                    [*command, f"--shard={i}/{SHARDS.value}"]
-                )
-            )
-            for i in range(SHARDS.value)
-        ]
-    print(f"submitted {', '.join(job.job_id for job in jobs)}; logs: {logs}")
-    return 0
+    timeouts = {f"{cluster}_max_num_timeout": _MAX_TIMEOUTS}
+    try:
+        executor = submitit.AutoExecutor(logs, cluster=cluster, **timeouts)
+        executor.update_parameters(name=train.study_name("sweep"), **options)
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        given = ",".join(LAUNCHER_OPTIONS.value)
+        raise config.ConfigError(
+            f"--launcher={cluster} --launcher_options={given}: {error}"
+        ) from error
+    return executor

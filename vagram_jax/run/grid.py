@@ -18,6 +18,9 @@ from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.run.loop import RunConfig
 from vagram_jax.storage import checkpoint
 
+# A value, or several in parentheses.
+_VALUE = re.compile(r"\([^()]*\)|[^,()]+")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
@@ -111,6 +114,15 @@ def run_name(labels: Mapping[str, str]) -> str:
     # The digest makes shortened names unique.
     digest = hashlib.sha256(json.dumps(dict(labels)).encode()).hexdigest()[:8]
     return f"{name[:55]}-{digest}"
+
+
+def values(text: str) -> list[str]:
+    """The values of a list such as `vagram,mle`, where a tuple is written (16,16).
+
+    It is empty if the text is no list.
+    """
+    rest = _VALUE.sub("", text).replace(",", "").strip()
+    return [] if rest else [value.strip() for value in _VALUE.findall(text)]
 
 
 def cell(text: str) -> str | int | float:

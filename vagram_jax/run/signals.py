@@ -1,5 +1,8 @@
 """Stopping a run: a signal ends training after the epoch, a second one at once.
 
+SIGUSR1 and SIGUSR2 never end it at once: a cluster sends them before a time limit, and
+to every process of a job, which may pass them on.
+
 Python runs a signal handler only between two steps of its main thread, and that thread
 waits for a compiler or a program for minutes. So a second thread waits for signals.
 """
@@ -15,7 +18,8 @@ from collections.abc import Iterator
 
 from vagram_jax.run import devices
 
-_CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_OF_CLUSTERS = (signal.SIGUSR1, signal.SIGUSR2)
+_CAUGHT = (signal.SIGINT, signal.SIGTERM, *_OF_CLUSTERS)
 
 
 class Stop:
@@ -36,8 +40,8 @@ class Stop:
 def catch() -> Iterator[Stop]:
     """Catches signals while the block runs.
 
-    The second one exits at once with status 128 plus its number. That leaves what a
-    killed process leaves: every file is whole or missing.
+    A second SIGINT or SIGTERM exits at once with status 128 plus its number. That
+    leaves what a killed process leaves: every file is whole or missing.
 
     Yields:
       The signal.
@@ -69,15 +73,15 @@ def _watch(reader: int, stop: Stop) -> None:
     while received := os.read(reader, 1):
         if (number := received[0]) not in _CAUGHT:
             continue
+        if stop.signal and number in _OF_CLUSTERS:
+            continue
         if stop.signal:
             os._exit(128 + number)
         stop.signal = number
-        print(
-            f"{signal.Signals(number).name}: saving after this epoch; send it again to "
-            "exit at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"{signal.Signals(number).name}: saving after this epoch"
+        if number not in _OF_CLUSTERS:
+            line += "; send it again to exit at once"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _ignore(number: int, _) -> None:

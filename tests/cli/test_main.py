@@ -75,12 +75,14 @@ def test_help_has_the_flags_of_the_command_and_of_what_it_shares(name, monkeypat
         each: (ROOT / main.COMMANDS[each].module.replace(".", "/")).with_suffix(".py")
         for each in main.COMMANDS
     }
-    trains = ("train", "compare", "sweep", "study")
+    trains = ("train", "compare", "sweep", "tune", "study")
     sources = {name, *(["train"] if name in trains else [])}
     for source in sources:
         for _, flag in FLAGS_READ.findall(files[source].read_text()):
             assert f"\n  --{flag}" in out
-    assert ("--against" in out) == (name in ("train", "compare", "sweep", "report"))
+    assert ("--against" in out) == (
+        name in ("train", "compare", "sweep", "tune", "report")
+    )
 
 
 def test_commands_that_only_read_files_never_load_jax(tmp_path):

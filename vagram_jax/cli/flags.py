@@ -60,6 +60,9 @@ _OVERRIDE = re.compile(
 )
 
 
+_overrides: dict[str, str | bool] = {}  # of the command line that was parsed last
+
+
 class UsageError(ValueError):
     """A command line that isn't accepted. The message says what to write instead."""
 
@@ -136,13 +139,25 @@ def parse(
         if matches or absl_flags.FLAGS["config"].present:
             raise UsageError("--config: this command takes no config; leave it out")
         return ()
-    overrides = {match["key"]: _text(match) for match in matches}
+    _overrides.clear()
+    _overrides.update({match["key"]: _text(match) for match in matches})
     for key, name in set_by_flags().items():
-        if key in overrides:
+        if key in _overrides:
             raise UsageError(
-                f"--config.{key}={overrides[key]}: --{name} sets {key}; leave one out"
+                f"--config.{key}={_overrides[key]}: --{name} sets {key}; leave one out"
             )
-    return _configs().load(_CONFIG.value, *config_types, overrides=overrides)
+    return _configs().load(_CONFIG.value, *config_types, overrides=_overrides)
+
+
+def config_arguments(**values: Any) -> list[str]:
+    """Returns the arguments of the last command line that set the config.
+
+    Args:
+      **values: dotted keys to other values.
+    """
+    set_values = {key: str(value) for key, value in (_overrides | values).items()}
+    arguments = [f"--config.{key}={text}" for key, text in set_values.items()]
+    return [f"--config={_CONFIG.value}", *arguments]
 
 
 def _read_flagfiles(argv: list[str]) -> tuple[list[re.Match[str]], list[str]]:

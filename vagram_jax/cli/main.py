@@ -48,6 +48,11 @@ COMMANDS = {
         "vagram_jax.cli.sweep",
         takes_configs=True,
     ),
+    "tune": Command(
+        "searches for the best settings with Optuna",
+        "vagram_jax.cli.tune",
+        takes_configs=True,
+    ),
     "status": Command(
         "shows which runs have finished, and the time left of the others",
         "vagram_jax.cli.status",

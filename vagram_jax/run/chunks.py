@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vagram_jax.envs import base
 from vagram_jax.mbpo import MBPOState
-from vagram_jax.run import devices, loop, states, tables
+from vagram_jax.run import devices, grid, loop, states, tables
 from vagram_jax.run.grid import RunSpec
-from vagram_jax.run.loop import Lanes, RunConfig
+from vagram_jax.run.loop import Lanes, Programs, RunConfig
 from vagram_jax.run.tables import Tables
 from vagram_jax.storage import checkpoint, records
 from vagram_jax.storage.checkpoint import CheckpointError
@@ -61,6 +62,27 @@ class Chunk(NamedTuple):
         """The runs on this process's devices; lanes are counted from its first."""
         own = devices.own_lanes(layout, self.num_padded)
         return cut(self.runs, own.start, own.stop)
+
+
+def programs(
+    spec: RunSpec,
+    env: base.Env,
+    layout: devices.Layout,
+    compiled: dict[tuple[str, str], Programs] | None,
+) -> Programs:
+    """The programs of a run, which `compiled` has already or gets now.
+
+    Args:
+      spec: the run.
+      env: its environment.
+      layout: the devices.
+      compiled: programs by the text of a task and of a run config; None keeps none.
+    """
+    key = grid.as_text(spec.env_config), grid.as_text(spec.run_config)
+    compiled = {} if compiled is None else compiled
+    if key not in compiled:
+        compiled[key] = loop.make_programs(spec.run_config, env, layout)
+    return compiled[key]
 
 
 def cut(runs: Sequence[RunLanes], start: int, stop: int) -> list[RunLanes]:

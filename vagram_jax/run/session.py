@@ -106,6 +106,8 @@ def train_runs(
     options: SessionOptions,
     keep_going: bool = False,
     report: Callable[[str], None] = _print,
+    compiled: dict[tuple[str, str], Programs] | None = None,
+    ends_early: Callable[[Chunk, Progress], bool] | None = None,
 ) -> list[int]:
     """Trains the runs of a study and writes their files.
 
@@ -119,6 +121,9 @@ def train_runs(
       options: how to train.
       keep_going: after a run that fails, train the others.
       report: takes each line of output.
+      compiled: the programs of earlier calls with these options; new ones are added.
+      ends_early: takes lanes and their progress after each epoch; if it returns True,
+        their runs are saved and stay unfinished.
 
     Returns:
       The exit statuses of groups of runs that failed; empty unless `keep_going`.
@@ -154,9 +159,11 @@ def train_runs(
     groups = grid.groups(unfinished, folder, resume=options.resume)
     for index, group in enumerate(groups):
         env = environments[grid.as_text(group[0].env_config)]
+        programs = chunks.programs(group[0], env, options.layout, compiled)
         queue = _Queue(groups[:index], group, groups[index + 1 :])
+        train = partial(_train_group, options=options, report=report)
         try:
-            _train_group(queue, env, folder, options=options, report=report)
+            train(queue, programs, folder, ends_early=ends_early)
         except (RunError, devices.DeviceError) as error:
             if not keep_going or error.status > failures.SIGNAL:
                 raise
@@ -226,11 +233,12 @@ class _Queue(NamedTuple):
 
 def _train_group(
     queue: _Queue,
-    env: base.Env,
+    programs: Programs,
     study: Path,
     *,
     options: SessionOptions,
     report: Callable[[str], None],
+    ends_early: Callable[[Chunk, Progress], bool] | None,
 ) -> None:
     """Trains runs that share a program, chunk by chunk."""
     specs, runs, num_lanes = queue.group, [], 0
@@ -239,32 +247,27 @@ def _train_group(
         lanes = slice(num_lanes, num_lanes + len(seeds))
         runs.append(RunLanes(spec, study / spec.name, seeds, lanes))
         num_lanes = lanes.stop
-    folders, run_config = [run.folder for run in runs], specs[0].run_config
+    folders, ended = [run.folder for run in runs], set()
     with own_folders(folders, break_lock=options.break_lock, report=report) as locks:
         if not options.overwrite:
             _create_folders(runs, options)
         names = ", ".join(spec.name for spec in specs)
         seeds = f"{num_lanes} seeds{queue.describe()}"
         report(f"{names}: compiling and warming up {seeds}")
-        programs = loop.make_programs(run_config, env, options.layout)
         parts = _parts(runs, num_lanes, queue.later_steps(), options)
+        train = partial(_train_chunk, options=options, ends_early=ends_early)
         with signals.catch() as stop:
             if options.overwrite:
                 _check_memory(parts[0], programs, options.layout)
                 _create_folders(runs, options)
             with failures.recorded(folders):
                 for part in parts:
-                    _train_chunk(
-                        part,
-                        programs,
-                        locks,
-                        options=options,
-                        stop=stop,
-                        report=report,
-                    )
+                    if not train(part, programs, locks, stop=stop, report=report):
+                        ended |= {run.folder for run in part.runs}
         for run in runs if devices.is_first() else ():
-            write_summary(run.folder)
-            logs.complete(options.log, run.folder, run.seeds, report=report)
+            if run.folder not in ended:
+                write_summary(run.folder)
+                logs.complete(options.log, run.folder, run.seeds, report=report)
 
 
 def _parts(
@@ -373,12 +376,13 @@ def _train_chunk(
     options: SessionOptions,
     stop: signals.Stop,
     report: Callable[[str], None],
-) -> None:
-    """Trains the lanes of one program to the end of their runs."""
+    ends_early: Callable[[Chunk, Progress], bool] | None,
+) -> bool:
+    """Trains the lanes of one program; returns whether their runs came to their end."""
     layout, last_step = options.layout, chunk.run_config.total_steps
     restored, first_step = _restore(chunk, options, report)
     if first_step >= last_step:
-        return
+        return True
     recorder = Recorder(chunk, layout, locks, log=options.log, report=report)
     recorder.writer.saved = first_step if restored else None
     iterations = loop.train_lanes(
@@ -389,7 +393,7 @@ def _train_chunk(
         num_padded=chunk.num_padded,
         restored=restored,
     )
-    received = 0
+    received, is_over = 0, False
     with _progress_bar(last_step) as bar, recorder.writing():
         for state, progress in iterations:
             step = progress.env_steps
@@ -397,15 +401,17 @@ def _train_chunk(
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
             recorder.append(state, progress)
-            is_last = step == last_step
-            received = 0 if is_last else stop.agreed()
-            if is_last or received or _is_checkpoint_due(chunk, step, options):
+            is_over = ends_early is not None and ends_early(chunk, progress)
+            is_over = is_over or step == last_step
+            received = 0 if is_over else stop.agreed()
+            if is_over or received or _is_checkpoint_due(chunk, step, options):
                 recorder.save(state, step)
-            if received:
+            if is_over or received:
                 break
         recorder.writer.close()
     if received:
         raise failures.stopped(received, recorder.writer)
+    return step == last_step
 
 
 def _restore(

@@ -210,7 +210,7 @@ def _split_with(
     """Sets some keys, then converts and checks the mapping."""
     for key, value in values.items():
         if isinstance(value, str):
-            declared = _declared(key, config_types)
+            declared = declared_type(key, config_types)
             if not value.strip() and typing.get_origin(declared) is tuple:
                 raise ConfigError(
                     f"config: {key}=; a tuple such as 64,64 is accepted, or () without "
@@ -230,8 +230,8 @@ def _assign(mapping: dict[str, Any], key: str, value: Any) -> None:
     mapping[last] = value
 
 
-def _declared(key: str, config_types: Sequence[type]) -> Any:
-    """The type that the config dataclasses declare for a key, or None."""
+def declared_type(key: str, config_types: Sequence[type]) -> Any:
+    """Returns the type that the config dataclasses declare for a key, or None."""
     declared: Any = None
     for name in key.split("."):
         hints: dict[str, Any] = {}

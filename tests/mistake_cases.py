@@ -153,7 +153,7 @@ def checkout(monkeypatch):
 
 
 def poor_machine(monkeypatch):
-    """The disk is full, and an optional package is missing."""
+    """The disk is full, and optional packages are missing."""
     Path("results").mkdir()
 
     def refuse(**_):
@@ -161,6 +161,7 @@ def poor_machine(monkeypatch):
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "optuna", None)
 
 
 COMMANDS = (
@@ -243,6 +244,8 @@ COMMANDS = (
             "a grid of an unknown key: `vagram sweep --grid=los=vagram,mle`",
             "a value twice: `vagram sweep --grid=sac.discount=0.9,0.90`",
             "shards from one: `vagram sweep --grid=loss=vagram,mle --shard=2/2`",
+            "a search without a space: `vagram tune`",
+            "a range without its end: `vagram tune --space=sac.discount=0.99`",
         ),
     ),
     Group(
@@ -262,6 +265,10 @@ COMMANDS = (
             "weights of zero: `vagram train --config.weights.gradient_coef=0`",
             "resume and overwrite: `vagram train --resume --overwrite`",
             "a process of no cluster: `vagram train --process_id=0`",
+            "jobs that overwrite: "
+            "`vagram sweep --grid=loss=vagram,mle --launcher=local --overwrite`",
+            "a search that overwrites: "
+            "`vagram tune --space=loss=vagram,mle --overwrite`",
         ),
     ),
     Group(
@@ -346,6 +353,7 @@ COMMANDS = (
             "space on the disk: `vagram train`",
             "the package of a launcher: "
             "`vagram sweep --grid=loss=vagram,mle --launcher=slurm`",
+            "the package of a search: `vagram tune --space=loss=vagram,mle`",
         ),
         poor_machine,
     ),

@@ -42,7 +42,7 @@ def test_a_space_that_cannot_be_read_is_refused(text):
 
 
 def open_study(storage, **settings):
-    return search.open_study("s", storage, {"seeds": 2} | settings, unpruned_steps=10)
+    return search.open_study("s", storage, {"seeds": 2} | settings, total_steps=TOTAL)
 
 
 @pytest.fixture

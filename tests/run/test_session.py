@@ -110,6 +110,38 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, whole, killed_at):
     cases.assert_same_run(tmp_path, whole)
 
 
+def test_a_run_that_ends_early_is_unfinished_and_resumes_to_the_same_bytes(
+    tmp_path, whole
+):
+    seen = []
+
+    def ends_early(chunk, progress):
+        seen.append((chunk.runs[0].spec.name, progress.env_steps))
+        return seen[-1] == ("early", STEPS[1])
+
+    session.train_runs(
+        [cases.spec("early"), cases.spec()],
+        tmp_path,
+        cases.STUDY,
+        options=session.SessionOptions(layout=cases.LAYOUT),
+        report=list,
+        ends_early=ends_early,
+    )
+    early = [("early", step) for step in STEPS[:2]]
+    assert seen == [*early, *(("run", step) for step in STEPS)]
+    folder = cases.folder_of(tmp_path, "early")
+    assert checkpoint.steps(folder) == STEPS[:2]
+    assert not (folder / "summary.json").exists()
+    assert not (folder / "failure.json").exists()
+    cases.assert_same_run(tmp_path, whole)
+    train(tmp_path, cases.spec("early"), resume=True)
+    one, other = (
+        cases.last_states(root, name)
+        for root, name in ((tmp_path, "early"), (whole, "run"))
+    )
+    cases.assert_same_states(one, other)
+
+
 def test_a_run_killed_before_its_summary_resumes_without_training(tmp_path, whole):
     train(tmp_path)
     cases.unfinish(tmp_path)

@@ -69,7 +69,7 @@ def main(env_config, algorithm, run_config) -> int:
             name,
             STORAGE.value or f"sqlite:///{folder / 'optuna.db'}",
             {"space": SPACE.value, **_spec(base, {}).settings},
-            unpruned_steps=search.unpruned_steps(run_config.total_steps),
+            total_steps=run_config.total_steps,
         )
         status = _search(study, axes, base, folder, options)
         rows = search.table(study, axes, folder)

@@ -118,7 +118,7 @@ def parse_space(text: str | None, is_whole: Callable[[str], bool]) -> list[Axis]
 
 
 def open_study(
-    name: str, storage: str | None, settings: Mapping[str, Any], *, unpruned_steps: int
+    name: str, storage: str | None, settings: Mapping[str, Any], *, total_steps: int
 ) -> optuna.Study:
     """Opens Optuna's study, or creates it.
 
@@ -127,7 +127,7 @@ def open_study(
       storage: URL of Optuna's storage; None keeps the trials in memory.
       settings: what all trials have in common, nested; the study must have begun with
         the same.
-      unpruned_steps: no trial is pruned before this environment step.
+      total_steps: environment steps of each trial.
 
     Returns:
       The study, which maximizes the final return.
@@ -148,7 +148,9 @@ def open_study(
             study_name=name,
             storage=storage,
             direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=unpruned_steps),
+            pruner=optuna.pruners.MedianPruner(
+                n_warmup_steps=math.ceil(total_steps * _UNPRUNED)
+            ),
             load_if_exists=True,
         )
     except Exception as error:  # each kind of storage has errors of its own
@@ -169,11 +171,6 @@ def open_study(
     return study
 
 
-def unpruned_steps(total_steps: int) -> int:
-    """The environment step before which no trial of so many steps is pruned."""
-    return math.ceil(total_steps * _UNPRUNED)
-
-
 def next_batch(
     study: optuna.Study, axes: Sequence[Axis], *, num_trials: int, at_once: int
 ) -> dict[str, Trial]:
@@ -190,12 +187,10 @@ def next_batch(
     """
     import optuna
 
-    known = study.get_trials(deepcopy=False)
+    known, batch = study.get_trials(deepcopy=False), {}
     left = [each for each in known if not each.state.is_finished()][:at_once]
-    batch = {}
-    numbers = [each.number for each in left]
-    numbers += range(len(known), min(num_trials, len(known) + at_once - len(left)))
-    for number in numbers:
+    last = min(num_trials, len(known) + at_once - len(left))
+    for number in [*(each.number for each in left), *range(len(known), last)]:
         # Seeded with the trial's number, a resumed search asks for the same trials.
         study.sampler = optuna.samplers.TPESampler(seed=number)
         if number < len(known):
@@ -203,7 +198,7 @@ def next_batch(
         else:
             handle = study.ask()
         point = {axis.key: axis.suggest(handle) for axis in axes}
-        batch[f"trial-{number:03d}"] = Trial(point, handle)
+        batch[f"trial-{handle.number:03d}"] = Trial(point, handle)
     return batch
 
 

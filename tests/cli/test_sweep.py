@@ -159,6 +159,15 @@ def test_a_launcher_submits_shards_that_finish_the_grid(tmp_path):
         assert f"{os.sep}logs" not in run.record["command"]
 
 
+def test_an_option_that_a_launcher_does_not_have_is_one_line_of_error(call, tmp_path):
+    pytest.importorskip("submitit")
+    options = ["--launcher=local", "--launcher_options=partition=gpu"]
+    status, out, err = call(sweep, f"--results={tmp_path}", "--grid=loss=sac", *options)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"{' '.join(options)}: Parameter 'partition' need to be pref")
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -29,6 +29,7 @@ from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
 from vagram_jax.run.loop import Programs, RunConfig
 from vagram_jax.run.recorder import Recorder
+from vagram_jax.run.rows import Progress
 from vagram_jax.storage import checkpoint, disk, files, lock, records, results
 from vagram_jax.storage.lock import Lock
 
@@ -159,11 +160,10 @@ def train_runs(
     groups = grid.groups(unfinished, folder, resume=options.resume)
     for index, group in enumerate(groups):
         env = environments[grid.as_text(group[0].env_config)]
-        programs = chunks.programs(group[0], env, options.layout, compiled)
         queue = _Queue(groups[:index], group, groups[index + 1 :])
         train = partial(_train_group, options=options, report=report)
         try:
-            train(queue, programs, folder, ends_early=ends_early)
+            train(queue, env, folder, compiled=compiled, ends_early=ends_early)
         except (RunError, devices.DeviceError) as error:
             if not keep_going or error.status > failures.SIGNAL:
                 raise
@@ -233,11 +233,12 @@ class _Queue(NamedTuple):
 
 def _train_group(
     queue: _Queue,
-    programs: Programs,
+    env: base.Env,
     study: Path,
     *,
     options: SessionOptions,
     report: Callable[[str], None],
+    compiled: dict[tuple[str, str], Programs] | None,
     ends_early: Callable[[Chunk, Progress], bool] | None,
 ) -> None:
     """Trains runs that share a program, chunk by chunk."""
@@ -254,6 +255,7 @@ def _train_group(
         names = ", ".join(spec.name for spec in specs)
         seeds = f"{num_lanes} seeds{queue.describe()}"
         report(f"{names}: compiling and warming up {seeds}")
+        programs = chunks.programs(specs[0], env, options.layout, compiled)
         parts = _parts(runs, num_lanes, queue.later_steps(), options)
         train = partial(_train_chunk, options=options, ends_early=ends_early)
         with signals.catch() as stop:

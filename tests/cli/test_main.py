@@ -27,7 +27,7 @@ def test_help_lists_every_command_in_one_line(arg):
     [
         (["trian"], "vagram trian: unknown command; did you mean train?"),
         (["zzz"], "vagram zzz: unknown command; accepted: train, compare, sweep, "),
-        ([], "vagram: the first argument is one of train, compare, sweep, status, "),
+        ([], "vagram: the first argument is one of train, compare, sweep, tune, "),
         (["--config=hopper"], "vagram --config=hopper: the first argument is one of "),
         (["train", "hopper"], "hopper: not a flag; flags are written --name=value"),
         (["status", "--config=hopper"], "--config: this command takes no config; "),

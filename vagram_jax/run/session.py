@@ -141,11 +141,7 @@ def train_runs(
     """
     report, root = report if devices.is_first() else _ignore, Path(root).resolve()
     specs, environments = check_runs(specs)
-    for spec in specs:
-        env = environments[grid.as_text(spec.env_config)]
-        seeds = spec.run_config.num_seeds
-        lanes = min(seeds, options.seed_chunk or seeds)
-        loop.check_size(spec.algorithm, env, num_lanes=lanes, layout=options.layout)
+    _check_sizes(specs, environments, options)
     if devices.is_first():
         ways = {"overwrite": options.overwrite, "resume": options.resume}
         for spec in specs:
@@ -187,6 +183,19 @@ def _complete(
         with own_folders([folder], break_lock=options.break_lock, report=report):
             seeds = loop.seeds_of(spec.run_config)
             logs.complete(options.log, folder, seeds, report=report)
+
+
+def _check_sizes(
+    specs: Sequence[RunSpec],
+    environments: dict[str, base.Env],
+    options: SessionOptions,
+) -> None:
+    """Refuses runs whose states can't fit in memory."""
+    for spec in specs:
+        env = environments[grid.as_text(spec.env_config)]
+        seeds = spec.run_config.num_seeds
+        lanes = min(seeds, options.seed_chunk or seeds)
+        loop.check_size(spec.algorithm, env, num_lanes=lanes, layout=options.layout)
 
 
 def _is_finished(spec: RunSpec, folder: Path) -> bool:
@@ -387,15 +396,9 @@ def _train_chunk(
         return True
     recorder = Recorder(chunk, layout, locks, log=options.log, report=report)
     recorder.writer.saved = first_step if restored else None
-    iterations = loop.train_lanes(
-        chunk.run_config,
-        chunk.lanes,
-        programs,
-        layout=layout,
-        num_padded=chunk.num_padded,
-        restored=restored,
-    )
-    received, is_over = 0, False
+    train = partial(loop.train_lanes, layout=layout, num_padded=chunk.num_padded)
+    iterations = train(chunk.run_config, chunk.lanes, programs, restored=restored)
+    received = 0
     with _progress_bar(last_step) as bar, recorder.writing():
         for state, progress in iterations:
             step = progress.env_steps

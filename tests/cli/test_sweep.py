@@ -161,10 +161,10 @@ def test_a_launcher_submits_shards_that_finish_the_grid(tmp_path):
 
 def test_an_option_that_a_launcher_does_not_have_is_one_line_of_error(call, tmp_path):
     pytest.importorskip("submitit")
-    options = ["--launcher=local", "--launcher_options=partition=gpu"]
+    options = ["--launcher=local", "--launcher_options=color=red"]
     status, out, err = call(sweep, f"--results={tmp_path}", "--grid=loss=sac", *options)
     assert (status, out) == (2, "")
-    assert err.startswith(f"{' '.join(options)}: Parameter 'partition' need to be pref")
+    assert err.startswith(f"{' '.join(options)}: Parameter 'color' need to be prefixed")
     assert err.count("\n") == 1
 
 

@@ -36,6 +36,7 @@ def progress(
         diverged_by=np.where(np.int32(diverged_at) < 0, 0, 3),
         dropped=np.int32(dropped),
         seconds=seconds,
+        memory={"memory_mb": 250, "device_memory_mb": None},
         seconds_per_step=speed,
     )
 

@@ -199,7 +199,7 @@ def test_the_terminal_shows_the_table_and_the_curves(study):
 @pytest.mark.parametrize("y", [[], [np.nan], [3.0], [1.0, 1.0], [-1.7e308, 1.7e308]])
 def test_a_chart_takes_any_number_of_points(y):
     pytest.importorskip("rich")
-    text = terminal.chart({"mle": (np.arange(len(y)), y)}, 40).plain
+    text = terminal.chart({"mle": (np.arange(len(y)), y)}, 40, {"mle": "mle"}).plain
     dots = sum(0x2800 < ord(c) < 0x2900 for c in text)
     assert bool(dots) == bool(np.isfinite(y).any())
 

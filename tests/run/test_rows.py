@@ -51,7 +51,8 @@ def test_only_the_row_of_timing_depends_on_the_clock():
     for rows_of in (rows.metric_rows, rows.model_rows):
         assert rows_of(late, SEEDS, CONSTANT) == rows_of(ITERATIONS[1], SEEDS, CONSTANT)
     row = rows.timing_row(late._replace(seconds=1000.12345), range(8, 9))
-    assert row == {"seed": 8, "env_steps": 11, "wall_time_s": 1000.123}
+    clock = {"seed": 8, "env_steps": 11, "wall_time_s": 1000.123}
+    assert row == clock | {"memory_mb": 250, "device_memory_mb": None}
 
 
 def test_progress_line_gives_steps_returns_and_time():

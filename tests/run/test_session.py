@@ -447,6 +447,7 @@ def test_train_runs_writes_the_rows_and_lines_of_each_iteration(tmp_path, monkey
         assert actual == (tmp_path / f"{name}.csv").read_text()
     timing = (cases.folder_of(tmp_path) / "timing.csv").read_text()
     assert timing.splitlines() == [
-        "seed,env_steps,wall_time_s",
-        *("7,8,4.0", "7,11,9.96", "7,14,12.0", "7,17,15.0", "7,20,16.0"),
+        "seed,env_steps,wall_time_s,memory_mb,device_memory_mb",
+        *("7,8,4.0,250,", "7,11,9.96,250,", "7,14,12.0,250,"),
+        *("7,17,15.0,250,", "7,20,16.0,250,"),
     ]

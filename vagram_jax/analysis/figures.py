@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,17 +75,24 @@ def display_name(method: str) -> str:
     return _METHODS[method][0] if method in _METHODS else method
 
 
-def styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Returns matplotlib's `plot` options for each method of one figure.
+def styles(
+    names: Iterable[str], methods: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Returns matplotlib's `plot` options for each line of one figure.
 
-    The color depends on the method alone. Methods with the same color have different
-    line styles, and the marker depends on the position in `methods`.
+    The color depends on the method alone. Lines with the same color have different
+    line styles, and the marker depends on the position in `names`.
+
+    Args:
+      names: of the lines.
+      methods: name of a line to its method; a name that it lacks is itself a method.
     """
     chosen: dict[str, dict[str, Any]] = {}
-    for index, method in enumerate(methods):
-        repeats = sum(s["color"] == color(method) for s in chosen.values())
-        chosen[method] = {
-            "color": color(method),
+    for index, name in enumerate(names):
+        own = color((methods or {}).get(name, name))
+        repeats = sum(s["color"] == own for s in chosen.values())
+        chosen[name] = {
+            "color": own,
             "marker": _MARKERS[index % len(_MARKERS)],
             "linestyle": _LINES[repeats % len(_LINES)],
         }
@@ -158,6 +165,30 @@ def add_legend(axes: Axes, title: str) -> None:
         frameon=False,
         alignment="left",
     )
+
+
+def add_common_legend(figure: Figure, all_axes: Iterable[Axes], num_used: int) -> None:
+    """Adds one legend for all panels below the figure and hides unused panels."""
+    entries: dict[str, Any] = {}
+    for index, axes in enumerate(all_axes):
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+        axes.set_visible(index < num_used)
+    longest = max(map(len, entries), default=0)
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=4 if longest < 18 else 2 if longest < 48 else 1,
+        frameon=False,
+    )
+
+
+def use_engineering_ticks(axes: Axes) -> None:
+    """Shows 10000 as 10k on the x axis."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def escape(text: str) -> str:

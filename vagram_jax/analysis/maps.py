@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vagram_jax.analysis import figures, summary
+from vagram_jax.analysis import figures, grouping, summary
 from vagram_jax.storage.results import Run
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def _mean_per_dimension(run: Run, kind: str, dims: int) -> tuple[np.ndarray, int
 
 def _draw_map(axes, members: Sequence[Run], names: list[str], kind: str) -> None:
     means = [_mean_per_dimension(run, kind, len(names)) for run in members]
+    shown = grouping.names(members)
     values = np.array([mean for mean, _, _ in means])
     image = axes.imshow(
         np.ma.masked_invalid(values),
@@ -148,7 +149,7 @@ def _draw_map(axes, members: Sequence[Run], names: list[str], kind: str) -> None
         bar.ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
     axes.hlines(np.arange(len(members))[1:] - 0.5, *axes.get_xlim(), "white", lw=1.5)
     labels = [
-        textwrap.fill(figures.display_name(run.name), 28) + f"\n{used}/{total} seeds"
+        textwrap.fill(shown[run.name], 28) + f"\n{used}/{total} seeds"
         for run, (_, used, total) in zip(members, means, strict=True)
     ]
     axes.set_yticks(range(len(members)), list(map(figures.escape, labels)))
@@ -192,5 +193,5 @@ def _mark_distractors(axes: Axes, members: Sequence[Run], dims: int) -> str:
     if not 0 < first < dims:
         return ""
     axes.axvline(first - 0.5, color="white", linewidth=6)
-    axes.axvline(first - 0.5, color="#D55E00", linewidth=3)
-    return " (right of the orange line: distractors)"
+    axes.axvline(first - 0.5, color="black", linewidth=2.5)
+    return " (right of the black line: distractors)"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vagram_jax.analysis import figures, stats, summary
+from vagram_jax.analysis import figures, grouping, stats, summary
 from vagram_jax.analysis.published import PublishedCurve
 from vagram_jax.analysis.stats import Values
 from vagram_jax.storage.results import Run
@@ -21,6 +21,9 @@ from vagram_jax.storage.results import Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+_MAX_PANELS = 12  # of an environment's learning curves, those with the best runs
 
 
 def learning_curves(
@@ -32,8 +35,9 @@ def learning_curves(
 ) -> Figure:
     """Plots return against environment steps: IQM and 95% interval, a line per run.
 
-    There is one panel per environment. A cross marks the step at which a seed diverged;
-    from that step on the seed counts with the lowest return of the environment.
+    There is one panel per environment, or per setting with more than
+    `grouping.MAX_LINES` runs. A cross marks the step at which a seed diverged; from
+    that step on the seed counts with the lowest return of the environment.
 
     Args:
       runs: each with at least one evaluation.
@@ -47,20 +51,34 @@ def learning_curves(
       ResultsError: `path` can't be written.
     """
     floors = summary.floor_per_env(runs)
-    figure = figures.new_figure(height=(4.4 + 0.13 * len(runs)) * len(floors) + 0.5)
-    all_axes = figure.subplots(len(floors), 1, squeeze=False)[:, 0]
-    for axes, (env, floor) in zip(all_axes, sorted(floors.items()), strict=True):
+    finals = summary.finals_per_run(runs)
+    shown: list[tuple[str, str, list[Run]]] = []
+    for env in sorted(floors):
         members = [run for run in runs if summary.env_of(run) == env]
-        finals = [summary.final_returns(run.metrics, floor=floor) for run in members]
-        styles = figures.styles(run.name for run in members)
-        for run, final in zip(members, finals, strict=True):
+        groups = grouping.panels(env, members)
+        best = sorted(groups, key=lambda title: -_best(groups[title], finals))
+        kept = [title for title in groups if title in best[:_MAX_PANELS]]
+        shown += [(env, title, groups[title]) for title in kept]
+    columns = 1 if len(shown) == len(floors) else 2
+    rows = -(-len(shown) // columns)
+    height = 4.4 + 0.13 * len(runs) if columns == 1 else 2.9
+    figure = figures.new_figure(height=height * rows + 0.5)
+    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (env, title, members) in zip(all_axes, shown, strict=False):
+        names, floor = _curve_names(members, finals, columns), floors[env]
+        styles = figures.styles(names, grouping.methods(members))
+        for run in members:
             curve = summary.curves(run.metrics, floor=floor, resamples=resamples)
-            _draw_curve(axes, run.name, curve, final, styles[run.name])
+            own = finals[run.name], styles[run.name]
+            _draw_curve(axes, names[run.name], curve, *own)
         published = (against or {}).get(env.lower(), [])
         _draw_published(axes, published, max(axes.get_xlim()[1], 1.0))
-        figures.set_labels(axes, env, "environment steps", "return")
-        _use_engineering_ticks(axes)
-        figures.add_legend(axes, _curve_legend(finals, floor))
+        figures.set_labels(axes, title, "environment steps", "return")
+        figures.use_engineering_ticks(axes)
+        if columns == 1:
+            figures.add_legend(axes, _curve_legend(members, finals, floor))
+    if columns == 2:
+        figures.add_common_legend(figure, all_axes, len(shown))
     return figures.save(figure, path)
 
 
@@ -140,6 +158,7 @@ def intervals(
     x_label: str = "final return",
     title: str = "",
     reference: str = "",
+    methods: Mapping[str, str] | None = None,
 ) -> Figure:
     """Plots each method's seeds, IQM and 95% interval in one row, best on top.
 
@@ -149,6 +168,8 @@ def intervals(
       x_label: the values, with their unit.
       title: of the figure.
       reference: the method whose interval is shaded over all rows; "" shades none.
+      methods: name of a row to the method whose color it has; a name that it lacks is
+        itself a method.
 
     Raises:
       ValueError: a method has fewer than 3 seeds.
@@ -156,14 +177,15 @@ def intervals(
     """
     results = {n: stats.interval({n: np.asarray(v)}) for n, v in values.items()}
     order = sorted(results, key=lambda name: results[name].value)
+    styles = figures.styles(order, methods)
     figure = figures.new_figure(height=1.6 + 0.38 * len(order))
     axes = figure.subplots()
     if reference in results:
         _, low, high = results[reference]
-        axes.axvspan(low, high, color=figures.color(reference), alpha=0.12, lw=0)
+        axes.axvspan(low, high, color=styles[reference]["color"], alpha=0.12, lw=0)
     for row, name in enumerate(order):
         value, low, high = results[name]
-        color = figures.color(name)
+        color = styles[name]["color"]
         axes.plot(values[name], [row] * len(values[name]), "|", color=color, alpha=0.5)
         axes.plot([low, high], [row, row], color=color, linewidth=2.5)
         axes.plot(value, row, "o", color=color, markersize=7)
@@ -266,14 +288,15 @@ def performance_profiles(
             by_task, thresholds=thresholds, resamples=resamples
         )
         seeds = _range_text({len(finals) for finals in by_task.values()})
-        label = f"{figures.display_name(name)} ({seeds} seeds on each of "
-        label += f"{len(by_task)} tasks)"
+        label = f"{figures.display_name(name)} ({seeds} seeds"
+        label += f" on each of {len(by_task)} tasks)" if len(by_task) > 1 else ")"
         shares = np.array(profile[1:]).T
         x, style = profile.thresholds, styles[name]
         figures.draw_band(axes, x, shares, label, style, num_markers=8, is_step=True)
     axes.set_ylim(-0.03, 1.03)
     figures.set_labels(axes, title, x_label, "share of runs above")
-    figures.add_legend(axes, "line: mean over tasks, band: pointwise 95% interval")
+    note = "line: mean over tasks, band: pointwise 95% interval"
+    figures.add_legend(axes, note if "," in tasks[0] else note.partition(", ")[2])
     return figures.save(figure, path)
 
 
@@ -304,10 +327,10 @@ def prediction(
     x = np.arange(1, len(numbers["value_error"]) + 1)
     for axes, (name, label) in zip(panels, labels.items(), strict=True):
         values = numbers[name].reshape(len(x), -1)
-        axes.plot(x, values, color=figures.color("vagram"), alpha=0.35)
+        axes.plot(x, values, color="0.6", alpha=0.5)
         axes.plot(x, np.sqrt(np.mean(values**2, axis=1)), "o-", color="0")
         figures.set_labels(axes, "", "", label)
-    note = "blue: state dimensions, black: root mean square; in std of the data"
+    note = "gray: state dimensions, black: root mean square; in std of the data"
     figures.set_labels(panels[0], title, "", labels["error_dim"], note=note)
     panels[-1].set_xlabel("predicted steps")
     return figures.save(figure, path)
@@ -324,9 +347,23 @@ def _draw_sweep(axes, points: Mapping[str, Mapping[float, Values]]) -> None:
         figures.draw_band(axes, x, results, label, style, num_markers=len(xs))
 
 
-def _draw_curve(axes, name: str, curve, finals: summary.Finals, style) -> None:
-    label = f"{figures.display_name(name)}: {len(finals.seeds)} seeds, "
-    label += f"{len(finals.diverged)} diverged"
+def _best(runs: Sequence[Run], finals: Mapping[str, summary.Finals]) -> float:
+    """The highest interquartile mean of some runs."""
+    return max(float(stats.iqm(finals[run.name].values)) for run in runs)
+
+
+def _curve_names(runs: Sequence[Run], finals, columns: int) -> dict[str, str]:
+    """The entry of each run in the legend; panels that share one have short entries."""
+    if columns > 1:
+        return {run.name: figures.display_name(grouping.method(run)) for run in runs}
+    return {
+        name: f"{text}: {len(finals[name].seeds)} seeds, "
+        f"{len(finals[name].diverged)} diverged"
+        for name, text in grouping.names(runs).items()
+    }
+
+
+def _draw_curve(axes, label: str, curve, finals: summary.Finals, style) -> None:
     values = np.array(curve[1:]).T
     figures.draw_band(axes, curve.env_steps, values, label, style, num_markers=8)
     steps = sorted(set(finals.diverged.values()))
@@ -349,21 +386,17 @@ def _draw_published(
         axes.plot(x, mean, style, color="0.4", label=figures.escape(label))
 
 
-def _curve_legend(finals: Sequence[summary.Finals], floor: float) -> str:
-    counts = sorted({len(final.seeds) for final in finals})
+def _curve_legend(
+    runs: Sequence[Run], finals: Mapping[str, summary.Finals], floor: float
+) -> str:
+    own = [finals[run.name] for run in runs]
+    counts = sorted({len(final.seeds) for final in own})
     middle = ", ".join(f"middle {n - 2 * (n // 4)} of {n}" for n in counts)
     legend = f"line: interquartile mean ({middle} seeds), band: pointwise 95% interval"
-    if any(final.diverged for final in finals):
+    if any(final.diverged for final in own):
         legend += "\ncross: a seed diverged; from there on it counts with the lowest "
         legend += f"return, {summary.format_number(floor)}"
     return legend
-
-
-def _use_engineering_ticks(axes: Axes) -> None:
-    """Shows 10000 as 10k on the x axis."""
-    from matplotlib.ticker import EngFormatter
-
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _range_text(counts: set[int]) -> str:

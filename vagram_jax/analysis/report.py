@@ -12,13 +12,24 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from vagram_jax.analysis import figures, maps, plots, stats, summary
+from vagram_jax.analysis import (
+    figures,
+    grouping,
+    maps,
+    plots,
+    stats,
+    summary,
+    sweeps,
+    training,
+    verdicts,
+)
 from vagram_jax.analysis.published import PublishedCurve
 from vagram_jax.analysis.study import Study
 from vagram_jax.storage import files, records, results
@@ -26,7 +37,35 @@ from vagram_jax.storage.files import ResultsError
 from vagram_jax.storage.results import Run
 
 _MAX_FIGURE_BYTES = 20_000_000  # browsers fail to open much larger pages
-_HEADINGS = {"learning_curves.png": "Learning curves", "attention.png": "Attention"}
+_MAX_FILM_BYTES = 8_000_000  # of all films together; mail servers refuse large files
+# The figures of the page in their order: heading and note.
+_FIGURES = {
+    "learning_curves.png": ("Learning curves", ""),
+    "effects.png": (
+        "Effect of each setting",
+        "Each thin line has the same other settings, so its points differ in this "
+        "setting only; black: mean over these lines.",
+    ),
+    "profiles.png": ("Performance profile", "The share of seeds above each return."),
+    "attention.png": ("Attention", ""),
+    "model.png": (
+        "The model during training",
+        "Errors on the transitions of each epoch, before the model has seen them, in "
+        "standard deviations: 1 is as bad as predicting the mean. Line: median of the "
+        "seeds; band: lowest to highest seed.",
+    ),
+    "agent.png": (
+        "The agent during training",
+        "Means over an epoch (q max: maximum). Line: median of the seeds; band: lowest "
+        "to highest seed.",
+    ),
+    "cost.png": ("Wall time and memory", ""),
+}
+_MEMORY = {
+    "peak memory": "memory_mb",
+    "peak memory of a device": "device_memory_mb",
+}
+_REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 def write_report(
@@ -35,7 +74,8 @@ def write_report(
     """Writes `report.html`, its figures and `summary.json` into a study's folder.
 
     Runs without an evaluation are only listed. Any other PNG in the folder, such as the
-    plot of a sweep, is shown too.
+    plot of a sweep, is shown too. Films that `vagram render` wrote are in the page as
+    far as they are small.
 
     Args:
       study: the study.
@@ -49,31 +89,143 @@ def write_report(
       ResultsError: a file can't be written, or the runs can't be compared.
     """
     folder, runs = study.folder.resolve(), study.runs
-    try:
-        curves = folder / "learning_curves.png"
-        plots.learning_curves(study.evaluated, curves, against=against)
-        if any(map(maps.num_dims, study.evaluated)):
-            maps.attention(study.evaluated, folder / "attention.png")
-    except ValueError as error:
-        raise ResultsError(f"{folder}: {error}") from None
-    sentences = verdict(study.summaries)
+    names = grouping.names(runs)
+    effects = _draw(study, against)
+    sentences = _verdict(study)
     content = {"verdict": sentences, "runs": study.summaries}
     files.write_json(folder / "summary.json", content)
     page = template("report.html.jinja").render(
         title=folder.name,
+        facts=_facts(study),
         verdict=sentences,
-        result_rows=_result_rows(study.summaries),
+        result_groups=_result_groups(study, names),
+        effect_rows=list(map(sweeps.effect_rows, effects)),
         notes=[*study.problems, *_notes(runs)],
         figures=_figures(folder),
-        films=_films(folder, runs),
-        seed_rows=_seed_rows(study.evaluated),
-        metric_rows=_metric_rows(study.evaluated),
-        run_names=[run.name for run in runs],
-        provenance_rows=_provenance_rows(runs),
-        **_settings(runs),
+        films=_films(folder, runs, names),
+        **_costs(study.evaluated, names),
+        seed_rows=_seed_rows(study.evaluated, names),
+        metric_rows=_metric_rows(study.evaluated, names),
+        origins=_origins(runs),
+        **_settings(runs, names),
     )
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _draw(study: Study, against) -> list[list[sweeps.Effect]]:
+    """Draws the figures; returns the effects of the axes on each environment."""
+    folder, runs = study.folder.resolve(), study.evaluated
+    try:
+        plots.learning_curves(runs, folder / "learning_curves.png", against=against)
+        study.draw_profiles()
+        if any(map(maps.num_dims, runs)):
+            maps.attention(runs, folder / "attention.png")
+        for figure in (training.model, training.agent, training.cost):
+            figure(runs, folder / f"{figure.__name__}.png")
+    except ValueError as error:
+        raise ResultsError(f"{folder}: {error}") from None
+    if not sweeps.is_sweep(runs):
+        return []
+    found = [
+        effects
+        for members in _comparable(runs, study.summaries).values()
+        if (effects := sweeps.effects(members, study.summaries))
+    ]
+    if found:
+        sweeps.plot(list(itertools.chain(*found)), folder / "effects.png")
+    return found
+
+
+def _comparable(
+    runs: Sequence[Run], summaries: Mapping[str, Mapping[str, Any]]
+) -> dict[tuple[str, int], list[Run]]:
+    """The runs of each environment and number of steps."""
+    groups: dict[tuple[str, int], list[Run]] = {}
+    for run in runs:
+        row = summaries[run.name]
+        groups.setdefault((row["env"], row["env_steps"]), []).append(run)
+    return dict(sorted(groups.items()))
+
+
+def _facts(study: Study) -> str:
+    """One line on the size and the origin of a study."""
+    runs, rows = study.evaluated, study.summaries.values()
+    counts = [(len(runs), "run"), (sum(row["seeds"] for row in rows), "seed")]
+    steps = sorted({row["env_steps"] for row in rows})
+    started = min(str(run.record.get("started") or "-") for run in runs)
+    revisions = {_short(run.record.get("revision")) for run in runs} - {"-"}
+    facts = [
+        ", ".join(sorted({row["env"] for row in rows})),
+        ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts),
+        f"{' to '.join(f'{x:,}' for x in {steps[0], steps[-1]})} steps each",
+        f"started {_time(started)}" if started != "-" else "",
+        f"revision {', '.join(sorted(revisions))}" if revisions else "",
+    ]
+    return " · ".join(filter(None, facts))
+
+
+def _verdict(study: Study) -> list[str]:
+    """The sentences of a study with a design of its own, or those of `verdict`."""
+    names = grouping.names(study.evaluated)
+    rows = {names[name]: row for name, row in study.summaries.items()}
+    judged = (
+        [study.comparisons(m) for m in study.design.methods] if study.record else []
+    )
+    if any(judged):
+        sentences = []
+        for comparisons in map(_with_display_names, filter(None, judged)):
+            sentences.append(verdicts.overall(comparisons))
+            sentences += map(verdicts.sentence, comparisons)
+        return sentences + _cautions(rows)
+    if len(rows) <= grouping.MAX_LINES:
+        return verdict(rows)
+    groups = _comparable(study.evaluated, study.summaries)
+    sentences = []
+    for (env, steps), members in groups.items():
+        prefix = f"{env}, {steps} steps: " if len(groups) > 1 else ""
+        group = {names[run.name]: study.summaries[run.name] for run in members}
+        sentences += [prefix + sentence for sentence in _best(group)]
+        for setting, runs in grouping.by_setting(members).items():
+            where = f"{grouping.text(setting)}: " if setting else ""
+            short = grouping.names(runs)
+            part = {short[run.name]: study.summaries[run.name] for run in runs}
+            sentences += [prefix + where + sentence for sentence in _comparisons(part)]
+    return sentences + _cautions(rows)
+
+
+def _with_display_names(
+    comparisons: Sequence[verdicts.Comparison],
+) -> list[verdicts.Comparison]:
+    return [
+        each._replace(
+            method=figures.display_name(each.method),
+            baseline=figures.display_name(each.baseline),
+        )
+        for each in comparisons
+    ]
+
+
+def _best(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sentences on the run with the best result among many."""
+    rows = {name: row for name, row in summaries.items() if _is_comparable(row)}
+    if len(rows) < 2:
+        return []
+    intervals = {
+        n: stats.Interval(r["iqm"], r["low"], r["high"]) for n, r in rows.items()
+    }
+    best = max(intervals, key=lambda name: intervals[name].value)
+    others = [name for name in intervals if name != best]
+    beaten = sum(
+        stats.compare(intervals[best], intervals[name]) == "above" for name in others
+    )
+    return [
+        f"The best of {len(rows)} runs is {best}: "
+        f"{summary.format_interval(intervals[best])}. It beats {beaten} of the other "
+        f"{len(others)} (intervals don't overlap).",
+        "The best of many is partly luck: train it again with new seeds before you "
+        "trust its number.",
+    ]
 
 
 def verdict(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -190,12 +342,21 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _result_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[list[Any]]:
-    rows = []
-    for name, row in summaries.items():
-        *numbers, seconds = summary.cells(row)
-        rows.append([name, row["env"], *numbers, row["env_steps"], seconds])
-    return rows
+def _result_groups(study: Study, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A table for each environment and number of steps, with the best run on top."""
+    groups, tables = _comparable(study.evaluated, study.summaries), []
+    for (env, steps), members in groups.items():
+        axes = grouping.axes(members) if sweeps.is_sweep(members) else []
+        rows = []
+        for run in sweeps.best_first(members, study.summaries):
+            labels = grouping.labels(run)
+            labels["loss"] = figures.display_name(labels["loss"])
+            own = [labels.get(axis, "-") for axis in axes] or [names[run.name]]
+            rows.append([*own, *summary.cells(study.summaries[run.name])[:3]])
+        columns = [*(axes or ["run"]), "IQM", "95% interval", "diverged"]
+        title = f"{env}, {steps:,} steps"
+        tables.append({"title": title, "columns": columns, "rows": rows})
+    return tables
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
@@ -204,32 +365,77 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _figures(folder: Path) -> list[dict[str, str]]:
-    """Heading and base64 data of each PNG, the figures of this module first."""
-    names = [*_HEADINGS, *sorted({p.name for p in folder.glob("*.png")} - {*_HEADINGS})]
+    """Heading, note and data of each PNG, the figures of this module first."""
+    names = [*_FIGURES, *sorted({p.name for p in folder.glob("*.png")} - {*_FIGURES})]
     shown = []
     for path in (folder / name for name in names):
-        if not path.is_file() or path.is_symlink():
-            continue
-        if path.stat().st_size > _MAX_FIGURE_BYTES:
-            continue
-        data = path.read_bytes()
+        data = _read(path, _MAX_FIGURE_BYTES)
         if data.startswith(b"\x89PNG\r\n"):
-            heading = _HEADINGS.get(path.name, path.stem.replace("_", " "))
+            heading, note = _FIGURES.get(path.name, (path.stem.replace("_", " "), ""))
             encoded = base64.b64encode(data).decode()
-            shown.append({"heading": heading, "data": encoded})
+            shown.append({"heading": heading, "note": note, "data": encoded})
     return shown
 
 
-def _films(folder: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The films that `vagram render` wrote into the folders of the runs."""
-    return [
-        {"run": run.name, "file": file, "seed": seed, "format": file.split(".")[-1]}
-        for run in runs
-        for seed, file in results.pictures(folder / run.name)
-    ]
+def _films(
+    folder: Path, runs: Sequence[Run], names: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """The films that `vagram render` wrote into the folders of the runs.
+
+    The films are in the page until together they are too large; `data` of the others,
+    and of HTML pages, is empty.
+    """
+    films, left = [], _MAX_FILM_BYTES
+    for run in runs:
+        for seed, file in results.pictures(folder / run.name):
+            kind, path = file.split(".")[-1], f"{run.name}/{file}"
+            data = _read(folder / path, left)
+            if data[4:8] != b"ftyp" and not data.startswith(b"GIF8"):
+                data = b""
+            left -= len(data)
+            film = {
+                "kind": kind,
+                "path": path,
+                "text": f"{names[run.name]}, seed {seed}",
+            }
+            films.append(film | {"data": base64.b64encode(data).decode()})
+    return films
 
 
-def _seed_rows(runs: Sequence[Run]) -> list[list[Any]]:
+def _read(path: Path, limit: int) -> bytes:
+    """The contents of a file; none if it is a link, missing or too large."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > limit:
+        return b""
+    return path.read_bytes()
+
+
+def _costs(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, Any]:
+    """Columns and rows of wall time and memory, without columns that are empty."""
+    table = []
+    for run in runs:
+        clocks = {row["seed"]: row["wall_time_s"] for row in run.timing}
+        seconds, last = sum(clocks.values()), max(r["env_steps"] for r in run.metrics)
+        steps = last * len({row["seed"] for row in run.metrics})
+        row = {"run": names[run.name], "wall time": _clock(seconds)}
+        row["steps per second"] = summary.format_number(
+            steps / seconds if seconds else None
+        )
+        for title, column in _MEMORY.items():
+            peak = max((each.get(column) or 0 for each in run.timing), default=0)
+            row[title] = f"{peak / 1000:.2f} GB" if peak else "-"
+        table.append(row)
+    columns = [c for c in table[0] if any(row[c] != "-" for row in table)]
+    rows = [[row[column] for column in columns] for row in table]
+    return {"cost_columns": columns, "cost_rows": rows}
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds, such as `1:02:03`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if seconds else "-"
+
+
+def _seed_rows(runs: Sequence[Run], names: Mapping[str, str]) -> list[list[Any]]:
     finals, rows = summary.finals_per_run(runs), []
     for run in runs:
         final = finals[run.name]
@@ -237,12 +443,12 @@ def _seed_rows(runs: Sequence[Run]) -> list[list[Any]]:
             evaluations = [row for row in run.metrics if row["seed"] == seed]
             diverged = final.diverged.get(int(seed), "no")
             last_step = max(row["env_steps"] for row in evaluations)
-            number = summary.format_number(value)
-            rows.append([run.name, seed, number, diverged, len(evaluations), last_step])
+            number, count = summary.format_number(value), len(evaluations)
+            rows.append([names[run.name], seed, number, diverged, count, last_step])
     return rows
 
 
-def _metric_rows(runs: Sequence[Run]) -> list[list[Any]]:
+def _metric_rows(runs: Sequence[Run], names: Mapping[str, str]) -> list[list[Any]]:
     """The environments' own metrics, over the last evaluations of the seeds."""
     rows = []
     for run in runs:
@@ -254,41 +460,64 @@ def _metric_rows(runs: Sequence[Run]) -> list[list[Any]]:
             if values:
                 numbers = (sum(values) / len(values), min(values), max(values))
                 shown = map(summary.format_number, numbers)
-                rows.append([run.name, name, *shown, len(values)])
+                rows.append([names[run.name], name, *shown, len(values)])
     return rows
 
 
-def _settings(runs: Sequence[Run]) -> dict[str, list[list[str]]]:
-    """Table rows of the settings that differ between runs, and of all others."""
+def _settings(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, Any]:
+    """Table rows of the settings that differ between runs, and of all others.
+
+    A few runs have a column each; many have a row each.
+    """
     differing = records.differences({run.name: run.config for run in runs})
     different = [
         [key, *(_text(v[run.name]) if run.name in v else "-" for run in runs)]
         for key, v in differing.items()
     ]
+    columns = ["setting", *(names[run.name] for run in runs)]
+    if len(runs) > grouping.MAX_LINES:
+        columns, *different = map(list, zip(columns, *different, strict=True))
+        columns[0] = "run"
     flat = records.flatten(runs[0].config)
     shared = [[key, _text(v)] for key, v in flat.items() if key not in differing]
-    return {"different_settings": different, "shared_settings": shared}
+    return {
+        "different_columns": columns,
+        "different_settings": different if differing else [],
+        "shared_settings": shared,
+    }
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _provenance_rows(runs: Sequence[Run]) -> list[list[str]]:
-    """One row for all runs with the same device, command, revision and versions."""
+def _origins(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The facts on all runs with the same device, command, revision and versions."""
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
         versions = run.record.get("versions")
         versions = versions.items() if isinstance(versions, dict) else ()
-        versions = ", ".join(f"{package} {version}" for package, version in versions)
-        keys = ("device", "command", "revision")
-        origin = (*(str(run.record.get(key) or "-") for key in keys), versions)
-        groups.setdefault(origin, []).append(run)
-    return [
-        [
-            ", ".join(run.name for run in members),
-            min(str(run.record.get("started") or "-") for run in members),
-            *origin,
-        ]
-        for origin, members in groups.items()
-    ]
+        keys = ("command", "device", "revision")
+        texts = [str(run.record.get(key) or "-") for key in keys]
+        texts[-1] = _short(texts[-1])
+        texts.append(", ".join(f"{package} {version}" for package, version in versions))
+        groups.setdefault(tuple(texts), []).append(run)
+    origins = []
+    for texts, members in groups.items():
+        started = min(str(run.record.get("started") or "-") for run in members)
+        names = ("command", "device", "revision", "versions")
+        facts = [*zip(names, texts, strict=True), ("first started", _time(started))]
+        folders = ", ".join(run.name for run in members)
+        origins.append({"runs": folders, "facts": [*facts, ("folders", folders)]})
+    return origins
+
+
+def _short(revision: Any) -> str:
+    """A revision with 10 of its 40 digits."""
+    return _REVISION.sub(lambda match: match[0][:10], str(revision or "-"))
+
+
+def _time(started: str) -> str:
+    """The start of a run without seconds; other text is returned unchanged."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00", started)
+    return f"{match[1]} {match[2]} UTC" if match else started

@@ -308,7 +308,8 @@ class Study:
         files.write_rows(self.folder / "table.csv", self.table())
         if figures:
             self._draw()
-            self._draw_profiles()
+            if len(self.settings) > 1:
+                self.draw_profiles()
         design = {"design": dataclasses.asdict(self.design)}
         record = dict(self.record) | {"verdict": verdict} | design
         files.write_json(self.folder / "study.json", record)
@@ -327,9 +328,12 @@ class Study:
         """Draws one figure for each combination of the labels other than the axis."""
         axis = self.design.axis
         figures: dict[str, dict[str, dict[float, np.ndarray]]] = {}
+        losses: dict[str, Label] = {}
         for setting, by_name in self.settings.items():
             others = [str(value) for column, value in setting if column != axis]
-            points = figures.setdefault("_".join(others) or "returns", {})
+            title = "_".join(others) or "returns"
+            points = figures.setdefault(title, {})
+            losses[title] = dict(setting).get("loss", "")
             x = float(dict(setting)[axis]) if axis else 0.0
             for name, result in by_name.items():
                 if _has_interval(result.values):
@@ -342,31 +346,44 @@ class Study:
                 plots.sweep(points, path, x_label=axis, y_label=label, title=title)
             else:
                 rows = {method: by_x[0.0] for method, by_x in points.items()}
-                reference = self.design.methods[0]
+                loss = str(losses[name])
                 plots.intervals(
-                    rows, path, x_label=label, title=name, reference=reference
+                    rows,
+                    path,
+                    x_label=label,
+                    title=name,
+                    reference=self.design.methods[0],
+                    methods=dict.fromkeys(rows, loss) if loss else None,
                 )
 
-    def _draw_profiles(self) -> None:
-        """Draws the performance profiles of methods that appear in every setting."""
-        if len(self.settings) < 2:
+    def draw_profiles(self) -> None:
+        """Draws the performance profiles of methods that appear in every setting.
+
+        With several settings the returns of each are scaled to [0, 1]. Nothing is drawn
+        for fewer than two methods, fewer than 3 seeds, or settings that mix tasks.
+        """
+        by_setting = self.settings.values()
+        common = set.intersection(*(set(names) for names in by_setting))
+        used = [r for by_name in by_setting for n, r in by_name.items() if n in common]
+        is_one_task = len({summary.env_of(run) for run in self.evaluated}) < 2
+        if len(common) < 2 or not all(_has_interval(r.values) for r in used):
             return
-        common = set.intersection(*(set(names) for names in self.settings.values()))
-        if not common or not all(_has_interval(r.values) for r in self.results):
+        if len(self.settings) == 1 and not is_one_task:
             return
         scaled: dict[str, dict[str, np.ndarray]] = {}
+        ends, label = (0.0, 1.0), self.design.metric.replace("_", " ")
         for setting, by_name in self.settings.items():
             every = np.concatenate([result.values for result in by_name.values()])
             low, span = every.min(), np.ptp(every) or 1.0
+            if len(self.settings) == 1:
+                ends, low, span = (low, low + span), 0.0, 1.0
             for name in (name for name in by_name if name in common):
                 values = (by_name[name].values - low) / span
                 scaled.setdefault(name, {})[verdicts.setting_text(setting)] = values
-        plots.performance_profiles(
-            scaled,
-            self.folder / "profiles.png",
-            thresholds=np.linspace(0.0, 1.0, 101),
-            x_label="final return: 0 is the lowest, 1 the highest of a setting",
-        )
+        if len(self.settings) > 1:
+            label += ": 0 is the lowest, 1 the highest of a setting"
+        path, thresholds = self.folder / "profiles.png", np.linspace(*ends, 101)
+        plots.performance_profiles(scaled, path, thresholds=thresholds, x_label=label)
 
 
 def _from_runs(folder: Path, runs: Sequence[results.Run]) -> list[Result]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vagram_jax.analysis import figures, summary
+from vagram_jax.analysis import figures, grouping, summary
 from vagram_jax.cli import flags, status
 from vagram_jax.storage.results import Run
 
@@ -57,15 +57,19 @@ def draw(
                     curve = summary.curves(run.metrics, floor=floor, resamples=1)
                     lines[run.name] = curve.env_steps, curve.value
             width = min(console.width, _MAX_WIDTH) - _MARGIN
-            console.print(Text(f"\n{env}: return"), chart(lines, width), sep="\n")
+            picture = chart(lines, width, grouping.methods(runs))
+            console.print(Text(f"\n{env}: return"), picture, sep="\n")
 
 
-def chart(lines: Mapping[str, tuple[Any, Any]], width: int) -> Text:
-    """Returns a chart with a line per method, in the colors of the figures.
+def chart(
+    lines: Mapping[str, tuple[Any, Any]], width: int, methods: Mapping[str, str]
+) -> Text:
+    """Returns a chart with a line per run, in the colors of the figures.
 
     Args:
-      lines: names of methods to x `[T]` and y `[T]`; what isn't finite is left out.
+      lines: names of runs to x `[T]` and y `[T]`; what isn't finite is left out.
       width: of the chart without its margin, in characters.
+      methods: names of runs to their methods, which decide the colors.
 
     Returns:
       The chart with its axes and a legend.
@@ -83,7 +87,7 @@ def chart(lines: Mapping[str, tuple[Any, Any]], width: int) -> Text:
     for name, points in finite.items():
         own = _cells(points, ends, width)
         cells |= own
-        owners[own > 0] = figures.color(name)
+        owners[own > 0] = figures.color(methods[name])
     text = Text()
     for row in range(_HEIGHT):
         label = {0: ends[1][1], _HEIGHT - 1: ends[1][0]}.get(row)
@@ -96,7 +100,7 @@ def chart(lines: Mapping[str, tuple[Any, Any]], width: int) -> Text:
     low, high = (f"{x:.0f}" for x in ends[0])
     text.append(f"{' ' * _MARGIN}{low}{f'{high} steps':>{width - len(low)}}\n")
     for name in finite:
-        text.append("  ── ", style=figures.color(name))
+        text.append("  ── ", style=figures.color(methods[name]))
         text.append(figures.display_name(name))
     return text.append("\n")
 

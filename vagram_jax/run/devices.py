@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 AXIS = "lanes"
 """The name of the mesh axis that lanes are split over."""
@@ -375,6 +381,23 @@ def memory_limit() -> float | None:
         return 0.9 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     free = _free_host_memory() if device.platform == "cpu" else None
     return None if free is None else 0.9 * free / jax.local_device_count()
+
+
+def peak_memory() -> dict[str, int | None]:
+    """The peak memory so far in MB, by column of `timing.csv`.
+
+    Returns:
+      `memory_mb`, of this process, and `device_memory_mb`, of the device of this
+      process that used most; None where the system or the backend doesn't tell.
+    """
+    stats = (device.memory_stats() or {} for device in jax.local_devices())
+    peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
+    host = None
+    if resource is not None:
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    numbers = {"memory_mb": host, "device_memory_mb": max(peaks, default=None)}
+    return {name: n if n is None else round(n / 1e6) for name, n in numbers.items()}
 
 
 def describe() -> str:

@@ -399,6 +399,7 @@ def train_lanes(
             diverged_by=devices.fetch_all(state.diverged_by),
             dropped=devices.fetch_all(state.dropped),
             seconds=time.monotonic() - began,
+            memory=devices.peak_memory(),
             seconds_per_step=speed(steps[index]) if index > first else None,
         )
         any_alive = bool(np.any(progress.diverged_at < 0))

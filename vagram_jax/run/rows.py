@@ -36,6 +36,7 @@ class Progress(NamedTuple):
       diverged_by: `[L]`, its cause, an index of `divergence.CAUSES`.
       dropped: `[L]`, number of transitions dropped so far as not finite.
       seconds: seconds since the start of training.
+      memory: peak memory in MB by column of `timing.csv`, see `devices.peak_memory`.
       seconds_per_step: speed since the first epoch, which includes compilation; None
         before the second epoch.
     """
@@ -49,6 +50,7 @@ class Progress(NamedTuple):
     diverged_by: np.ndarray
     dropped: np.ndarray
     seconds: float
+    memory: Mapping[str, int | None]
     seconds_per_step: float | None
 
 
@@ -122,11 +124,12 @@ def model_rows(
 
 
 def timing_row(progress: Progress, seeds: Sequence[int]) -> dict[str, Any]:
-    """The row of `timing.csv`: first seed, steps and seconds."""
+    """The row of `timing.csv`: first seed, steps, seconds and memory."""
     return {
         "seed": int(seeds[0]),
         "env_steps": progress.env_steps,
         "wall_time_s": round(progress.seconds, 3),
+        **progress.memory,
     }
 
 

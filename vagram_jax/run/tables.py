@@ -17,7 +17,7 @@ from vagram_jax.storage import disk, files
 
 NAMES = ("metrics.csv", "model.csv", "timing.csv")
 # Wall times aren't results, and no two runs have the same.
-_CHECKED = NAMES[:2]
+_CHECKED, _TIMING = NAMES[:2], NAMES[2]
 _NOTE = "tables"
 
 
@@ -38,6 +38,12 @@ class Tables:
         self._digests = {name: _Digest() for name in _CHECKED}
         for name, digest in self._digests.items():
             digest.update(line for *_, line in _lines(folder / name, seeds))
+        timing, header = folder / _TIMING, b""
+        if disk.is_file(timing):
+            with files.one_line(timing):
+                header = timing.read_bytes().partition(b"\n")[0]
+        # A run that an earlier version began has no columns for the memory.
+        self._has_memory = not header or b"memory" in header
 
     def append(
         self, progress: Progress, constant: Mapping[str, Any]
@@ -51,9 +57,11 @@ class Tables:
         Raises:
           ResultsError: a table can't be written.
         """
+        if not self._has_memory:
+            progress = progress._replace(memory={})
         new = {
             "model.csv": rows.model_rows(progress, self._seeds, constant),
-            "timing.csv": [rows.timing_row(progress, self._seeds)],
+            _TIMING: [rows.timing_row(progress, self._seeds)],
             "metrics.csv": rows.metric_rows(progress, self._seeds, constant),
         }
         for name, table in new.items():
@@ -141,7 +149,7 @@ def seconds(folder: Path, seed: int, step: int) -> float:
       seed: the first of those that trained together.
       step: the step.
     """
-    path = folder / "timing.csv"
+    path = folder / _TIMING
     rows_ = files.read_rows(path) if _lines(path, [seed]) else []
     times = [
         row.get("wall_time_s")

@@ -34,6 +34,7 @@ import numpy as np
 
 from vagram_jax import LOSSES, DynamicsConfig, FitConfig, Transition, predict
 from vagram_jax import fit as fitting
+from vagram_jax.analysis import figures
 from vagram_jax.replay import ReplayState
 
 # %% [markdown]
@@ -136,7 +137,7 @@ errors = {name: np.asarray(value_error(keys, train, test, name)) for name in NAM
 # %%
 fig, axis = plt.subplots(figsize=(6, 3))
 for index, name in enumerate(NAMES):
-    axis.scatter(np.full(NUM_SEEDS, index), errors[name])
+    axis.scatter([index] * NUM_SEEDS, errors[name], color=figures.color(name))
 axis.set_xticks(range(len(NAMES)), NAMES)
 axis.set(ylabel="median error of the value", ylim=(0.0, None))
 fig.tight_layout()

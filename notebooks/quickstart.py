@@ -29,6 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vagram_jax import envs
+from vagram_jax.analysis import figures
 from vagram_jax.cli import configs
 from vagram_jax.run import loop
 
@@ -90,11 +91,12 @@ histories = {loss: train(loss) for loss in LOSSES}
 
 # %%
 fig, axis = plt.subplots(figsize=(6, 3))
-for index, (loss, history) in enumerate(histories.items()):
+for loss, history in histories.items():
     steps = [progress.env_steps for progress in history]
     returns = np.stack([progress.returns for progress in history], axis=1)
     for seed, line in enumerate(returns):
-        axis.plot(steps, line, f"C{index}.-", label=None if seed else loss)
+        label = None if seed else loss
+        axis.plot(steps, line, ".-", color=figures.color(loss), label=label)
 axis.set(xlabel="environment steps", ylabel="return")
 axis.legend()
 fig.tight_layout()
@@ -118,9 +120,10 @@ for index, (loss, history) in enumerate(histories.items()):
     epochs = history[1:]  # the warm-up fits no model
     shares = [progress.metrics["model/attention_dim"] for progress in epochs]
     shares = np.mean(shares, axis=1)  # [epochs, obs_dim], a mean over the seeds
-    left.bar(dims + 0.4 * index - 0.2, shares[-1], width=0.4, label=loss)
+    style = {"color": figures.color(loss), "label": loss}
+    left.bar(dims + 0.4 * index - 0.2, shares[-1], width=0.4, **style)
     steps = [progress.env_steps for progress in epochs]
-    right.plot(steps, shares[:, : len(PENDULUM)].sum(axis=1), ".-")
+    right.plot(steps, shares[:, : len(PENDULUM)].sum(axis=1), ".-", **style)
 left.axhline(1 / len(dims), color="gray", linestyle="--")
 left.set_xticks(dims, PENDULUM + [f"{d}" for d in range(num_distractors)], rotation=90)
 left.set(ylabel="share of the loss, last epoch")

@@ -32,7 +32,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from vagram_jax.analysis import plots, summary
+from vagram_jax.analysis import figures, plots, summary
 from vagram_jax.analysis.study import Study
 from vagram_jax.cli import configs
 from vagram_jax.run import grid, session
@@ -166,11 +166,12 @@ plots.learning_curves(study.evaluated)
 # %%
 model["attention"] = model[[f"attention_dim_{d}" for d in range(3)]].sum(axis=1)
 fig, axes = plt.subplots(1, 2, figsize=(9, 3))
-for index, (loss, rows) in enumerate(model.groupby("loss")):
+for loss, rows in model.groupby("loss"):
+    color = figures.color(str(loss))
     for seed, (_, one) in enumerate(rows.groupby("seed")):
         for axis, column in zip(axes, ("attention", "new_value"), strict=True):
             label = None if seed else loss
-            axis.plot(one["env_steps"], one[column], f"C{index}.-", label=label)
+            axis.plot(one["env_steps"], one[column], ".-", color=color, label=label)
 axes[0].set(ylabel="share of the pendulum in the loss", ylim=(0.0, 1.0))
 axes[1].set(ylabel="error of the value, in deviations", ylim=(0.0, None))
 for axis in axes:

@@ -44,6 +44,7 @@ from vagram_jax import (
     value_gradient_weights,
 )
 from vagram_jax import fit as fitting
+from vagram_jax.analysis import figures
 from vagram_jax.replay import ReplayState
 
 # %% [markdown]
@@ -139,7 +140,8 @@ shares = {
 # %%
 fig, axis = plt.subplots(figsize=(7, 3))
 for index, (name, share) in enumerate(shares.items()):
-    axis.bar(np.arange(4) + 0.2 * index - 0.3, share, width=0.2, label=name)
+    style = {"color": figures.color(name), "label": name}
+    axis.bar(np.arange(4) + 0.2 * index - 0.3, share, width=0.2, **style)
 axis.set_xticks(range(4), [f"dimension {d}" for d in range(4)])
 axis.set(ylabel="share of the loss")
 axis.legend()

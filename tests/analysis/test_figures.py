@@ -24,3 +24,10 @@ def test_styles_differ_within_a_figure():
     )
     assert styles["mse"]["linestyle"] != styles["mse_raw"]["linestyle"]
     assert all(styles[name]["color"] == figures.color(name) for name in names)
+
+
+def test_lines_of_one_method_have_one_color_and_differ_in_their_style():
+    methods = {"vagram_discount-0.9": "vagram", "vagram_discount-0.99": "vagram"}
+    styles = figures.styles(methods, methods)
+    assert {s["color"] for s in styles.values()} == {figures.color("vagram")}
+    assert len({s["linestyle"] for s in styles.values()}) == 2

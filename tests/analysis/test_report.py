@@ -5,8 +5,10 @@ import hashlib
 import json
 import math
 import re
+import subprocess
 from html.parser import HTMLParser
 
+import browser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,7 +97,7 @@ def test_write_report_shows_all_results(written):
         "1/4",
         "250",
         "11.5",
-        "4567",  # seconds
+        "1:16:07",  # wall time
         "sac.discount",
         "numpy",
         "Settings that differ between runs",
@@ -113,16 +115,16 @@ def test_write_report_loads_and_runs_nothing(written):
     study, page = written
     assert not {"script", "link", "iframe", "object", "form"} & set(page.tags)
     sources = [value for name, value in page.attributes if name in ("src", "href")]
-    images = [
-        (study / f"{n}.png").read_bytes() for n in ("learning_curves", "attention")
-    ]
+    names = ("learning_curves", "profiles", "attention", "cost")
+    images = [(study / f"{name}.png").read_bytes() for name in names]
     data = [base64.b64encode(image).decode() for image in images]
     assert sources == [f"data:image/png;base64,{text}" for text in data]
     text = (study / "report.html").read_text()
     assert not re.search(r"https?:|url\(|@import", text)
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL).group(1)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'" in text
+    policy = f"default-src 'none'; img-src data:; media-src data:; style-src '{digest}'"
+    assert policy.replace(digest, f"sha256-{digest}") in text
     assert " style=" not in text
 
 
@@ -139,12 +141,12 @@ def test_write_report_gives_the_same_bytes_for_the_same_files(written):
     write(study)
     again = {path.name: path.read_bytes() for path in study.iterdir() if path.is_file()}
     assert first == again
-    expected = "attention.png learning_curves.png report.html summary.json"
-    assert set(first) == set(expected.split())
+    expected = "learning_curves.png profiles.png attention.png cost.png"
+    assert set(first) == {*expected.split(), "report.html", "summary.json"}
 
 
-def test_write_report_shows_other_figures_and_links_to_films(tmp_path):
-    folder, study = add_run(tmp_path, "mle"), tmp_path / "study"
+def test_write_report_shows_other_figures(tmp_path):
+    study = add_run(tmp_path, "mle").parent
     points = {"mle": {0: [1.0, 2.0, 3.0], 1: [1.0, 2.0, 3.0]}}
     plots.sweep(points, study / "over_capacity.png", x_label="capacity")
     (study / "fake.png").write_text(ATTACK)
@@ -152,15 +154,31 @@ def test_write_report_shows_other_figures_and_links_to_films(tmp_path):
     with open(study / "huge.png", "wb") as file:
         file.write(b"\x89PNG\r\n")
         file.truncate(report._MAX_FIGURE_BYTES + 1)
-    for seed, kind in ((10, "gif"), (0, "mp4")):
-        results.picture_path(folder, seed, kind).write_text("x")
     page = write(study)
-    assert page.tags.count("img") == 3  # learning curves, attention and the sweep
+    assert page.tags.count("img") == 4  # learning curves, attention, cost and the sweep
     assert "over capacity" in page.text
+
+
+def test_write_report_contains_films_up_to_a_size(tmp_path, monkeypatch):
+    folder, study = add_run(tmp_path, "mle"), tmp_path / "study"
+    film = b"\0\0\0\x20ftypisom"
+    contents = {(0, "mp4"): film, (1, "gif"): b"GIF89a", (2, "mp4"): film}
+    contents |= {(3, "html"): b"<script>", (4, "gif"): ATTACK.encode()}
+    for (seed, kind), data in contents.items():
+        results.picture_path(folder, seed, kind).write_bytes(data)
+    monkeypatch.setattr(report, "_MAX_FILM_BYTES", len(film) + 7)
+    page = write(study)
+    assert page.tags.count("video") == 1
+    shown = [base64.b64encode(data).decode() for data in (film, b"GIF89a")]
+    sources = [value for name, value in page.attributes if name == "src"]
+    assert sources[-2:] == [
+        f"data:video/mp4;base64,{shown[0]}",
+        f"data:image/gif;base64,{shown[1]}",
+    ]
     links = [value for name, value in page.attributes if name == "href"]
-    assert links == ["mle/policy-seed0.mp4", "mle/policy-seed10.gif"]
+    assert links == [f"mle/policy-seed{end}" for end in ("2.mp4", "3.html", "4.gif")]
     assert all((study / link).is_file() for link in links)
-    assert "mle, seed 10 (gif)" in page.text
+    assert "MLE, seed 1" in page.text
 
 
 def test_write_report_escapes_every_text(tmp_path):
@@ -172,9 +190,9 @@ def test_write_report_escapes_every_text(tmp_path):
     study = (tmp_path / "study").rename(tmp_path / ATTACK)
     plots.sweep({"a": {0: [1, 2, 3]}}, study / f"{ATTACK}.png", x_label="x")
     page = write(study)
-    allowed = "lang charset http-equiv content name class alt src"
+    allowed = "lang charset http-equiv content name class alt src data-label"
     assert {name for name, _ in page.attributes} == set(allowed.split())
-    assert page.tags.count("img") == 3
+    assert page.tags.count("img") == 4
     # Title, heading, figure, environment, config, device, command, versions ...
     assert page.text.count(ATTACK) >= 10
 
@@ -190,14 +208,58 @@ def test_write_report_notes_unfinished_and_damaged_runs(tmp_path):
     assert "mse: unfinished" in page.text
     assert "mse: metrics.csv: the last line is cut off" in page.text
     assert "vaml: no evaluation yet" in page.text
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 4
 
 
 def test_write_report_without_model_fits_has_no_attention(tmp_path):
     (add_run(tmp_path, "none") / "model.csv").unlink()
     page = write(tmp_path / "study")
-    assert page.tags.count("img") == 1
+    assert page.tags.count("img") == 2  # learning curves and cost
     assert "None." in page.text  # no setting differs
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """The page of a sweep of four discounts and two losses."""
+    root = tmp_path_factory.mktemp("results")
+    for loss, bonus in (("mle", 0.0), ("vagram", 9.0)):
+        for index, discount in enumerate(("0.9", "0.95", "0.99", "0.999")):
+            labels = {"loss": loss, "sac.discount": discount}
+            name = f"{loss}_discount-{discount}"
+            folder = add_run(root, name, best=bonus + 20 * index)
+            record = files.read_json(folder / "config.json") | {"labels": labels}
+            record["revision"] = "0123456789" * 4 + "-dirty"
+            files.write_json(folder / "config.json", record)
+    return root / "study", write(root / "study")
+
+
+def test_write_report_sorts_a_sweep_and_shows_the_effect_of_each_axis(swept):
+    study, page = swept
+    assert (study / "effects.png").is_file()
+    best = page.text.index("VaGraM0.99970.50[69.00, 72.00]0/4")
+    assert best < page.text.index("MLE0.99961.50") < page.text.index("VaGraM0.99")
+    assert "sac.discount0.96.00060.002" in page.text
+    assert "lossMLE31.509.0004" in page.text
+    assert (
+        "The best of 8 runs is VaGraM, sac.discount 0.999: 70.50 [69.00, 72.00]. It "
+        "beats 7 of the other 7 (intervals don't overlap)."
+    ) in page.text
+    assert "sac.discount 0.9: VaGraM beats MLE" in page.text
+    assert "0123456789-dirty" in page.text
+    assert "01234567890" not in page.text
+
+
+@browser.needed
+def test_a_report_is_as_wide_as_a_telephone(swept, tmp_path):
+    text = (swept[0] / "report.html").read_text()
+    measure = "<script>document.title = document.documentElement.scrollWidth</script>"
+    text = re.sub(r'<meta http-equiv="Content.*?>', "", text) + measure
+    (tmp_path / "page.html").write_text(text)
+    options = (*browser.OPTIONS, f"--user-data-dir={tmp_path / 'profile'}")
+    command = [browser.CHROMIUM, *options, "--window-size=400,800", "--dump-dom"]
+    page = (tmp_path / "page.html").as_uri()
+    done = subprocess.run([*command, page], capture_output=True, text=True, timeout=240)
+    assert "<title>400</title>" in done.stdout
 
 
 def test_write_report_rejects_other_folders_in_one_line(tmp_path):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import browser as browsers
 import commands
 import numpy as np
 import pytest
@@ -18,10 +19,6 @@ from vagram_jax.cli import flags, status, terminal, watch
 from vagram_jax.storage import files, lock, results
 
 CONFIG = {"total_steps": 100, "num_seeds": 4}
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-    None,
-)
 
 
 def append(run, step):
@@ -214,8 +211,8 @@ def test_a_missing_package_is_named_with_its_extra(study, monkeypatch):
 def browser(address, profile, *args):
     """Starts a browser without a window on the page, and ends it."""
     url = "http://{}:{}/".format(*address)
-    options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
-    command = [CHROMIUM, *options, f"--user-data-dir={profile}", *args, url]
+    options = (*browsers.OPTIONS, f"--user-data-dir={profile}")
+    command = [browsers.CHROMIUM, *options, *args, url]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -226,12 +223,7 @@ def browser(address, profile, *args):
         process.wait(60)
 
 
-needs_browser = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium on this machine"
-)
-
-
-@needs_browser
+@browsers.needed
 def test_a_browser_shows_the_curves(study, tmp_path, monkeypatch):
     import matplotlib.image
 
@@ -256,7 +248,7 @@ def test_a_browser_shows_the_curves(study, tmp_path, monkeypatch):
         assert np.sign(slope) == direction, method
 
 
-@needs_browser
+@browsers.needed
 def test_a_browser_loads_the_page_again_by_itself(address, tmp_path, monkeypatch):
     asked, render = threading.Semaphore(0), watch.Pages.render
 

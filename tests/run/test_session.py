@@ -154,13 +154,25 @@ def test_a_run_killed_before_its_summary_resumes_without_training(tmp_path, whol
 def test_a_longer_run_equals_one_that_was_long_from_the_start(tmp_path, whole):
     train(tmp_path, cases.spec(run_config=RUN.replace(total_steps=14)))
     timing = cases.folder_of(tmp_path) / "timing.csv"
-    timing.write_text(timing.read_text().rpartition(",")[0] + ",1000.0\n")
+    *earlier, last = files.read_rows(timing)
+    files.write_rows(timing, [*earlier, last | {"wall_time_s": 1000.0}])
     lines = train(tmp_path, resume=True)
     assert resumed_steps(lines) == [14]
     cases.assert_same_run(tmp_path, whole)
     # The clock continues too.
     seconds = [row["wall_time_s"] for row in files.read_rows(timing)]
     assert all(1000 < later < 1100 for later in seconds[3:])
+
+
+def test_a_run_that_an_earlier_version_began_resumes_without_memory(tmp_path, whole):
+    train(tmp_path, cases.spec(run_config=RUN.replace(total_steps=14)))
+    timing = cases.folder_of(tmp_path) / "timing.csv"
+    names = ("seed", "env_steps", "wall_time_s")
+    old = [{name: row[name] for name in names} for row in files.read_rows(timing)]
+    files.write_rows(timing, old)
+    train(tmp_path, resume=True)
+    cases.assert_same_run(tmp_path, whole)
+    assert {tuple(row) for row in files.read_rows(timing)} == {names}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_CELLS_WITH_TEXT = 16
-_MAX_LABEL_CHARACTERS = 80  # of horizontal tick labels below an attention map
+_MAX_LABEL_CHARACTERS = 50  # of horizontal tick labels below an attention map
 # The title and the explanation of each attention map, by the prefix of its columns.
 _MAPS = {
     "attention": (

@@ -98,7 +98,7 @@ def effect_rows(found: Sequence[Effect]) -> list[list[Any]]:
     return [
         [
             effect.axis,
-            value,
+            figures.display_name(value) if effect.axis == "loss" else value,
             summary.format_number(mean),
             summary.format_number(effect.means.max() - mean),
             len(effect.results),

@@ -30,8 +30,8 @@ def test_effects_compare_values_in_settings_that_have_all_of_them():
     assert (loss.axis, loss.values) == ("loss", ["mle", "sac", "vagram"])
     np.testing.assert_array_equal(loss.results, [[3, 4, 5], [-3, 4, 1]])
     assert sweeps.effect_rows([rate]) == [
-        ["rate", "1e-3", "4.000", "0.000", 2],
-        ["rate", "0.01", "-1.000", "5.000", 2],
+        ["rate", "1e-3", "4.00", "0.000", 2],
+        ["rate", "0.01", "-1.00", "5.00", 2],
     ]
 
 

@@ -199,7 +199,7 @@ def _draw(
 
 
 def _use_log_if_wide(axes, lines) -> None:
-    """Makes the y axis logarithmic if the medians are positive and span much."""
-    values = np.concatenate([line[:, 1] for line in lines])
+    """Makes the y axis logarithmic if the values are positive and span much."""
+    values = np.concatenate([line[:, 1:] for line in lines])
     if values.min() > 0 and values.max() > figures.LOG_SPAN * values.min():
         axes.set_yscale("log")

@@ -74,6 +74,29 @@ def test_learning_curves_have_a_panel_per_environment():
     assert "c: 1 seeds" in texts(toy)  # a line without a band
 
 
+def test_learning_curves_of_many_runs_have_a_panel_per_setting():
+    runs = []
+    for loss in ("vagram", "mle"):
+        for rate in "abcd":
+            run, labels = make_run(f"{loss}-{rate}"), {"loss": loss, "rate": rate}
+            runs.append(dataclasses.replace(run, record={"labels": labels}))
+    figure = plots.learning_curves(runs, resamples=20)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == [f"toy: rate {rate}" for rate in "abcd"]
+    for axes in figure.axes:
+        for label, loss in (("VaGraM", "vagram"), ("MLE", "mle")):
+            assert line_of(axes, label).get_color() == figures.color(loss)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["VaGraM", "MLE"]
+
+
+def test_intervals_have_the_color_of_the_method_of_a_row():
+    rows = {"plain": [1.0, 2.0, 3.0], "chosen": [2.0, 3.0, 4.0]}
+    methods = dict.fromkeys(rows, "mle")
+    (axes,) = plots.intervals(rows, methods=methods, reference="plain").axes
+    assert {line.get_color() for line in axes.lines} == {figures.color("mle")}
+
+
 def test_learning_curves_end_published_curves_where_the_runs_end():
     steps = np.array([0.0, 500.0, 1000.0, 50_000.0])
     curve = published.PublishedCurve("mbpo", steps, steps / 100, steps / 1000, 5)

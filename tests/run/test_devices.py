@@ -254,3 +254,14 @@ def test_seeds_that_devices_cannot_share_evenly_are_padded(runs):
     assert [p.name for p in (run / "checkpoints/000000014").iterdir()] == ["seeds-0-2"]
     arrays = checkpoint.load(run, 14, range(3))
     assert all(len(array) == 3 for array in arrays.values())
+
+
+def test_peak_memory_is_that_of_the_process_and_never_falls():
+    before = devices.peak_memory()
+    assert before["memory_mb"] > 50  # JAX alone needs more
+    block = np.ones(40_000_000)  # 320 MB
+    after = devices.peak_memory()
+    assert after["memory_mb"] >= before["memory_mb"]
+    del block
+    assert devices.peak_memory()["memory_mb"] >= after["memory_mb"]
+    assert before["device_memory_mb"] is None  # a CPU has none of its own

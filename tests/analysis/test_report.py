@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vagram_jax.analysis import figures, plots, report
+from vagram_jax.analysis import attachments, figures, plots, report
 from vagram_jax.analysis.study import Study
 from vagram_jax.storage import files, results
 from vagram_jax.storage.files import ResultsError
@@ -154,7 +154,7 @@ def test_write_report_shows_other_figures(tmp_path):
     (study / "link.png").symlink_to(study / "over_capacity.png")
     with open(study / "huge.png", "wb") as file:
         file.write(b"\x89PNG\r\n")
-        file.truncate(report._MAX_FIGURE_BYTES + 1)
+        file.truncate(attachments._MAX_FIGURE_BYTES + 1)
     page = write(study)
     assert page.tags.count("img") == 4  # learning curves, attention, cost and the sweep
     assert "over capacity" in page.text
@@ -167,7 +167,7 @@ def test_write_report_contains_films_up_to_a_size(tmp_path, monkeypatch):
     contents |= {(3, "html"): b"<script>", (4, "gif"): ATTACK.encode()}
     for (seed, kind), data in contents.items():
         results.picture_path(folder, seed, kind).write_bytes(data)
-    monkeypatch.setattr(report, "_MAX_FILM_BYTES", len(film) + 7)
+    monkeypatch.setattr(attachments, "_MAX_FILM_BYTES", len(film) + 7)
     page = write(study)
     assert page.tags.count("video") == 1
     shown = [base64.b64encode(data).decode() for data in (film, b"GIF89a")]

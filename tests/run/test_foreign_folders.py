@@ -17,7 +17,7 @@ import pytest
 import session_cases as cases
 from session_cases import programs_once, whole
 
-from vagram_jax.analysis import maps, plots
+from vagram_jax.analysis import maps, plots, training
 from vagram_jax.cli import flags, report, status, watch
 from vagram_jax.run import loop, trained
 
@@ -174,6 +174,8 @@ def check(study, tmp_path, victim, number, monkeypatch):
     if not target.endswith(".csv"):
         monkeypatch.setattr(plots, "learning_curves", lambda *_, **__: None)
         monkeypatch.setattr(maps, "attention", lambda *_: None)
+        monkeypatch.setattr(plots, "performance_profiles", lambda *_, **__: None)
+        monkeypatch.setattr(training, "_draw", lambda *_: None)
         monkeypatch.setattr(watch, "_encoded", lambda _: "")
     page = watch.Pages([str(folder)], every=5).render(cases.STUDY)
     assert page is None or f"{cases.STUDY}/other" in page

@@ -13,13 +13,14 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from vagram_jax.analysis import (
+    attachments,
     figures,
     grouping,
     maps,
@@ -32,35 +33,10 @@ from vagram_jax.analysis import (
 )
 from vagram_jax.analysis.published import PublishedCurve
 from vagram_jax.analysis.study import Study
-from vagram_jax.storage import files, records, results
+from vagram_jax.storage import files, records
 from vagram_jax.storage.files import ResultsError
 from vagram_jax.storage.results import Run
 
-_MAX_FIGURE_BYTES = 20_000_000  # browsers fail to open much larger pages
-_MAX_FILM_BYTES = 8_000_000  # of all films together; mail servers refuse large files
-# The figures of the page in their order: heading and note.
-_FIGURES = {
-    "learning_curves.png": ("Learning curves", ""),
-    "effects.png": (
-        "Effect of each setting",
-        "Each thin line has the same other settings, so its points differ in this "
-        "setting only; black: mean over these lines.",
-    ),
-    "profiles.png": ("Performance profile", "The share of seeds above each return."),
-    "attention.png": ("Attention", ""),
-    "model.png": (
-        "The model during training",
-        "Errors on the transitions of each epoch, before the model has seen them, in "
-        "standard deviations: 1 is as bad as predicting the mean. Line: median of the "
-        "seeds; band: lowest to highest seed.",
-    ),
-    "agent.png": (
-        "The agent during training",
-        "Means over an epoch (q max: maximum). Line: median of the seeds; band: lowest "
-        "to highest seed.",
-    ),
-    "cost.png": ("Wall time and memory", ""),
-}
 _MEMORY = {
     "peak memory": "memory_mb",
     "peak memory of a device": "device_memory_mb",
@@ -90,7 +66,7 @@ def write_report(
     """
     folder, runs = study.folder.resolve(), study.runs
     names = grouping.names(runs)
-    effects = _draw(study, against)
+    effects, problems = _draw(study, against)
     sentences = _verdict(study)
     content = {"verdict": sentences, "runs": study.summaries}
     files.write_json(folder / "summary.json", content)
@@ -100,9 +76,9 @@ def write_report(
         verdict=sentences,
         result_groups=_result_groups(study, names),
         effect_rows=list(map(sweeps.effect_rows, effects)),
-        notes=[*study.problems, *_notes(runs)],
-        figures=_figures(folder),
-        films=_films(folder, runs, names),
+        notes=[*study.problems, *problems, *_notes(runs)],
+        figures=attachments.figures(folder),
+        films=attachments.films(folder, runs, names),
         **_costs(study.evaluated, names),
         seed_rows=_seed_rows(study.evaluated, names),
         metric_rows=_metric_rows(study.evaluated, names),
@@ -113,28 +89,38 @@ def write_report(
     return folder / "report.html"
 
 
-def _draw(study: Study, against) -> list[list[sweeps.Effect]]:
-    """Draws the figures; returns the effects of the axes on each environment."""
-    folder, runs = study.folder.resolve(), study.evaluated
+def _draw(study: Study, against) -> tuple[list[Sequence[sweeps.Effect]], list[str]]:
+    """Draws the figures.
+
+    Returns:
+      The effects of the axes on each environment, and a line for each figure that can't
+      be drawn.
+    """
+    folder, runs, problems = study.folder.resolve(), study.evaluated, []
     try:
         plots.learning_curves(runs, folder / "learning_curves.png", against=against)
-        study.draw_profiles()
-        if any(map(maps.num_dims, runs)):
-            maps.attention(runs, folder / "attention.png")
-        for figure in (training.model, training.agent, training.cost):
-            figure(runs, folder / f"{figure.__name__}.png")
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise ResultsError(f"{folder}: {error}") from None
-    if not sweeps.is_sweep(runs):
-        return []
-    found = [
-        effects
-        for members in _comparable(runs, study.summaries).values()
-        if (effects := sweeps.effects(members, study.summaries))
-    ]
-    if found:
-        sweeps.plot(list(itertools.chain(*found)), folder / "effects.png")
-    return found
+    found: list[Sequence[sweeps.Effect]] = []
+    if sweeps.is_sweep(runs):
+        groups = _comparable(runs, study.summaries).values()
+        found = [sweeps.effects(members, study.summaries) for members in groups]
+    every = list(itertools.chain(*found))
+    with_model = [run for run in runs if maps.num_dims(run)]
+    draw: dict[str, Callable[[Path], Any]] = {
+        "profiles.png": lambda _: study.draw_profiles(),
+        "attention.png": lambda path: with_model and maps.attention(with_model, path),
+        "effects.png": lambda path: every and sweeps.plot(every, path),
+        "model.png": lambda path: training.model(runs, path),
+        "agent.png": lambda path: training.agent(runs, path),
+        "cost.png": lambda path: training.cost(runs, path),
+    }
+    for name, function in draw.items():
+        try:
+            function(folder / name)
+        except (ValueError, ArithmeticError) as error:
+            problems.append(files.printable(f"{name}: {error}"))
+    return [effects for effects in found if effects], problems
 
 
 def _comparable(
@@ -364,51 +350,6 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     return notes + [f"{run.name}: no evaluation yet" for run in runs if not run.metrics]
 
 
-def _figures(folder: Path) -> list[dict[str, str]]:
-    """Heading, note and data of each PNG, the figures of this module first."""
-    names = [*_FIGURES, *sorted({p.name for p in folder.glob("*.png")} - {*_FIGURES})]
-    shown = []
-    for path in (folder / name for name in names):
-        data = _read(path, _MAX_FIGURE_BYTES)
-        if data.startswith(b"\x89PNG\r\n"):
-            heading, note = _FIGURES.get(path.name, (path.stem.replace("_", " "), ""))
-            encoded = base64.b64encode(data).decode()
-            shown.append({"heading": heading, "note": note, "data": encoded})
-    return shown
-
-
-def _films(
-    folder: Path, runs: Sequence[Run], names: Mapping[str, str]
-) -> list[dict[str, str]]:
-    """The films that `vagram render` wrote into the folders of the runs.
-
-    The films are in the page until together they are too large; `data` of the others,
-    and of HTML pages, is empty.
-    """
-    films, left = [], _MAX_FILM_BYTES
-    for run in runs:
-        for seed, file in results.pictures(folder / run.name):
-            kind, path = file.split(".")[-1], f"{run.name}/{file}"
-            data = _read(folder / path, left)
-            if data[4:8] != b"ftyp" and not data.startswith(b"GIF8"):
-                data = b""
-            left -= len(data)
-            film = {
-                "kind": kind,
-                "path": path,
-                "text": f"{names[run.name]}, seed {seed}",
-            }
-            films.append(film | {"data": base64.b64encode(data).decode()})
-    return films
-
-
-def _read(path: Path, limit: int) -> bytes:
-    """The contents of a file; none if it is a link, missing or too large."""
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > limit:
-        return b""
-    return path.read_bytes()
-
-
 def _costs(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, Any]:
     """Columns and rows of wall time and memory, without columns that are empty."""
     table = []
@@ -418,11 +359,11 @@ def _costs(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, Any]:
         steps = last * len({row["seed"] for row in run.metrics})
         row = {"run": names[run.name], "wall time": _clock(seconds)}
         row["steps per second"] = summary.format_number(
-            steps / seconds if seconds else None
+            steps / seconds if 0 < seconds < 1e9 else None
         )
         for title, column in _MEMORY.items():
             peak = max((each.get(column) or 0 for each in run.timing), default=0)
-            row[title] = f"{peak / 1000:.2f} GB" if peak else "-"
+            row[title] = f"{peak / 1000:.2f} GB" if 0 < peak < 1e9 else "-"
         table.append(row)
     columns = [c for c in table[0] if any(row[c] != "-" for row in table)]
     rows = [[row[column] for column in columns] for row in table]
@@ -431,8 +372,10 @@ def _costs(runs: Sequence[Run], names: Mapping[str, str]) -> dict[str, Any]:
 
 def _clock(seconds: float) -> str:
     """Seconds as hours, minutes and seconds, such as `1:02:03`."""
+    if not 0 < seconds < 1e9:  # unknown, or damaged
+        return "-"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if seconds else "-"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def _seed_rows(runs: Sequence[Run], names: Mapping[str, str]) -> list[list[Any]]:

@@ -363,6 +363,8 @@ class Study:
         for fewer than two methods, fewer than 3 seeds, or settings that mix tasks.
         """
         by_setting = self.settings.values()
+        if not by_setting:
+            return
         common = set.intersection(*(set(names) for names in by_setting))
         used = [r for by_name in by_setting for n, r in by_name.items() if n in common]
         is_one_task = len({summary.env_of(run) for run in self.evaluated}) < 2
@@ -374,6 +376,7 @@ class Study:
         ends, label = (0.0, 1.0), self.design.metric.replace("_", " ")
         for setting, by_name in self.settings.items():
             every = np.concatenate([result.values for result in by_name.values()])
+            every = every[np.isfinite(every)]
             low, span = every.min(), np.ptp(every) or 1.0
             if len(self.settings) == 1:
                 ends, low, span = (low, low + span), 0.0, 1.0

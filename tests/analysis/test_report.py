@@ -239,8 +239,8 @@ def test_write_report_sorts_a_sweep_and_shows_the_effect_of_each_axis(swept):
     assert (study / "effects.png").is_file()
     best = page.text.index("VaGraM0.99970.50[69.00, 72.00]0/4")
     assert best < page.text.index("MLE0.99961.50") < page.text.index("VaGraM0.9950.50")
-    assert "sac.discount0.96.00060.002" in page.text
-    assert "lossMLE31.509.0004" in page.text
+    assert "sac.discount0.96.0060.002" in page.text
+    assert "lossMLE31.509.004" in page.text
     assert (
         "The best of 8 runs is VaGraM, sac.discount 0.999: 70.50 [69.00, 72.00]. It "
         "beats 7 of the other 7 (intervals don't overlap)."

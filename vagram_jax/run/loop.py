@@ -371,11 +371,10 @@ def train_lanes(
       DeviceError: as `train`.
       RunError: as `train`.
     """
-    config, num_lanes = lanes.configs, len(lanes.seeds)
+    config, num_lanes, last = lanes.configs, len(lanes.seeds), run_config.total_steps
     began = time.monotonic() - (restored.seconds if restored else 0.0)
     lanes = _put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
     state, metric_shapes = _first_states(programs, lanes, layout, restored)
-    last = run_config.total_steps
     steps = range(config.warmup_steps, last + 1, config.steps_per_epoch)
     first = steps.index(restored.env_steps) if restored else 0
     any_alive, speed = True, _Speed()

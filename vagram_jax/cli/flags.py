@@ -141,7 +141,8 @@ def parse(
         return ()
     _overrides.clear()
     _overrides.update({match["key"]: _text(match) for match in matches})
-    for key, name in set_by_flags().items():
+    # `--help` works without the flags that a command needs.
+    for key, name in () if _HELP.value else set_by_flags().items():
         if key in _overrides:
             raise UsageError(
                 f"--config.{key}={_overrides[key]}: --{name} sets {key}; leave one out"

@@ -292,8 +292,9 @@ def table(
 
 def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
     final = row["return"]
-    is_known = final is not None and math.isfinite(final)
-    return row["state"] != "complete", -final if is_known else math.inf
+    if final is None or not math.isfinite(final):
+        return row["state"] != "complete", math.inf
+    return row["state"] != "complete", -final
 
 
 def _axis(key: str, listed: str, is_whole: Callable[[str], bool]) -> Axis | None:

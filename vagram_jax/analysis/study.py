@@ -209,10 +209,11 @@ class Study:
 
     def comparisons(self, method: str) -> list[Comparison]:
         """Compares a method with the strongest baseline in every setting with both."""
+        others = tuple(name for name in self.design.baselines if name != method)
         return [
-            self.compare(method, None, **dict(setting))
+            self.compare(method, others, **dict(setting))
             for setting, by_name in self.settings.items()
-            if method in by_name and set(self.design.baselines) & set(by_name)
+            if method in by_name and set(others) & set(by_name)
         ]
 
     def outcome(self, one: Result, other: Result) -> str:

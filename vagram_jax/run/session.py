@@ -398,7 +398,7 @@ def _train_chunk(
     recorder.writer.saved = first_step if restored else None
     train = partial(loop.train_lanes, layout=layout, num_padded=chunk.num_padded)
     iterations = train(chunk.run_config, chunk.lanes, programs, restored=restored)
-    received = 0
+    received, step = 0, first_step
     with _progress_bar(last_step) as bar, recorder.writing():
         for state, progress in iterations:
             step = progress.env_steps

@@ -62,7 +62,7 @@ Final return on Hopper with 15 distracting dimensions of the kind `switching` af
 {_STANDING[1]:.0f}, the return of a Hopper that stands still
 for a whole episode; of VaGraM with clipping these are \
 {_num_standing({"": {best: vagram[best]}})[0]} of {len(vagram[best].seeds)}.
-Four seeds tell no small differences apart.
+Four seeds are too few to show small differences.
 
 ## Without distracting dimensions
 
@@ -82,12 +82,12 @@ def _undistracted_verdict(results: Mapping[str, Mapping[str, Result]]) -> str:
     check(not any(x.diverged.any() for x in everything), "no seed diverges")
     study = load("hopper_agent_undistracted")
     outcomes = {study.outcome(x["chosen"], x["plain"]) for x in results.values()}
-    check(outcomes == {UNDECIDED}, "no loss tells the agents apart")
+    check(outcomes == {UNDECIDED}, "the agents don't differ with any loss")
     moving = [int(np.sum(x["chosen"].values > _STANDING[1])) for x in results.values()]
     plain = [int(np.sum(x["plain"].values > _STANDING[1])) for x in results.values()]
     check(sum(moving) == moving[1] and not any(plain), "only MLE ends above standing")
-    return f"""No seed diverges with either agent, and no loss tells them apart
-significantly. Only MLE with the chosen agent has seeds, {moving[1]}, that end above \
+    return f"""No seed diverges with either agent. The two agents don't differ significantly with any
+loss. Only MLE with the chosen agent has seeds, {moving[1]}, that end above \
 {_STANDING[1]:.0f}:
 that is more than standing still earns."""
 

@@ -163,6 +163,24 @@ def test_each_seed_draws_from_its_own_keys():
     assert len(np.unique(taken, axis=0)) == len(taken) == cases.NUM_SEEDS * 15
 
 
+# A config whose state has every part that is optional.
+WITH_ALL_PARTS = cases.CONFIG.replace(
+    imagine=cases.CONFIG.imagine.replace(termination="learned"),
+    sac=cases.CONFIG.sac.replace(normalize_obs=True, actor_layer_norm=True),
+)
+
+
+@pytest.mark.parametrize(
+    "algorithm", [cases.PLAIN_SAC, WITH_ALL_PARTS], ids=["none", "all"]
+)
+def test_no_epoch_changes_the_types_of_the_state(algorithm):
+    # Weak types count, too: with others, the programs would compile again.
+    types = jax.eval_shape(cases.start_one, jax.random.key(0), 0, algorithm)
+    assert not any(x.weak_type for x in jax.tree.leaves(types))
+    after, _ = jax.eval_shape(cases.epoch_one, types, 0, algorithm)
+    assert jax.tree.map(str, after) == jax.tree.map(str, types)
+
+
 def test_epoch_trains_all_seeds_in_one_program():
     states, _ = cases.epoch_seeds(cases.start_seeds())
     traces = cases.Walk.traces

@@ -257,7 +257,7 @@ def _refuse_shared(config_types: tuple[type, ...]) -> None:
             if owner is not config_type:
                 raise ValueError(
                     f"config: {field.name} is a field of {owner.__name__} and of "
-                    f"{config_type.__name__}; a flat mapping can't tell them apart"
+                    f"{config_type.__name__}; a flat mapping can hold only one of them"
                 )
 
 

@@ -12,7 +12,7 @@ from vagram_jax.analysis import figures
 from vagram_jax.storage.results import Run
 
 MAX_LINES = 6
-"""More lines than this in one panel can't be told apart by their style."""
+"""The most lines in one panel of which each has a style of its own."""
 
 Setting = tuple[tuple[str, str], ...]
 """Pairs of label and value."""

@@ -86,10 +86,10 @@ def _undistracted_verdict(results: Mapping[str, Mapping[str, Result]]) -> str:
     moving = [int(np.sum(x["chosen"].values > _STANDING[1])) for x in results.values()]
     plain = [int(np.sum(x["plain"].values > _STANDING[1])) for x in results.values()]
     check(sum(moving) == moving[1] and not any(plain), "only MLE ends above standing")
-    return f"""No seed diverges with either agent. The two agents don't differ significantly with any
-loss. Only MLE with the chosen agent has seeds, {moving[1]}, that end above \
-{_STANDING[1]:.0f}:
-that is more than standing still earns."""
+    return f"""No seed diverges with either agent. With each loss the two agents don't
+differ significantly. Only with MLE and the chosen agent do seeds, {moving[1]} of \
+{len(results["mle"]["chosen"].seeds)}, end above {_STANDING[1]:.0f},
+the return of a Hopper that stands still."""
 
 
 def _fits() -> str:

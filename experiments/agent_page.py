@@ -89,7 +89,7 @@ def _undistracted_verdict(results: Mapping[str, Mapping[str, Result]]) -> str:
     return f"""No seed diverges with either agent. With each loss the two agents don't
 differ significantly. Only with MLE and the chosen agent do seeds, {moving[1]} of \
 {len(results["mle"]["chosen"].seeds)}, end above {_STANDING[1]:.0f},
-the return of a Hopper that stands still."""
+which is more than a Hopper that stands still has."""
 
 
 def _fits() -> str:
@@ -121,9 +121,11 @@ def _fits() -> str:
 A fit of the `quick` configs ends after 250 steps of batch 128. On Hopper without
 distracting dimensions (`vagram study hopper_fits --preset=long`), 25,000 steps take
 {share:.0%} of the time that they take with fits until no member improves. With short
-fits {" and ".join(verdicts)}, if the intervals are to be
-believed. They are too narrow: with the same fits and seeds, and a buffer for 15,000
-steps, MLE ended at {rounded(shorter.interval.value)} after these (above).
+fits {" and ".join(verdicts)} by the rule that
+intervals must not overlap. The intervals of four seeds are too narrow for that rule: with
+the same fits and seeds, but a buffer for 15,000 steps, MLE ended at \
+{rounded(shorter.interval.value)} (above).
+The times in the table are those of one core.
 
 {table(["fit", "VaGraM", "MLE", "time of VaGraM", "time of MLE"], rows)}"""
 

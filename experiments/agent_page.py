@@ -121,10 +121,10 @@ def _fits() -> str:
 A fit of the `quick` configs ends after 250 steps of batch 128. On Hopper without
 distracting dimensions (`vagram study hopper_fits --preset=long`), 25,000 steps take
 {share:.0%} of the time that they take with fits until no member improves. With short
-fits {" and ".join(verdicts)} by the rule that
-intervals must not overlap. The intervals of four seeds are too narrow for that rule: with
-the same fits and seeds, but a buffer for 15,000 steps, MLE ended at \
-{rounded(shorter.interval.value)} (above).
+fits {" and ".join(verdicts)} by the rule of
+[the findings](findings.md). The intervals of four seeds are too narrow for it: with the
+same fits and seeds, but a buffer for 15,000 steps, MLE ended at \
+{rounded(shorter.interval.value)} after 15,000 steps.
 The times in the table are those of one core.
 
 {table(["fit", "VaGraM", "MLE", "time of VaGraM", "time of MLE"], rows)}"""

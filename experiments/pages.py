@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 from vagram_jax.analysis.study import Result
+from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
 from vagram_jax.storage import files
 
 NAMES = {
@@ -37,6 +39,54 @@ def check(holds: bool, statement: str) -> None:
             f"the results no longer show: {statement}; rewrite the sentence in "
             "experiments/"
         )
+
+
+def paragraph(text: str) -> str:
+    """Returns a text in lines of at most 88 characters."""
+    return textwrap.fill(text, 88, break_on_hyphens=False, break_long_words=False)
+
+
+def clauses(outcomes: Mapping[str, str]) -> str:
+    """Returns what follows "VaGraM" in a sentence.
+
+    Args:
+      outcomes: baselines to outcomes, see `claims.outcomes`.
+
+    Returns:
+      Text such as `beats MLE and MSE and does not differ significantly from plain SAC`.
+    """
+    verbs = {
+        BETTER: ("beats", "and"),
+        UNDECIDED: ("does not differ significantly from", "or"),
+        WORSE: ("is worse than", "and"),
+    }
+    parts = [
+        f"{verb} {_listed([x for x in outcomes if outcomes[x] == outcome], last)}"
+        for outcome, (verb, last) in verbs.items()
+        if outcome in outcomes.values()
+    ]
+    return _listed(parts, "and")
+
+
+def significance(outcomes: Mapping[str, str]) -> str:
+    """Returns the cell of a table with the significant outcomes of VaGraM.
+
+    Args:
+      outcomes: baselines to outcomes, see `claims.outcomes`.
+
+    Returns:
+      Text such as `better than MLE, MSE; worse than plain SAC`.
+    """
+    parts = [
+        f"{outcome} than {', '.join(x for x in outcomes if outcomes[x] == outcome)}"
+        for outcome in (BETTER, WORSE)
+        if outcome in outcomes.values()
+    ]
+    return "; ".join(parts) or "not different"
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

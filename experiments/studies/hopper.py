@@ -9,26 +9,22 @@ from __future__ import annotations
 from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
-PRESETS = ("long",)
+PRESETS = ("long", "full")
 DESIGN = Design()
-_MODELS: dict[str, loop.Settings] = {
-    "large": {},
-    "small": {"dynamics.hidden": "16,16"},
-}
+_SMALL = {"long": "16,16", "full": "64,64"}
+_COUNTS = {"long": (0, 15), "full": (0, 5, 10, 15)}
 
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """Every cell and loss, and plain SAC once for both models: it has none."""
+    models = {"large": {}, "small": {"dynamics.hidden": _SMALL[preset]}}
     columns = {
-        "task": {"hopper": tasks.mujoco("hopper", preset)},
-        "distractors": {
-            "0": {},
-            "15": {"config": "hopper:quick_distracted"},
-        },
+        "task": {"hopper": tasks.mujoco("hopper", preset, "distracted")},
+        "distractors": {str(n): {"distractors": str(n)} for n in _COUNTS[preset]},
     }
     losses = loop.losses("vagram", "mle", "mse_normalized")
     return [
-        *loop.product(columns | {"model": _MODELS, "loss": losses}),
+        *loop.product(columns | {"model": models, "loss": losses}),
         *loop.product(columns | {"loss": loop.losses("sac")}),
     ]
 

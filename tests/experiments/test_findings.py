@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from experiments import agent_page, claims, findings, studies
+from experiments import agent_page, claims, findings, pages, studies
+from vagram_jax.analysis import verdicts
 from vagram_jax.analysis.study import Design, Result, Study
 from vagram_jax.storage import files
 
@@ -62,24 +63,72 @@ def test_write_replaces_the_block_of_the_readme(tmp_path, monkeypatch):
     assert readme.read_text() == text
 
 
-def test_a_sentence_that_the_results_contradict_is_refused(monkeypatch):
-    study = claims.load("confirmation")
-    swapped = {"vagram": "sac", "sac": "vagram"}
-    results = [
-        dataclasses.replace(
-            result,
-            labels={**result.labels}
-            | {"loss": swapped.get(result.labels["loss"], result.labels["loss"])},
-        )
-        for result in study.results
-    ]
-    others = claims.load
-    contrary = dataclasses.replace(study, results=results)
+def with_results(monkeypatch, name, change):
+    """Lets the page see changed results of a study."""
+    study, others = claims.load(name), claims.load
+    changed = dataclasses.replace(study, results=[change(x) for x in study.results])
     monkeypatch.setattr(
-        findings, "load", lambda x: contrary if x == "confirmation" else others(x)
+        findings, "load", lambda other: changed if other == name else others(other)
     )
-    with pytest.raises(files.ResultsError, match="no longer show: VaGraM wins"):
+
+
+def test_the_answer_follows_the_results(monkeypatch):
+    beats = "beats MLE, MSE and plain SAC on fresh seeds"
+    assert beats in re.sub(r"\s+", " ", findings.text())
+    swapped = {"vagram": "sac", "sac": "vagram"}
+
+    def change(result):
+        loss = result.labels["loss"]
+        labels = dict(result.labels, loss=swapped.get(loss, loss))
+        return dataclasses.replace(result, labels=labels)
+
+    with_results(monkeypatch, "confirmation", change)
+    answer = re.sub(r"\s+", " ", findings.text())
+    assert beats not in answer
+    assert "is worse than plain SAC on fresh seeds" in answer
+
+
+def test_a_sentence_that_the_results_contradict_is_refused(monkeypatch):
+    def change(result):
+        return dataclasses.replace(result, diverged=np.zeros(len(result.seeds), bool))
+
+    with_results(monkeypatch, "baselines", change)
+    with pytest.raises(files.ResultsError, match="no longer show: all seeds of VAML"):
         findings.text()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "sentence", "in_table"),
+    [
+        ("+", "beats MLE", "better than MLE"),
+        ("++-", "beats MLE and MSE and is worse than plain SAC",
+         "better than MLE, MSE; worse than plain SAC"),
+        ("000", "does not differ significantly from MLE, MSE or plain SAC",
+         "not different"),
+        ("+0-", "beats MLE, does not differ significantly from MSE "
+         "and is worse than plain SAC", "better than MLE; worse than plain SAC"),
+    ],
+)  # fmt: skip
+def test_outcomes_in_words(outcomes, sentence, in_table):
+    words = {"+": verdicts.BETTER, "0": verdicts.UNDECIDED, "-": verdicts.WORSE}
+    named = {
+        name: words[x] for name, x in zip(claims.BASELINES, outcomes, strict=False)
+    }
+    assert pages.clauses(named) == sentence
+    assert pages.significance(named) == in_table
+
+
+def test_hopper_is_judged_with_the_chosen_agent():
+    study = claims.hopper(15)
+    rows = files.read_rows(RESULTS / "studies" / "hopper_agent" / "finals.csv")
+    for loss, agent in (("vagram", "normalized_clipped"), ("sac", "normalized")):
+        returns = [
+            row["final_return"]
+            for row in rows
+            if (row["loss"], row["agent"]) == (loss, agent)
+        ]
+        np.testing.assert_array_equal(study.at()[loss].values, returns)
+    assert set(claims.outcomes(study)) == {"MLE", "plain SAC"}
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,12 @@ def value_gradient_weights(
         `scale_by_dim`.
     """
     if not hasattr(next_obs, "shape"):
+        remedy = "convert it with jnp.asarray"
+        if callable(next_obs):
+            remedy = "pass value_fn first, then next_obs"
         raise ValueError(
             f"value_gradient_weights: next_obs is a {type(next_obs).__name__}; an "
-            "array [..., obs_dim] is accepted, after value_fn; convert it with "
-            "jnp.asarray"
+            f"array [..., obs_dim] is accepted; {remedy}"
         )
     batches.check_mask("value_gradient_weights", where, next_obs.shape[:-1])
     if normalize and scale_by_dim:

@@ -138,7 +138,7 @@ def test_a_sweep_that_was_killed_twice_ends_with_each_row_once(
 
 
 def test_a_launcher_submits_shards_that_finish_the_grid(tmp_path):
-    pytest.importorskip("submitit")
+    submitit = pytest.importorskip("submitit")
     user = command_cases.folder()
     process = subprocesses.start(
         *("-m", "vagram_jax", "sweep", f"--config={user / 'tiny.py'}"),
@@ -157,6 +157,20 @@ def test_a_launcher_submits_shards_that_finish_the_grid(tmp_path):
     for run in results.read_runs(tmp_path / "launched"):
         assert run.record["layout"]["seed_chunk"] == 2
         assert f"{os.sep}logs" not in run.record["command"]
+    for path in (tmp_path / "logs").glob("*_submitted.pkl"):
+        submission = submitit.core.utils.DelayedSubmission.load(path)
+        assert submission._timeout_min >= 100_000  # submitit's own limit is 5
+
+
+def test_a_job_of_slurm_needs_a_time_limit(call, tmp_path):
+    pytest.importorskip("submitit")
+    args = [f"--results={tmp_path}", "--grid=loss=sac", "--launcher=slurm"]
+    status, out, err = call(sweep, *args)
+    assert (status, out) == (2, "")
+    assert err == (
+        "--launcher=slurm: without a time limit submitit asks for 5 minutes; set "
+        "--launcher_options=timeout_min=MINUTES\n"
+    )
 
 
 def test_an_option_that_a_launcher_does_not_have_is_one_line_of_error(call, tmp_path):

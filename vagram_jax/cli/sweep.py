@@ -42,6 +42,8 @@ LAUNCHER_OPTIONS = flags.DEFINE_list(
 
 # A job whose time is over is queued again so many times.
 _MAX_TIMEOUTS = 20
+# Processes of this machine end after a year, where submitit's default is five minutes.
+_LOCAL_MINUTES = 365 * 24 * 60
 
 
 def set_by_flags() -> dict[str, str]:
@@ -193,6 +195,13 @@ def _executor(logs: Path):
     cluster = LAUNCHER.value
     pairs = [option.partition("=") for option in LAUNCHER_OPTIONS.value]
     options = {key: grid.cell(text) for key, _, text in pairs}
+    if cluster == "local":
+        options = {"timeout_min": _LOCAL_MINUTES} | options
+    elif not {"timeout_min", "slurm_time"} & set(options):
+        raise config.ConfigError(
+            f"--launcher={cluster}: without a time limit submitit asks for 5 minutes; "
+            "set --launcher_options=timeout_min=MINUTES"
+        )
     timeouts = {f"{cluster}_max_num_timeout": _MAX_TIMEOUTS}
     try:
         executor = submitit.AutoExecutor(logs, cluster=cluster, **timeouts)

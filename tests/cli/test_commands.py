@@ -58,6 +58,7 @@ def test_compare_leaves_the_files_of_a_study(compared):
 def test_compare_prints_each_step_and_a_table(compared):
     folder, (_, out, _) = compared
     lines = out.splitlines()
+    assert lines[0].startswith("num_seeds=2: the losses will not be compared")
     for number, name in enumerate(("vagram", "sac"), start=1):
         start = f"{name}: compiling and warming up 2 seeds, run {number} of 2"
         assert start in lines

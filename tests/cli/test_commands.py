@@ -136,7 +136,8 @@ def test_a_command_refuses_a_folder_that_holds_a_run(call, compared, command):
     folder, _ = compared
     before = contents(folder)
     status, out, err = call(*command, f"--results={folder.parent}")
-    assert (status, out) == (5, "")
+    assert status == 5
+    assert "compiling" not in out
     assert "holds a finished run" in err
     assert all(f"--{way}" in err for way in ("resume", "overwrite", "study=NAME"))
     assert err.count("\n") == 1
@@ -175,7 +176,8 @@ def test_resume_leaves_a_finished_study_unchanged(call, compared):
     assert (status, err) == (0, "")
     assert [contents(run) for run in runs] == before
     lines, table = out.split("\n\n")
-    assert lines.splitlines() == ["vagram: finished already", "sac: finished already"]
+    finished = ["vagram: finished already", "sac: finished already"]
+    assert lines.splitlines()[1:] == finished  # after the note on the two seeds
     assert table == first.split("\n\n")[1]
 
 

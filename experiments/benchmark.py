@@ -33,7 +33,7 @@ from vagram_jax.imagine import ImagineConfig
 from vagram_jax.run import devices, loop, states
 from vagram_jax.storage import checkpoint, files
 
-SUITES = ("updates", "options", "models", "epochs", "checkpoints", "envs")
+SUITES = ("updates", "options", "models", "epochs", "seeds", "checkpoints", "envs")
 # It takes hours and needs other libraries.
 _PEERS = "peers"
 
@@ -106,6 +106,7 @@ def main(env_config, algorithm, run) -> int:
         "options": _options,
         "models": foreign_models.ratios,
         "epochs": partial(_epochs, *configs),
+        "seeds": partial(_seeds, *configs),
         "checkpoints": partial(_checkpoints, *configs),
         "envs": partial(_envs, env_config),
         _PEERS: _peers,
@@ -208,15 +209,7 @@ def _epochs(env_config, algorithm, run) -> dict[str, float]:
         name = f"{count} seeds on {jax.device_count()} devices"
         variants[name] = (count, devices.Layout())
     for name, (seeds, layout) in variants.items():
-        programs = loop.make_programs(run, env, layout)
-        lanes = loop.stack_lanes(range(seeds), [algorithm] * seeds)
-        lanes = devices.put(lanes, layout, seeds)
-        state, fit_model, rest = _compiled(programs, lanes, name, figures)
-        per_device = max(_megabytes(fit_model), _megabytes(rest))
-        per_seed = per_device * layout.mesh.size / seeds
-        figures[f"memory of an epoch, {name}, MB a seed"] = per_seed
-        halves = programs._replace(fit_model=fit_model, improve_policy=rest)
-        calls[name] = partial(_epoch_of_copy, halves, state, lanes)
+        calls[name] = _epoch((env, algorithm, run), seeds, layout, name, figures)
     one = calls.pop("1 seed")
     calls["row"] = lambda: [one() for _ in range(count)]
     seconds = measure.seconds(calls, rounds=3, at_least=0.0)
@@ -224,6 +217,39 @@ def _epochs(env_config, algorithm, run) -> dict[str, float]:
         ratio = seconds[name] / seconds["row"]
         figures[f"epoch, {name} to a row of them, time"] = ratio
     return figures
+
+
+def _seeds(env_config, algorithm, run) -> dict[str, float]:
+    """Environment steps per second of all seeds together: 1, 2, 4 and so on seeds."""
+    env = envs.from_config(env_config)
+    algorithm = loop.check(run, algorithm, env)
+    figures, calls, counts = {}, {}, {}
+    for count in (2**i for i in range(SEEDS.value.bit_length())):
+        layout = devices.Layout(
+            mesh=Mesh(np.array(jax.devices()[:count]), (devices.AXIS,))
+        )
+        name = f"{count} seeds" if count > 1 else "1 seed"
+        calls[name] = _epoch((env, algorithm, run), count, layout, name, figures)
+        counts[name] = count
+    seconds = measure.seconds(calls, rounds=3, at_least=0.0)
+    for name, count in counts.items():
+        rate = count * algorithm.steps_per_epoch / seconds[name]
+        figures[f"{name}, environment steps/s"] = rate
+    return figures
+
+
+def _epoch(task, seeds: int, layout, name: str, figures: dict[str, float]):
+    """A call of an epoch after the warm-up; adds its memory and compiling times."""
+    env, algorithm, run = task
+    programs = loop.make_programs(run, env, layout)
+    lanes = loop.stack_lanes(range(seeds), [algorithm] * seeds)
+    lanes = devices.put(lanes, layout, seeds)
+    state, fit_model, rest = _compiled(programs, lanes, name, figures)
+    per_device = max(_megabytes(fit_model), _megabytes(rest))
+    per_seed = per_device * layout.mesh.size / seeds
+    figures[f"memory of an epoch, {name}, MB a seed"] = per_seed
+    halves = programs._replace(fit_model=fit_model, improve_policy=rest)
+    return partial(_epoch_of_copy, halves, state, lanes)
 
 
 def _compiled(programs: loop.Programs, lanes, name: str, figures: dict[str, float]):

@@ -31,17 +31,10 @@ _MIXED = {
     "weights.mse_normalized": "true",
     "weights.normalize": "true",
 }
-RAW, NORMALIZED = (
-    {"dynamics.normalize_state": text, "dynamics.normalize_reward": text}
-    for text in ("false", "true")
-)
+RAW, NORMALIZED = grid.RAW_TARGETS, dict.fromkeys(grid.RAW_TARGETS, "true")
 """Settings of a model whose targets are not normalized, or are."""
 
-_VARIANTS = {
-    "vagram_mixed": _MIXED,
-    "mle_raw": {"loss": "mle"} | RAW,
-    "mse_raw": {"loss": "mse"} | RAW,
-}
+_VARIANTS: Mapping[str, Settings] = {**grid.VARIANTS, "vagram_mixed": _MIXED}
 
 
 def losses(*names: str, normalize: bool = False) -> dict[str, Settings]:

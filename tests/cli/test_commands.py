@@ -206,6 +206,36 @@ def test_resume_with_other_settings_is_refused_and_names_them(
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("args", "normalized"),
+    [
+        ([], {"vagram": False, "mle": False, "mse_normalized": False, "sac": False}),
+        (
+            ["--config.dynamics.normalize_state=true"],
+            {"vagram": True, "mle": True, "mle_raw": False, "mse_normalized": True}
+            | {"sac": True},
+        ),
+        (
+            ["--config.dynamics.normalize_state=true", "--losses=mse,mse_raw"],
+            {"mse": True, "mse_raw": False},
+        ),
+    ],
+)
+def test_raw_baselines_have_targets_that_are_not_normalized(
+    call, tmp_path, monkeypatch, args, normalized
+):
+    specs = []
+    keep = lambda found, *_, **__: specs.extend(found)  # noqa: E731
+    monkeypatch.setattr(compare.session, "train_runs", keep)
+    monkeypatch.setattr(compare.train, "show", lambda *_: 0)
+    assert call(compare, f"--results={tmp_path}", *args)[0] == 0
+    models = {spec.name: spec.algorithm.dynamics for spec in specs}
+    assert {k: bool(v.normalize_state) for k, v in models.items()} == normalized
+    assert not any(bool(model.normalize_reward) for model in models.values())
+    losses = {spec.labels["loss"]: spec.algorithm.loss for spec in specs}
+    assert losses.get("mle_raw", "mle") == "mle"
+
+
 def test_a_longer_run_equals_one_that_was_long_from_the_start(call, tmp_path, compared):
     args = [f"--results={tmp_path}", "--study=mine", "--resume"]
     # --resume trains a run that doesn't exist yet.

@@ -1,8 +1,10 @@
 """Compares losses on one task: same seeds, one table, one report.
 
-    vagram compare --config=pendulum --losses=vagram,mle,mse_normalized,sac
+    vagram compare --config=pendulum --losses=vagram,mle,mle_raw,mse_normalized,sac
 
-Files are written as training goes on, to `results/<study>/<loss>/`.
+`mle_raw` and `mse_raw` are likelihood and squared error on targets that are not
+normalized, whatever the config sets; `sac` is plain SAC without a model. Files are
+written as training goes on, to `results/<study>/<loss>/`.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ from pathlib import Path
 
 from vagram_jax import config
 from vagram_jax.analysis import stats
-from vagram_jax.cli import flags, train
+from vagram_jax.cli import configs, flags, train
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import grid, session
 
 LOSSES = flags.DEFINE_list(
     "losses",
-    ["vagram", "mle", "mse_normalized", "sac"],
-    "Losses to compare, by registered name; sac is plain SAC without a model.",
+    ["vagram", "mle", "mle_raw", "mse_normalized", "sac"],
+    f"Losses to compare, by registered name, {', '.join(grid.VARIANTS)} or sac.",
 )
 
 
@@ -38,14 +40,16 @@ def main(env_config, algorithm, run_config) -> int:
     """
     options = train.session_options(run_config.num_seeds)
     curves = report_command.published_curves()
-    losses = LOSSES.value
+    losses = _losses(algorithm)
     if not losses or len(set(losses)) < len(losses):
         raise config.ConfigError(
             f"--losses={','.join(losses)}: each loss once, and at least one"
         )
+    base = env_config, algorithm, run_config
     specs = [
         grid.make_spec(
-            (env_config, grid.with_loss(algorithm, loss), run_config), {"loss": loss}
+            configs.override(base, grid.VARIANTS.get(loss, {"loss": loss})),
+            {"loss": loss},
         )
         for loss in losses
     ]
@@ -58,3 +62,11 @@ def main(env_config, algorithm, run_config) -> int:
     study = train.study_name(grid.study_name(env_config))
     session.train_runs(specs, train.RESULTS.value, study, options=options)
     return train.show(Path(train.RESULTS.value) / study, losses, curves)
+
+
+def _losses(algorithm) -> list[str]:
+    """The losses to compare; by default each once, also if no target is normalized."""
+    model = algorithm.dynamics
+    if LOSSES.present or model.normalize_state or model.normalize_reward:
+        return LOSSES.value
+    return [loss for loss in LOSSES.value if loss not in grid.VARIANTS]

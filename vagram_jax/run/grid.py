@@ -18,6 +18,18 @@ from vagram_jax.mbpo import MBPOConfig
 from vagram_jax.run.loop import RunConfig
 from vagram_jax.storage import checkpoint
 
+RAW_TARGETS = {
+    "dynamics.normalize_state": "false",
+    "dynamics.normalize_reward": "false",
+}
+"""The settings of a model whose targets are not normalized."""
+
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    "mle_raw": {"loss": "mle"} | RAW_TARGETS,
+    "mse_raw": {"loss": "mse"} | RAW_TARGETS,
+}
+"""Baselines that are a loss with settings of their own, by name."""
+
 # A value, or several in parentheses.
 _VALUE = re.compile(r"\([^()]*\)|[^,()]+")
 

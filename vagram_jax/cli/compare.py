@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vagram_jax import config
-from vagram_jax.cli import flags, train
+from vagram_jax.cli import data, flags, train
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import grid, session
 
@@ -23,7 +23,7 @@ LOSSES = flags.DEFINE_list(
 
 def set_by_flags() -> dict[str, str]:
     """The config keys that flags of this command set, with the names of the flags."""
-    return {"loss": LOSSES.name}
+    return {"loss": LOSSES.name, **data.set_by_flags()}
 
 
 def main(env_config, algorithm, run_config) -> int:
@@ -42,9 +42,12 @@ def main(env_config, algorithm, run_config) -> int:
         raise config.ConfigError(
             f"--losses={','.join(losses)}: each loss once, and at least one"
         )
+    start = data.load()
     specs = [
         grid.make_spec(
-            (env_config, grid.with_loss(algorithm, loss), run_config), {"loss": loss}
+            (env_config, grid.with_loss(algorithm, loss), run_config),
+            {"loss": loss},
+            start,
         )
         for loss in losses
     ]

@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing t
         predict as predict,
     )
     from vagram_jax.envs import check_env as check_env, make as make
+    from vagram_jax.envs.adapters.to_gymnasium import to_gymnasium as to_gymnasium
     from vagram_jax.fit import FitConfig as FitConfig
     from vagram_jax.imagine import ImagineConfig as ImagineConfig
     from vagram_jax.losses import (
@@ -99,6 +100,7 @@ _NAMES = {
     "config": ("ConfigError", "from_mapping", "to_dict"),
     "dynamics": ("DynamicsConfig", "init_dynamics", "predict"),
     "envs": ("check_env", "make"),
+    "envs.adapters.to_gymnasium": ("to_gymnasium",),
     "fit": ("FitConfig",),
     "imagine": ("ImagineConfig",),
     "losses": (

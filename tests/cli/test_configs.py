@@ -101,7 +101,7 @@ def test_override_sets_optional_keys_and_schedules_from_text():
         ("hoper", r"^--config=hoper: no such config; did you mean hopper\? accepted: "),
         (
             "zzz",
-            "^--config=zzz: no such config; accepted: ant, cartpole, gymnasium, ",
+            "^--config=zzz: no such config; accepted: ant, cartpole, dmc, gymnasium, ",
         ),
         ("mujoco", "^--config=mujoco: no such config; "),
         ("configs/pendulm.py", r"such config; did you mean .*, or a Python file"),

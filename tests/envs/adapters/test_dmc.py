@@ -18,6 +18,7 @@ import pytest
 from vagram_jax import envs
 from vagram_jax.cli import configs
 from vagram_jax.envs import base
+from vagram_jax.run import loop
 
 LENGTH = 7
 
@@ -122,6 +123,7 @@ def test_a_config_trains_on_any_task(fake):
     assert env_config.env == "dmc:walk-in_time"
     others = configs.load("gymnasium:Pendulum-v1")[1:]
     assert (algorithm, run_config) == others
+    loop.check(run_config, algorithm, envs.from_config(env_config))
 
 
 def test_bad_names_and_options_are_refused(fake):
@@ -144,7 +146,8 @@ def test_a_mujoco_that_is_too_new_is_named(fake, monkeypatch):
     monkeypatch.setattr(
         "importlib.metadata.version", {"dm_control": "1", "mujoco": "4"}.get
     )
-    message = r"'flex_vertedge'; dm_control 1 may be too old for mujoco 4; pip install "
+    message = r"^env dmc:walk-in_time: AttributeError: .*'flex_vertedge'; dm_control 1 "
+    message += "may be too old for mujoco 4; pip install "
     cases.assert_refused("dmc:walk-in_time", message + r'"vagram_jax\[dmc\]"')
 
 

@@ -44,11 +44,21 @@ def make(
     tasks = {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
     imports.check_known(name, tasks, where)
     load = functools.partial(suite.load, *tasks[name])
-    return gymnasium.GymnasiumEnv(
-        functools.partial(_Task, load, spaces.Box),
-        f"dmc:{name}",
-        episode_length=_EPISODE_LENGTH,
-    )
+    construct = functools.partial(_Task, load, spaces.Box)
+    try:
+        return gymnasium.GymnasiumEnv(
+            construct, f"dmc:{name}", episode_length=_EPISODE_LENGTH
+        )
+    except base.EnvError as error:
+        cause = error.__cause__
+        if not isinstance(cause, AttributeError):
+            raise
+        # dm_control looks up every field of MuJoCo's structures by its name.
+        versions = [f"{x} {metadata.version(x)}" for x in ("dm_control", "mujoco")]
+        raise base.EnvError(
+            f"{where}: {user_code.reason(cause)}; "
+            f"{' may be too old for '.join(versions)}; pip install {_INSTALL}"
+        ) from error
 
 
 class _Task:
@@ -63,14 +73,7 @@ class _Task:
     def __init__(self, load: Any, box: Any):
         # The suite takes no `numpy.random.Generator`.
         self._random = np.random.RandomState(0)
-        try:
-            self._env = load(task_kwargs={"random": self._random})
-        except AttributeError as error:
-            versions = [f"{x} {metadata.version(x)}" for x in ("dm_control", "mujoco")]
-            raise base.EnvError(
-                f"{user_code.reason(error)}; {' may be too old for '.join(versions)}; "
-                f"pip install {_INSTALL}"
-            ) from error
+        self._env = load(task_kwargs={"random": self._random})
         shapes = (each.shape for each in self._env.observation_spec().values())
         size = sum(int(np.prod(shape)) for shape in shapes)
         self.observation_space = box(-np.inf, np.inf, (size,), np.float64)

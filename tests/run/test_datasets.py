@@ -14,7 +14,7 @@ from session_cases import programs_once
 import vagram_jax
 from vagram_jax.cli import compare, sweep, train
 from vagram_jax.config import ConfigError
-from vagram_jax.run import datasets, loop, trained
+from vagram_jax.run import datasets, exports, loop, trained
 from vagram_jax.storage import checkpoint, files, results
 
 __all__ = ["call", "programs_once"]
@@ -279,6 +279,17 @@ def test_a_full_buffer_is_loaded_with_its_oldest_row_first(tmp_path, programs_on
     goes_on = ~(rows.terminated | rows.truncated)[3:-1]
     assert goes_on.any()
     np.testing.assert_array_equal(rows.next_obs[3:-1][goes_on], rows.obs[4:][goes_on])
+
+
+def test_the_card_of_an_export_says_what_it_was_trained_on(run, tmp_path):
+    root, one = run
+    loaded, folder = trained.load(cases.folder_of(root)), tmp_path / "out"
+    contents = exports.Contents("study/run", [1.0])
+    exports.write(folder, loaded, run=cases.folder_of(root), contents=contents)
+    expected = "12 environment steps, which followed 12 transitions of a data set,"
+    if one.data.offline:
+        expected = "12 steps of updates, on 12 transitions of a data set alone"
+    assert f"trained for {expected}\n" in (folder / "README.md").read_text()
 
 
 def test_training_in_python_starts_from_the_rows(run):

@@ -126,7 +126,8 @@ def from_arrays(arrays: Mapping[str, np.ndarray], where: str = "data") -> Transi
         if field not in found and field != "truncated":
             raise ConfigError(
                 f"{where}: no array {field}; obs, action, reward, next_obs and "
-                f"terminated are needed; it has: {', '.join(arrays) or 'none'}"
+                f"terminated are needed; it has: "
+                + (files.printable(", ".join(arrays)) or "none")
             )
     found.setdefault("truncated", np.zeros(found["reward"].shape, bool))
     _check_shapes(found, where)

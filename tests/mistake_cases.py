@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import policy_cases
 
 from vagram_jax.cli import configs
@@ -128,6 +129,23 @@ def trained_runs(monkeypatch):
     Path("notes.txt").write_text("mine")
 
 
+def files_of_data(monkeypatch):
+    """Files of transitions of the pendulum without distractors."""
+    rows = {
+        "obs": np.zeros((30, 3)),
+        "action": np.zeros((30, 1)),
+        "reward": np.zeros(30),
+        "next_obs": np.zeros((30, 3)),
+        "terminated": np.zeros(30, bool),
+    }
+    np.savez("plain.npz", **rows)
+    np.savez("nan.npz", **rows | {"reward": np.full(30, np.nan)})
+    np.savez("torques.npz", **rows | {"action": np.full((30, 1), 2.0)})
+    np.savez("objects.npz", **rows | {"obs": np.full((30, 3), None)})
+    del rows["next_obs"]
+    np.savez("no_next_obs.npz", **rows)
+
+
 def damaged_run(monkeypatch):
     """A run whose record was cut off."""
     record = _run("mle", finished=False) / "config.json"
@@ -162,6 +180,7 @@ def poor_machine(monkeypatch):
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     monkeypatch.setitem(sys.modules, "submitit", None)
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setitem(sys.modules, "minari", None)
 
 
 COMMANDS = (
@@ -302,6 +321,26 @@ COMMANDS = (
         ),
     ),
     Group(
+        "Data to start from",
+        (
+            "offline without data: `vagram train --offline`",
+            "a file that isn't there: `vagram train --data=transitons.npz`",
+            "a file without successors: `vagram train --data=no_next_obs.npz`",
+            "NaN: `vagram train --data=nan.npz`",
+            "actions in the units of a motor: `vagram train --data=torques.npz`",
+            "objects in place of numbers: `vagram train --data=objects.npz`",
+            "data without the distractors: `vagram train --data=plain.npz`",
+            "more rows than the buffer holds: "
+            "`vagram train --config.distractors=0 --data=plain.npz "
+            "--config.replay_capacity=20`",
+            "random steps as well: "
+            "`vagram train --data=plain.npz --config.warmup_steps=100`",
+            "a file to export to that isn't .npz: "
+            "`vagram export results/pendulum-15/vagram --replay=buffer.csv`",
+        ),
+        files_of_data,
+    ),
+    Group(
         "Folders of results",
         (
             "the same command again: `vagram train`",
@@ -354,6 +393,7 @@ COMMANDS = (
             "the package of a launcher: "
             "`vagram sweep --grid=loss=vagram,mle --launcher=slurm`",
             "the package of a search: `vagram tune --space=loss=vagram,mle`",
+            "the package of a data set: `vagram train --data=minari:toy/walk-v0`",
         ),
         poor_machine,
     ),

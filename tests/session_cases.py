@@ -66,12 +66,13 @@ LAYOUT = devices.Layout()
 _MAKE_PROGRAMS, _PROGRAMS = loop.make_programs, {}
 
 
-def make_programs_once(run_config, env, layout):
+def make_programs_once(run_config, env, layout, data=None):
     """Replaces `loop.make_programs`: compiles equal programs once for all tests."""
     precision = run_config.matmul_precision
-    key = (run_config.eval_episodes, precision, type(env), layout.mode)
+    settings = str(data and data.settings)
+    key = (run_config.eval_episodes, precision, type(env), layout.mode, settings)
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = _MAKE_PROGRAMS(run_config, env, layout)
+        _PROGRAMS[key] = _MAKE_PROGRAMS(run_config, env, layout, data)
     return _PROGRAMS[key]
 
 
@@ -92,9 +93,9 @@ def programs():
     return make_programs_once(RUN, Line(), LAYOUT)
 
 
-def spec(name="run", config=CONFIG, run_config=RUN, env_config=ENV_CONFIG):
+def spec(name="run", config=CONFIG, run_config=RUN, env_config=ENV_CONFIG, data=None):
     """A run specification."""
-    return grid.RunSpec(name, {"loss": "sac"}, env_config, config, run_config)
+    return grid.RunSpec(name, {"loss": "sac"}, env_config, config, run_config, data)
 
 
 def folder_of(root, name="run"):

@@ -13,7 +13,7 @@ above it:
     diagnostics          what a loss attends to, errors of several steps
     fit                  training of the ensemble
     arrays               a fit to plain arrays, with one call
-    termination          a learned termination classifier
+    termination          how imagined rollouts end, a learned classifier of it
     imagine              short rollouts in the model
     sac                  the agent and its value function
     mbpo                 the training state, and one epoch as a pure function of it
@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing t
         predict as predict,
     )
     from vagram_jax.envs import check_env as check_env, make as make
+    from vagram_jax.envs.adapters.to_gymnasium import to_gymnasium as to_gymnasium
     from vagram_jax.fit import FitConfig as FitConfig
     from vagram_jax.imagine import ImagineConfig as ImagineConfig
     from vagram_jax.losses import (
@@ -80,7 +81,11 @@ if TYPE_CHECKING:  # editors and type checkers see the names without importing t
         MBPOState as MBPOState,
         epoch as epoch,
     )
-    from vagram_jax.run.trained import Trained as Trained, load as load
+    from vagram_jax.run.trained import (
+        Trained as Trained,
+        load as load,
+        load_transitions as load_transitions,
+    )
     from vagram_jax.sac import SACConfig as SACConfig, value_fn as value_fn
     from vagram_jax.schedules import Schedule as Schedule
     from vagram_jax.termination import TerminationConfig as TerminationConfig
@@ -95,6 +100,7 @@ _NAMES = {
     "config": ("ConfigError", "from_mapping", "to_dict"),
     "dynamics": ("DynamicsConfig", "init_dynamics", "predict"),
     "envs": ("check_env", "make"),
+    "envs.adapters.to_gymnasium": ("to_gymnasium",),
     "fit": ("FitConfig",),
     "imagine": ("ImagineConfig",),
     "losses": (
@@ -123,7 +129,7 @@ _NAMES = {
         "value_gradient_weights",
     ),
     "mbpo": ("MBPOConfig", "MBPOState", "epoch"),
-    "run.trained": ("Trained", "load"),
+    "run.trained": ("Trained", "load", "load_transitions"),
     "sac": ("SACConfig", "value_fn"),
     "schedules": ("Schedule",),
     "termination": ("TerminationConfig",),

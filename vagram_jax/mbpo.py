@@ -8,7 +8,6 @@ then steps the environment and updates the agent after each step (MBPO, Janner e
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,8 @@ class MBPOConfig:
       batch_size: rows of an agent's batch.
       updates_per_step: agent updates after each environment step.
       steps_per_epoch: environment steps between two fits of the model.
-      warmup_steps: uniformly random steps before the first fit.
+      warmup_steps: uniformly random steps before the first fit, at least 2 unless the
+        run starts from data.
       real_fraction: share of real rows in the agent's batches.
       replay_capacity: number of real transitions that are kept.
       divergence_slack: a seed counts as diverged when the value of a critic exceeds
@@ -77,7 +77,7 @@ class MBPOConfig:
     batch_size: int = static(256, low=1)
     updates_per_step: int = static(20, low=1)
     steps_per_epoch: int = static(250, low=1)
-    warmup_steps: int = static(1000, low=2)
+    warmup_steps: int = static(1000, low=0)
     real_fraction: Schedule = leaf(schedules.constant(0.05), low=0.0, high=1.0)
     replay_capacity: int = static(100_000, low=2)
     divergence_slack: float = leaf(10.0, above=0.0)
@@ -135,8 +135,10 @@ class Fitted:
     termination: TerminationState | None
 
 
-def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
+def check(config: MBPOConfig, env: base.Env, *, num_rows: int = 0) -> MBPOConfig:
     """Returns the config with "auto" settings resolved, or refuses it.
+
+    `num_rows` is the number of transitions that the buffer begins with.
 
     Raises:
       ConfigError: a value out of range, an unknown loss, a setting that the loss
@@ -145,9 +147,17 @@ def check(config: MBPOConfig, env: base.Env) -> MBPOConfig:
         one.
     """
     check_fields(config)
-    config = _check_termination(env, config)
+    way = termination.check_way(
+        config.imagine.termination, env, has_model=config.loss != NO_MODEL
+    )
+    config = config.replace(imagine=config.imagine.replace(termination=way))
     dynamics.check(config.dynamics)
     sac.check(config.sac)
+    if config.warmup_steps + num_rows < 2:
+        raise ConfigError(
+            f"config: warmup_steps={config.warmup_steps}; at least 2 without data to "
+            "start from"
+        )
     if config.warmup_steps > config.replay_capacity:
         raise ConfigError(
             f"config: replay_capacity={config.replay_capacity}; at least warmup_steps="
@@ -202,6 +212,12 @@ def init(key: jax.Array, *, env: base.Env, config: MBPOConfig) -> MBPOState:
         diverged_by=jnp.int32(0),
         dropped=jnp.int32(0),
     )
+
+
+def add_data(state: MBPOState, data: Transition) -> MBPOState:
+    """Returns the state with transitions `[B, ...]` in its buffer, before `warm_up`."""
+    valid = jnp.ones(data.reward.shape, bool)
+    return state.replace(replay=replay.add(state.replay, data, valid))
 
 
 def warm_up(state: MBPOState, *, env: base.Env, config: MBPOConfig) -> MBPOState:
@@ -269,7 +285,12 @@ def fit_model(state: MBPOState, *, config: MBPOConfig) -> tuple[Fitted, Metrics]
 
 
 def improve_policy(
-    state: MBPOState, fitted: Fitted, *, env: base.Env, config: MBPOConfig
+    state: MBPOState,
+    fitted: Fitted,
+    *,
+    env: base.Env,
+    config: MBPOConfig,
+    offline: bool = False,
 ) -> tuple[MBPOState, Metrics]:
     """Second half of an epoch: imagines, and steps the environment while learning.
 
@@ -280,6 +301,7 @@ def improve_policy(
       fitted: the result of `fit_model`.
       env: the environment.
       config: the algorithm.
+      offline: as for `interact`.
 
     Returns:
       The state and metrics, as `epoch`.
@@ -288,9 +310,11 @@ def improve_policy(
     if config.loss != NO_MODEL:
         new = new.replace(dynamics=fitted.dynamics, termination=fitted.termination)
         new, metrics = add_imagined(fitted.key_imagine, new, env=env, config=config)
-    new, agent_metrics = interact(fitted.key_interact, new, env=env, config=config)
+    new, agent_metrics = interact(
+        fitted.key_interact, new, env=env, config=config, offline=offline
+    )
     metrics |= agent_metrics
-    if config.loss != NO_MODEL:
+    if config.loss != NO_MODEL and not offline:
         metrics |= _errors_on_new(new, env=env, config=config)
     new = divergence.freeze_if_diverged(
         state, new, metrics, config=config, has_model=config.loss != NO_MODEL
@@ -358,9 +382,16 @@ def add_imagined(
 
 
 def interact(
-    key: jax.Array, state: MBPOState, *, env: base.Env, config: MBPOConfig
+    key: jax.Array,
+    state: MBPOState,
+    *,
+    env: base.Env,
+    config: MBPOConfig,
+    offline: bool = False,
 ) -> tuple[MBPOState, Metrics]:
     """Steps the environment for one epoch, and updates the agent after each step.
+
+    If `offline`, a step is counted but not taken, so that the buffer stays as it is.
 
     Returns:
       The state and the agent's metrics: means over the epoch, but for `sac/q_max`,
@@ -369,9 +400,12 @@ def interact(
 
     def step(state, key):
         key_act, key_env, key_sample, key_update = jax.random.split(key, 4)
-        obs = state.episode.env_state.obs
-        action = sac.act(key_act, state.agent, obs, config=config.sac)
-        state = observe(key_env, state, action, env=env)
+        if offline:
+            state = state.replace(env_steps=state.env_steps + 1)
+        else:
+            obs = state.episode.env_state.obs
+            action = sac.act(key_act, state.agent, obs, config=config.sac)
+            state = observe(key_env, state, action, env=env)
         batches = mixed_batches(key_sample, state, config=config)
         keys = jax.random.split(key_update, config.updates_per_step)
         agent, metrics = jax.lax.scan(
@@ -448,33 +482,11 @@ def _errors_on_new(state: MBPOState, *, env: base.Env, config: MBPOConfig) -> Me
     )
 
 
-def _check_termination(env: base.Env, config: MBPOConfig) -> MBPOConfig:
-    """Returns the config with "auto" resolved."""
-    has_function = getattr(env, "termination", None) is not None
-    if config.imagine.termination == "auto":
-        # Plain SAC imagines nothing; "env" is what its earlier runs recorded.
-        is_known = has_function or config.loss == NO_MODEL
-        way = "env" if is_known else "learned"
-        return config.replace(imagine=config.imagine.replace(termination=way))
-    uses_env = config.imagine.termination == "env" and config.loss != NO_MODEL
-    if uses_env and not has_function:
-        raise ConfigError(
-            f"config: imagine.termination='env'; {base.name_of(env)} has no method "
-            "termination(obs, action, next_obs); add one, or set imagine.termination "
-            "to auto or learned, or to none if no episode terminates"
-        )
-    return config
-
-
 def _termination_fn(
     env: base.Env, state: MBPOState, config: MBPOConfig
 ) -> TerminationFn:
-    if config.imagine.termination == "none":
-        return lambda obs, action, next_obs: jnp.bool_(False)
-    if config.imagine.termination == "learned":
-        classifier = cast(TerminationState, state.termination)  # from `init`
-        return termination.termination_fn(classifier, config=config.termination)
-    return env.termination
+    way, classifier = config.imagine.termination, state.termination
+    return termination.choose(way, env, classifier, config=config.termination)
 
 
 def _rollouts_per_epoch(config: MBPOConfig) -> int:

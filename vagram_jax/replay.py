@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from vagram_jax.types import Transition
@@ -93,6 +94,17 @@ def sample(key: jax.Array, state: ReplayState, shape: tuple[int, ...]) -> Transi
     """
     rows = jax.random.randint(key, shape, 0, jnp.maximum(state.size, 1))
     return take(state.data, rows)
+
+
+def in_order(state: ReplayState) -> Transition:
+    """Returns the rows that were written, the oldest first, as NumPy arrays.
+
+    Args:
+      state: the buffer, not traced.
+    """
+    size = int(state.size)
+    rows = (int(state.insert_at) - size + np.arange(size)) % state.capacity
+    return jax.tree.map(lambda x: np.asarray(x)[rows], state.data)
 
 
 def take(data: Transition, rows: jax.Array) -> Transition:

@@ -1,8 +1,9 @@
-"""A learned termination classifier, for environments without a termination function.
+"""How imagined rollouts end, and a learned classifier of terminations.
 
-It is trained on the flag `terminated` of real transitions. Terminations are rare, so
-each minibatch has as many terminated rows as others. The network therefore learns a
-likelihood ratio, to which `log_odds` adds the prior of a termination.
+The classifier is for environments without a termination function. It is trained on the
+flag `terminated` of real transitions. Terminations are rare, so each minibatch has as
+many terminated rows as others. The network therefore learns a likelihood ratio, to
+which `log_odds` adds the prior of a termination.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import optax
 from flax import struct
 
 from vagram_jax import dynamics, networks, replay
-from vagram_jax.config import check_fields, leaf, static
+from vagram_jax.config import ConfigError, check_fields, leaf, static
+from vagram_jax.envs import base
 from vagram_jax.replay import ReplayState
 from vagram_jax.types import Metrics, Params, TerminationFn, Transition
 
@@ -60,6 +62,52 @@ class TerminationState:
     std: jax.Array  # [2 obs_dim + action_dim]
     counts: jax.Array  # [2]
     seen_to: jax.Array  # []
+
+
+def check_way(way: str, env: base.Env, *, has_model: bool) -> str:
+    """Returns `imagine.termination` with "auto" resolved, or refuses it.
+
+    Args:
+      way: the setting.
+      env: the environment.
+      has_model: whether there is a model, and so whether anything is imagined.
+
+    Raises:
+      ConfigError: the environment shall say what terminates, and can't.
+    """
+    has_function = getattr(env, "termination", None) is not None
+    if way == "auto":
+        # Plain SAC imagines nothing; "env" is what its earlier runs recorded.
+        return "env" if has_function or not has_model else "learned"
+    if way == "env" and has_model and not has_function:
+        raise ConfigError(
+            f"config: imagine.termination='env'; {base.name_of(env)} has no method "
+            "termination(obs, action, next_obs); add one, or set imagine.termination "
+            "to auto or learned, or to none if no episode terminates"
+        )
+    return way
+
+
+def choose(
+    way: str,
+    env: base.Env,
+    classifier: TerminationState | None,
+    *,
+    config: TerminationConfig,
+) -> TerminationFn:
+    """Returns the function that ends imagined rollouts.
+
+    Args:
+      way: from `check_way`.
+      env: the environment.
+      classifier: the classifier if it is learned, else None.
+      config: of the classifier.
+    """
+    if way == "none":
+        return lambda obs, action, next_obs: jnp.bool_(False)
+    if way == "learned":
+        return termination_fn(cast(TerminationState, classifier), config=config)
+    return env.termination
 
 
 def init(

@@ -27,7 +27,7 @@ class UserCodeError(ValueError):
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "absl")
 # wandb replaces `sys.exit` by a function of its own.
-_LIBRARIES += ("gymnasium", "mujoco", "wandb", "optuna")
+_LIBRARIES += ("gymnasium", "mujoco", "wandb", "optuna", "dm_control")
 _OF_A_LIBRARY = re.compile(rf"[/\\](site|dist)-packages[/\\]({'|'.join(_LIBRARIES)})\b")
 _INSTALLED = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _PYTHON = sysconfig.get_paths()["stdlib"] + os.sep

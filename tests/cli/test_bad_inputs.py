@@ -118,7 +118,7 @@ def test_a_cluster_without_a_description_gets_the_flags_for_it(refused):
     [
         ("pendulm", "env='pendulm'; known: ant, cartpole_swingup, "),
         ("pendulm", "did you mean pendulum?"),
-        ("Pendulum-v1", "brax:NAME, gymnasium:NAME, playground:NAME, or path.module:"),
+        ("Pendulum-v1", "brax:NAME, dmc:NAME, gymnasium:NAME, playground:NAME, or p"),
         ("no_such_module:Env", "No module named 'no_such_module'"),
         ("probe_envs:Conter", "probe_envs has no Conter; did you mean Counter?"),
         ("probe_envs:Counter", "episode_length=None; a whole number of at least 1"),

@@ -149,6 +149,8 @@ def test_only_runs_whose_episodes_do_not_end_are_named():
     ]
     terminated = jnp.zeros((8, 4), bool).at[4, 2].set(True)
     data = types.SimpleNamespace(terminated=terminated)
-    state = types.SimpleNamespace(replay=types.SimpleNamespace(data=data))
+    replay = types.SimpleNamespace(data=data, size=jnp.full(8, 4))
+    state = types.SimpleNamespace(replay=replay)
     lines = chunks.unbounded(state, chunks.Chunk(runs, 8, 0))
     assert [line.split(":")[0] for line in lines] == ["a"]
+    assert "no episode terminated in 4 steps" in lines[0]

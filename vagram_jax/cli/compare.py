@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vagram_jax import config
 from vagram_jax.analysis import stats
-from vagram_jax.cli import configs, flags, train
+from vagram_jax.cli import configs, data, flags, train
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import grid, session
 
@@ -26,7 +26,7 @@ LOSSES = flags.DEFINE_list(
 
 def set_by_flags() -> dict[str, str]:
     """The config keys that flags of this command set, with the names of the flags."""
-    return {"loss": LOSSES.name}
+    return {"loss": LOSSES.name, **data.set_by_flags()}
 
 
 def main(env_config, algorithm, run_config) -> int:
@@ -45,11 +45,12 @@ def main(env_config, algorithm, run_config) -> int:
         raise config.ConfigError(
             f"--losses={','.join(losses)}: each loss once, and at least one"
         )
-    base = env_config, algorithm, run_config
+    base, start = (env_config, algorithm, run_config), data.load()
     specs = [
         grid.make_spec(
             configs.override(base, grid.VARIANTS.get(loss, {"loss": loss})),
             {"loss": loss},
+            start,
         )
         for loss in losses
     ]

@@ -1,13 +1,18 @@
-"""Writes what a run has trained as a model repository, such as Hugging Face expects.
+"""Writes what a run has trained as a model repository, or its replay buffer.
 
     vagram export results/hopper/vagram --to=hopper-vagram
+    vagram export results/hopper/vagram --replay=hopper.npz --seed=1
 
-`--to` names a new or empty folder. It gets the arrays as `model.safetensors`, the
-settings as `config.json`, and a model card with the return over `--episodes` episodes,
-which is measured now. With the extra `video`, and a task that can be drawn, a film is
-added as `replay.mp4`. `vagram_jax.load`, `render` and `inspect` take that folder like a
-run. This needs the extra `export`. The command imports the code of the run's
-environment: export only runs of people whom you trust.
+`--to` names a new or empty folder, which becomes a repository such as Hugging Face
+expects. It gets the arrays as `model.safetensors`, the settings as `config.json`, and a
+model card with the return over `--episodes` episodes, which is measured now. With the
+extra `video`, and a task that can be drawn, a film is added as `replay.mp4`.
+`vagram_jax.load`, `render` and `inspect` take that folder like a run. This needs the
+extra `export`. The command imports the code of the run's environment: export only runs
+of people whom you trust.
+
+`--replay` names a new file for `vagram train --data`. It gets the real transitions of
+the seed, the oldest first, in the units of the environment.
 """
 
 from __future__ import annotations
@@ -21,24 +26,33 @@ from vagram_jax import evaluate
 from vagram_jax.cli import flags, loading
 from vagram_jax.config import ConfigError
 from vagram_jax.render import film
-from vagram_jax.run import exports
+from vagram_jax.run import datasets, exports, trained
 from vagram_jax.run.exports import Contents
 from vagram_jax.run.trained import Trained
-from vagram_jax.storage import files
+from vagram_jax.storage import disk, files
 
 TO = flags.DEFINE_string("to", None, "The folder to write, new or empty.")
+REPLAY = flags.DEFINE_string(
+    "replay", None, "The .npz file to write the replay buffer to, new."
+)
 
 
 def main(names: list[str]) -> int:
-    """Measures the return, writes the folder and returns the exit status.
+    """Writes the folder or the file and returns the exit status.
 
     Raises:
-      ConfigError: not one run, `--to` is missing or not empty, or a package is missing.
+      ConfigError: not one run, none or both of `--to` and `--replay`, what one of them
+        names exists, or a package is missing.
     """
     run = loading.one_run("export", names)
     loading.check_ranges()
+    if REPLAY.value is not None:
+        return _export_replay(run)
     if not TO.value:
-        raise ConfigError("--to=; a new or empty folder is accepted")
+        raise ConfigError(
+            "--to=; a new or empty folder is accepted; or --replay=FILE.npz for the "
+            "replay buffer"
+        )
     folder = Path(TO.value).resolve()
     exports.check(folder)
     files.check_writable(folder)
@@ -50,6 +64,24 @@ def main(names: list[str]) -> int:
     contents = Contents(loading.title(run), returns, data, reason)
     exports.write(folder, loaded, run=Path(run).resolve(), contents=contents)
     print(f"{TO.value}: " + (f"no film: {reason}" if reason else "with a film"))
+    return 0
+
+
+def _export_replay(run: str) -> int:
+    """Writes the replay buffer of the seed."""
+    path = Path(REPLAY.value or "").resolve()
+    if TO.value is not None:
+        raise ConfigError("--to and --replay exclude each other; leave one out")
+    exists = path.suffix == ".npz" and path.exists()
+    if path.suffix != ".npz" or exists:
+        reason = "it exists; " if exists else ""
+        raise ConfigError(f"--replay={REPLAY.value}; {reason}a new .npz is accepted")
+    files.check_writable(path.parent)
+    rows = trained.load_transitions(run, loading.SEED.value, report=loading.warn)
+    with files.one_line(path.parent):
+        disk.make_folder(path.parent)
+    datasets.save(path, rows)
+    print(f"{REPLAY.value}: {rows.reward.shape[0]} transitions of {loading.title(run)}")
     return 0
 
 

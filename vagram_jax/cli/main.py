@@ -78,7 +78,7 @@ COMMANDS = {
         takes_names=True,
     ),
     "export": Command(
-        "writes what a run has trained as a model repository",
+        "writes what a run has trained as a model repository, or its replay buffer",
         "vagram_jax.cli.export",
         takes_names=True,
     ),

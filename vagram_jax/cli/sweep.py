@@ -20,7 +20,7 @@ from pathlib import Path
 from vagram_jax import config
 from vagram_jax.analysis import report
 from vagram_jax.analysis.study import Study
-from vagram_jax.cli import configs, flags, jobs, train
+from vagram_jax.cli import configs, data, flags, jobs, train
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import devices, grid, session
 from vagram_jax.run.grid import RunSpec
@@ -48,7 +48,8 @@ _LOCAL_MINUTES = 365 * 24 * 60
 
 def set_by_flags() -> dict[str, str]:
     """The config keys that flags of this command set, with the names of the flags."""
-    return {key: GRID.name for point in points(GRID.value) for key in point}
+    keys = {key: GRID.name for point in points(GRID.value) for key in point}
+    return data.set_by_flags() | keys
 
 
 def main(env_config, algorithm, run_config) -> int:
@@ -96,9 +97,11 @@ def specs_of_grid(base) -> list[RunSpec]:
     """
     # The loss comes first in every name.
     loss = {"loss": grid.loss_label(base[1])}
+    grid_points = points(GRID.value)
+    start = data.load(grid_points[0])
     specs = [
-        grid.make_spec(configs.override(base, point), loss | point)
-        for point in points(GRID.value)
+        grid.make_spec(configs.override(base, point), loss | point, start)
+        for point in grid_points
     ]
     if len({spec.name for spec in specs}) < len(specs):
         raise config.ConfigError(f"--grid={GRID.value}: a value occurs twice")

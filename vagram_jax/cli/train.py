@@ -1,6 +1,7 @@
 """Trains one loss with all of its seeds in one program.
 
     vagram train --config=pendulum --config.loss=mle --config.num_seeds=8
+    vagram train --config=pendulum --data=transitions.npz --offline
 
 Files are written as training goes on, to `results/<study>/<loss>/`.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from vagram_jax import config
 from vagram_jax.analysis import report, summary
 from vagram_jax.analysis.study import Study
-from vagram_jax.cli import flags
+from vagram_jax.cli import data, flags
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import cache, devices, grid, session
 from vagram_jax.storage import results
@@ -56,12 +57,17 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this one, from 0.")
 
 
+def set_by_flags() -> dict[str, str]:
+    """The config keys that flags of this command set, with the names of the flags."""
+    return data.set_by_flags()
+
+
 def main(env_config, algorithm, run_config) -> int:
     """Trains, prints the table and writes the report; returns the exit status."""
     options = session_options(run_config.num_seeds)
     curves = report_command.published_curves()
     labels = {"loss": grid.loss_label(algorithm)}
-    spec = grid.make_spec((env_config, algorithm, run_config), labels)
+    spec = grid.make_spec((env_config, algorithm, run_config), labels, data.load())
     study = study_name(grid.study_name(env_config))
     session.train_runs([spec], RESULTS.value, study, options=options)
     return show(Path(RESULTS.value) / study, [spec.name], curves)

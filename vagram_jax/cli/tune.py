@@ -83,7 +83,7 @@ def main(env_config, algorithm, run_config) -> int:
 
 def _search(study, axes, base, folder: Path, options: session.SessionOptions) -> int:
     """Trains batches of trials until all have a result, or all of a batch failed."""
-    compiled: dict[tuple[str, str], loop.Programs] = {}
+    compiled: dict[tuple[str, str, str], loop.Programs] = {}
     numbers = {"num_trials": TRIALS.value, "at_once": AT_ONCE.value}
     while batch := search.next_batch(study, axes, **numbers):
         specs = _specs(base, batch)

@@ -55,6 +55,7 @@ ENVS = {
 
 LIBRARIES = {
     "brax": "vagram_jax.envs.adapters.brax:make",
+    "dmc": "vagram_jax.envs.adapters.dmc:make",
     "gymnasium": "vagram_jax.envs.adapters.gymnasium:make",
     "playground": "vagram_jax.envs.adapters.playground:make",
 }

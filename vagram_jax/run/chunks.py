@@ -68,7 +68,7 @@ def programs(
     spec: RunSpec,
     env: base.Env,
     layout: devices.Layout,
-    compiled: dict[tuple[str, str], Programs] | None,
+    compiled: dict[tuple[str, str, str], Programs] | None,
 ) -> Programs:
     """The programs of a run, which `compiled` has already or gets now.
 
@@ -76,12 +76,13 @@ def programs(
       spec: the run.
       env: its environment.
       layout: the devices.
-      compiled: programs by the text of a task and of a run config; None keeps none.
+      compiled: programs by the text of a task, of a run config and of the data's
+        settings; None keeps none.
     """
-    key = grid.as_text(spec.env_config), grid.as_text(spec.run_config)
+    key = grid.shared_settings(spec)
     compiled = {} if compiled is None else compiled
     if key not in compiled:
-        compiled[key] = loop.make_programs(spec.run_config, env, layout)
+        compiled[key] = loop.make_programs(spec.run_config, env, layout, spec.data)
     return compiled[key]
 
 
@@ -202,9 +203,10 @@ def unbounded(state: MBPOState, chunk: Chunk) -> list[str]:
     if not runs:
         return []
     terminated = devices.fetch_all(state.replay.data.terminated)
+    sizes = devices.fetch_all(state.replay.size)
     return [
         f"{run.spec.name}: sac.discount=1, and no episode terminated in "
-        f"{run.spec.algorithm.warmup_steps} steps, so values may grow without bound; "
+        f"{sizes[run.lanes].min()} steps, so values may grow without bound; "
         "set sac.discount below 1, unless every episode terminates"
         for run in runs
         if not terminated[run.lanes].any()

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from vagram_jax.config import ConfigError
-from vagram_jax.run import grid, states
+from vagram_jax.run import datasets, grid, states
 from vagram_jax.storage import disk, files, records
 from vagram_jax.storage.checkpoint import CheckpointError
 
@@ -38,7 +38,7 @@ _CARD = """\
 
 # {title}, seed {seed}
 
-A policy for `{env}`, its critics and {model}, trained for {env_steps} environment steps
+A policy for `{env}`, its critics and {model}, trained for {steps}
 with the loss `{loss}` of vagram_jax
 ([VaGraM](https://arxiv.org/abs/2204.01464)).{end}
 
@@ -208,13 +208,23 @@ def card(trained: Trained, record: Mapping[str, Any], contents: Contents) -> str
         seed=trained.seed,
         env=env,
         model=model,
-        env_steps=trained.env_steps,
+        steps=_steps(trained.env_steps, settings.get(datasets.KEY)),
         loss=loss,
         end=end,
         measured=measured,
         episodes=len(contents.returns),
         film=film,
     )
+
+
+def _steps(count: int, data: Any) -> str:
+    """What a policy was trained for; `data` is what its run recorded of its data."""
+    if not isinstance(data, dict):
+        return f"{count} environment steps"
+    rows = f"{data.get('rows')} transitions of a data set"
+    if data.get("offline"):
+        return f"{count} steps of updates, on {rows} alone"
+    return f"{count} environment steps, which followed {rows},"
 
 
 def _head(env: str, loss: str, measured: str) -> str:

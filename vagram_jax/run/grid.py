@@ -15,6 +15,8 @@ import jax
 from vagram_jax import config, envs, losses, mbpo, schedules
 from vagram_jax.envs import EnvConfig
 from vagram_jax.mbpo import MBPOConfig
+from vagram_jax.run import datasets
+from vagram_jax.run.datasets import Dataset
 from vagram_jax.run.loop import RunConfig
 from vagram_jax.storage import checkpoint
 
@@ -44,6 +46,7 @@ class RunSpec:
       env_config: the task.
       algorithm: the algorithm.
       run_config: length, seeds and evaluations.
+      data: what all seeds start from, or None.
     """
 
     name: str
@@ -51,17 +54,21 @@ class RunSpec:
     env_config: EnvConfig
     algorithm: MBPOConfig
     run_config: RunConfig
+    data: Dataset | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All settings in one namespace, as in a config file."""
+        """All settings in one namespace, as in a config file, and those of the data."""
         configs = (envs.resolved(self.env_config), self.algorithm, self.run_config)
         env, algorithm, run = map(config.to_dict, configs)
-        return env | algorithm | run
+        data = {} if self.data is None else {datasets.KEY: self.data.settings}
+        return env | algorithm | run | data
 
 
 def make_spec(
-    configs: tuple[EnvConfig, MBPOConfig, RunConfig], labels: Mapping[str, str]
+    configs: tuple[EnvConfig, MBPOConfig, RunConfig],
+    labels: Mapping[str, str],
+    data: Dataset | None = None,
 ) -> RunSpec:
     """The specification of a run, which is named after its labels.
 
@@ -69,6 +76,7 @@ def make_spec(
       configs: the task, the algorithm and the run. The loss "sac" or "none" means plain
         SAC without a model.
       labels: what tells the run from the others of its study.
+      data: what the run starts from, in place of random steps.
 
     Returns:
       The specification.
@@ -76,7 +84,10 @@ def make_spec(
     env_config, algorithm, run_config = configs
     if algorithm.loss in ("sac", mbpo.NO_MODEL):
         algorithm = with_loss(algorithm, mbpo.NO_MODEL)
-    return RunSpec(run_name(labels), labels, env_config, algorithm, run_config)
+    if data is not None:
+        algorithm = algorithm.replace(warmup_steps=0)
+    name = run_name(labels)
+    return RunSpec(name, labels, env_config, algorithm, run_config, data)
 
 
 def with_loss(algorithm: MBPOConfig, loss: str) -> MBPOConfig:
@@ -192,7 +203,13 @@ def groups(
 def _program_key(spec: RunSpec) -> Hashable:
     """What runs have in common that share a program: all but the traced numbers."""
     structure = jax.tree.structure(spec.algorithm)
-    return as_text(spec.env_config), as_text(spec.run_config), structure
+    return *shared_settings(spec), structure
+
+
+def shared_settings(spec: RunSpec) -> tuple[str, str, str]:
+    """The task, the run config and the data of a run as text."""
+    data = json.dumps(spec.settings.get(datasets.KEY))
+    return as_text(spec.env_config), as_text(spec.run_config), data
 
 
 def as_text(one: Any) -> str:

@@ -21,9 +21,10 @@ from vagram_jax import evaluate, mbpo, sac
 from vagram_jax.config import ConfigError, check_fields, static
 from vagram_jax.envs import EnvConfig, base, episodes
 from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
-from vagram_jax.run import devices, failures, rows, states
+from vagram_jax.run import datasets, devices, failures, rows, states
+from vagram_jax.run.datasets import Dataset
 from vagram_jax.run.rows import Progress
-from vagram_jax.types import Metrics
+from vagram_jax.types import Metrics, Transition
 
 # Folded into the seed's key for evaluations, apart from the keys of training.
 _EVALUATION_STREAM = 2**31 - 1
@@ -73,7 +74,9 @@ class Programs(NamedTuple):
 
     Attributes:
       env: the environment.
+      data: what the lanes start from, or None.
       init: lanes to states before the first step.
+      add_data: `(states, transitions)` to states with these rows; donates `states`.
       warm_up: `(states, lanes)` to states after the random steps; donates `states`.
       fit_model: `(states, lanes)` to fitted models and metrics.
       improve_policy: `(states, fitted, lanes)` to states and metrics; donates `states`.
@@ -83,7 +86,9 @@ class Programs(NamedTuple):
     """
 
     env: base.Env
+    data: Dataset | None
     init: Callable[[Lanes], MBPOState]
+    add_data: Callable[[MBPOState, Transition], MBPOState]
     warm_up: Callable[[MBPOState, Lanes], MBPOState]
     fit_model: Callable[[MBPOState, Lanes], tuple[Fitted, Metrics]]
     improve_policy: Callable[[MBPOState, Fitted, Lanes], tuple[MBPOState, Metrics]]
@@ -104,25 +109,33 @@ class Restored(NamedTuple):
     seconds: float
 
 
-def check(run_config: RunConfig, config: MBPOConfig, env: base.Env) -> MBPOConfig:
+def check(
+    run_config: RunConfig,
+    config: MBPOConfig,
+    env: base.Env,
+    data: Dataset | None = None,
+) -> MBPOConfig:
     """Checks the configs against each other and the environment; compiles nothing.
 
     Args:
       run_config: the run.
       config: the algorithm.
       env: the environment.
+      data: what the run starts from.
 
     Returns:
       The algorithm with "auto" settings resolved.
 
     Raises:
-      ConfigError: as `mbpo.check`, a value out of range, or `total_steps` isn't the
-        warm-up plus a whole number of epochs.
+      ConfigError: as `mbpo.check` and `datasets.check`, a value out of range, or
+        `total_steps` isn't the warm-up plus a whole number of epochs.
       EnvError: the episode length is unknown.
     """
     episodes.length(env)
     check_fields(run_config)
-    config = mbpo.check(config, env)
+    config = mbpo.check(config, env, num_rows=data.num_rows if data else 0)
+    if data is not None:
+        datasets.check(data, env, config)
     rest = run_config.total_steps - config.warmup_steps
     if rest <= 0 or rest % config.steps_per_epoch:
         num_epochs = max(1, round(rest / config.steps_per_epoch))
@@ -207,7 +220,10 @@ def stack_lanes(seeds: Sequence[int], configs: Sequence[MBPOConfig]) -> Lanes:
 
 
 def make_programs(
-    run_config: RunConfig, env: base.Env, layout: devices.Layout
+    run_config: RunConfig,
+    env: base.Env,
+    layout: devices.Layout,
+    data: Dataset | None = None,
 ) -> Programs:
     """The programs of a run.
 
@@ -218,6 +234,7 @@ def make_programs(
       run_config: gives the episodes of an evaluation and the precision.
       env: the environment.
       layout: the devices.
+      data: what the lanes start from, or are trained on alone.
 
     Returns:
       The programs.
@@ -230,8 +247,10 @@ def make_programs(
     def play(state, lane, index):
         return _play(state, lane, index, env, run_config.eval_episodes)
 
+    offline = data is not None and data.offline
     return Programs(
         env=env,
+        data=data,
         init=over_lanes(
             lambda lane: mbpo.init(
                 jax.random.key(lane.seeds), env=env, config=lane.configs
@@ -239,6 +258,7 @@ def make_programs(
             (0,),
             compile_fast=True,
         ),
+        add_data=over_lanes(mbpo.add_data, (0, None), donate=(0,)),
         warm_up=over_lanes(
             lambda state, lane: mbpo.warm_up(state, env=env, config=lane.configs),
             (0, 0),
@@ -249,7 +269,7 @@ def make_programs(
         ),
         improve_policy=over_lanes(
             lambda state, fitted, lane: mbpo.improve_policy(
-                state, fitted, env=env, config=lane.configs
+                state, fitted, env=env, config=lane.configs, offline=offline
             ),
             (0, 0, 0),
             donate=(0,),
@@ -270,8 +290,11 @@ def _play(state, lane, index, env: base.Env, num_episodes: int):
 
 
 def start(programs: Programs, lanes: Lanes) -> MBPOState:
-    """The states of all lanes after the warm-up."""
-    return programs.warm_up(programs.init(lanes), lanes)
+    """The states of all lanes after the warm-up, which follows the rows of the data."""
+    state = programs.init(lanes)
+    if programs.data is not None:
+        state = programs.add_data(state, programs.data.transitions)
+    return programs.warm_up(state, lanes)
 
 
 def epoch(
@@ -315,6 +338,7 @@ def train(
     config: MBPOConfig,
     env: base.Env,
     *,
+    data: Dataset | None = None,
     layout: devices.Layout | None = None,
 ) -> Iterator[tuple[MBPOState, Progress]]:
     """Trains all seeds of a run without writing files, for instance in a notebook.
@@ -323,6 +347,7 @@ def train(
       run_config: the run.
       config: the algorithm.
       env: the environment.
+      data: what to start from, or to train on alone.
       layout: the devices; None means all of them.
 
     Yields:
@@ -336,10 +361,9 @@ def train(
       DeviceError: the seeds need more memory than a device has.
       RunError: no step of the warm-up was finite.
     """
-    config = check(run_config, config, env)
-    layout = layout or devices.Layout()
+    config, layout = check(run_config, config, env, data), layout or devices.Layout()
     lanes = stack_lanes(seeds_of(run_config), [config] * run_config.num_seeds)
-    programs = make_programs(run_config, env, layout)
+    programs = make_programs(run_config, env, layout, data)
     yield from train_lanes(run_config, lanes, programs, layout=layout)
 
 
@@ -377,7 +401,7 @@ def train_lanes(
     state, metric_shapes = _first_states(programs, lanes, layout, restored)
     steps = range(config.warmup_steps, last + 1, config.steps_per_epoch)
     first = steps.index(restored.env_steps) if restored else 0
-    any_alive, speed = True, _Speed()
+    any_alive, speed = True, rows.Speed()
     for index in range(first, len(steps)):
         metrics, own, returns, lengths = {}, {}, np.empty(0), np.empty(0)
         # Diverged lanes are frozen, so there is nothing to compute if all are.
@@ -414,21 +438,6 @@ def _check_stored(state: MBPOState) -> None:
             "what its reset and step return for NaN and infinity",
             3,
         )
-
-
-class _Speed:
-    """Seconds per step since the end of the first epoch."""
-
-    def __init__(self):
-        self._start = None
-
-    def __call__(self, env_steps: int) -> float | None:
-        now = time.monotonic()
-        if self._start is None:  # the first epoch has compiled the programs
-            self._start = env_steps, now
-            return None
-        steps, seconds = env_steps - self._start[0], now - self._start[1]
-        return seconds / steps
 
 
 def _first_states(

@@ -8,6 +8,7 @@ only, so that the other tables of a repeated run have the same bytes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,22 @@ class Progress(NamedTuple):
     seconds: float
     memory: Mapping[str, int | None]
     seconds_per_step: float | None
+
+
+class Speed:
+    """Seconds per step since the end of the first epoch."""
+
+    def __init__(self):
+        self._start = None
+
+    def __call__(self, env_steps: int) -> float | None:
+        """Returns it after an epoch that ended at a step; None after the first one."""
+        now = time.monotonic()
+        if self._start is None:  # the first epoch has compiled the programs
+            self._start = env_steps, now
+            return None
+        steps, seconds = env_steps - self._start[0], now - self._start[1]
+        return seconds / steps
 
 
 def of_lanes(progress: Progress, lanes: slice) -> Progress:

@@ -94,7 +94,9 @@ def check_runs(
     for spec in specs:
         if (key := grid.as_text(spec.env_config)) not in environments:
             environments[key] = envs.from_config(spec.env_config)
-        algorithm = loop.check(spec.run_config, spec.algorithm, environments[key])
+        algorithm = loop.check(
+            spec.run_config, spec.algorithm, environments[key], spec.data
+        )
         checked.append(dataclasses.replace(spec, algorithm=algorithm))
     return checked, environments
 
@@ -107,7 +109,7 @@ def train_runs(
     options: SessionOptions,
     keep_going: bool = False,
     report: Callable[[str], None] = _print,
-    compiled: dict[tuple[str, str], Programs] | None = None,
+    compiled: dict[tuple[str, str, str], Programs] | None = None,
     ends_early: Callable[[Chunk, Progress], bool] | None = None,
 ) -> list[int]:
     """Trains the runs of a study and writes their files.
@@ -247,7 +249,7 @@ def _train_group(
     *,
     options: SessionOptions,
     report: Callable[[str], None],
-    compiled: dict[tuple[str, str], Programs] | None,
+    compiled: dict[tuple[str, str, str], Programs] | None,
     ends_early: Callable[[Chunk, Progress], bool] | None,
 ) -> None:
     """Trains runs that share a program, chunk by chunk."""

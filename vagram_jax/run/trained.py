@@ -1,6 +1,7 @@
 """Loads what a run has trained: policy, dynamics model and value function.
 
-Only these and two counters are read from a checkpoint, whose SHA-256 is checked.
+Only these and two counters are read from a checkpoint, whose SHA-256 is checked;
+`load_transitions` reads the replay buffer.
 
     trained = load("results/hopper/vagram", seed=0)
     action = trained.act(obs)
@@ -20,19 +21,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vagram_jax import config, dynamics, envs, mbpo, sac
+from vagram_jax import config, dynamics, envs, mbpo, replay, sac
 from vagram_jax import fit as fitting
 from vagram_jax.config import ConfigError
 from vagram_jax.dynamics import DynamicsParams
 from vagram_jax.envs import EnvConfig
 from vagram_jax.fit import DynamicsState
 from vagram_jax.mbpo import MBPOConfig, MBPOState
-from vagram_jax.run import exports, loop, states
+from vagram_jax.run import datasets, exports, loop, states
 from vagram_jax.run.loop import RunConfig
 from vagram_jax.sac import SACState
 from vagram_jax.storage import checkpoint, records
 from vagram_jax.storage.checkpoint import CheckpointError
 from vagram_jax.storage.files import ResultsError
+from vagram_jax.types import Transition
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,10 +182,7 @@ def load(
     seeds = [*loop.seeds_of(run_config)]
     if is_export := exports.is_export(folder):
         seeds = [exports.seed_of(folder, record)]
-    seed = seeds[0] if seed is None else seed
-    if seed not in seeds:
-        have = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
-        raise ConfigError(f"{folder}: seed={seed!r}; the run has {have}")
+    seed = _one_seed(folder, seed, seeds)
     env = envs.from_config(env_config)
     shapes = shapes_of(env, algorithm)
     if is_export:
@@ -198,6 +197,45 @@ def load(
         config=algorithm,
         matmul_precision=run_config.matmul_precision,
     )
+
+
+def load_transitions(
+    run: str | os.PathLike,
+    seed: int | None = None,
+    *,
+    report: Callable[[str], None] = print,
+) -> Transition:
+    """Loads the replay buffer of a run, from its newest undamaged checkpoint.
+
+    A buffer that was full has lost its oldest rows, and steps that weren't finite were
+    not stored. No code of the environment runs.
+
+    Args:
+      run: the folder of a run, `results/<study>/<run>`.
+      seed: as for `load`.
+      report: as for `load`.
+
+    Returns:
+      `[N, ...]` NumPy arrays, the oldest first, in the units of the environment.
+
+    Raises:
+      ResultsError: as `load`.
+      CheckpointError: the seed has no usable checkpoint.
+      ConfigError: as `load`, or the folder was exported, without the buffer.
+    """
+    folder = Path(run).resolve()
+    record = _record(folder)
+    if exports.is_export(folder):
+        raise ConfigError(
+            f"{folder}: an export has no replay buffer; name the folder of the run"
+        )
+    seeds = [*loop.seeds_of(_configs(folder, record)[2])]
+    any_sizes = {"obs_dim": 1, "action_dim": 1, "capacity": 1}
+    buffer = jax.eval_shape(partial(replay.init, **any_sizes))
+    names = _only(MBPOState, replay=buffer)
+    arrays = _from_checkpoint(folder, _one_seed(folder, seed, seeds), names, report)
+    leaves = [arrays[name][0] for name in states.named(names)]
+    return replay.in_order(jax.tree.unflatten(jax.tree.structure(buffer), leaves))
 
 
 def shapes_of(env: Any, config: MBPOConfig) -> MBPOState:
@@ -243,6 +281,14 @@ def _checked(name: str, array: Any, size: int, *, one: bool = False) -> jax.Arra
     return array
 
 
+def _one_seed(folder: Path, seed: int | None, seeds: list[int]) -> int:
+    """The seed that is asked for, by default the first; raises if the run lacks it."""
+    if seed is None or seed in seeds:
+        return seeds[0] if seed is None else seed
+    have = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    raise ConfigError(f"{folder}: seed={seed!r}; the run has {have}")
+
+
 def _from_checkpoint(
     folder: Path, seed: int, shapes: MBPOState, report: Callable[[str], None]
 ) -> Mapping[str, Any]:
@@ -273,7 +319,8 @@ def _configs(
 ) -> tuple[EnvConfig, MBPOConfig, RunConfig]:
     """The settings of a run; unknown keys are refused."""
     try:
-        return config.split(record["config"], *loop.CONFIGS)
+        settings = {k: v for k, v in record["config"].items() if k != datasets.KEY}
+        return config.split(settings, *loop.CONFIGS)
     except ConfigError as error:
         versions = record.get("versions")
         version = versions.get("vagram_jax") if isinstance(versions, dict) else None

@@ -23,7 +23,8 @@ NAME = "config.json"
 # A resumed run may become longer; no other setting may change.
 _MAY_GROW = "total_steps"
 _PACKAGES = ("vagram_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-_PACKAGES += ("mujoco", "mujoco-mjx", "gymnasium", "brax")  # Gymnasium has model files
+# Gymnasium and dm_control have model files.
+_PACKAGES += ("mujoco", "mujoco-mjx", "gymnasium", "brax", "dm_control")
 # An absolute path without its last part, anywhere in an argument.
 _ABSOLUTE = re.compile(r"(?<![\w.~/\\-])(?:[A-Za-z]:)?[/\\](?:[^=,:]*[/\\])?(?=[^/\\])")
 

@@ -35,11 +35,7 @@ def make(name: str, *, observation: str = "", physics: str = "auto") -> Gymnasiu
         given its seed.
     """
     where = f"env gymnasium:{name}"
-    if observation or physics != "auto":
-        raise base.EnvError(
-            f"{where}: observation={observation!r}, physics={physics!r}; neither can "
-            "be chosen here; leave them out"
-        )
+    refuse_options(where, observation, physics)
     install = '"vagram_jax[gymnasium]"'
     gymnasium = imports.library("gymnasium", where, install=install)
     construct = functools.partial(gymnasium.make, name, disable_env_checker=True)
@@ -51,6 +47,19 @@ def make(name: str, *, observation: str = "", physics: str = "auto") -> Gymnasiu
             raise
         near = imports.similar(name.split(":")[-1], gymnasium.registry)
         raise base.EnvError(f"{where}: {user_code.one_line(cause)}; {near}") from error
+
+
+def refuse_options(where: str, observation: str, physics: str) -> None:
+    """Raises an error if options are set that environments on the host don't have.
+
+    Raises:
+      EnvError: one of them isn't the default.
+    """
+    if observation or physics != "auto":
+        raise base.EnvError(
+            f"{where}: observation={observation!r}, physics={physics!r}; neither can "
+            "be chosen here; leave them out"
+        )
 
 
 @struct.dataclass(kw_only=True)

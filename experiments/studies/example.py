@@ -7,7 +7,7 @@ from vagram_jax.analysis.study import Design
 
 PRESETS = ("quick",)
 DESIGN = Design(axis="distractors")
-_LOSSES = ("vagram", "mle", "mse_normalized")
+_LOSSES = ("vagram", "mle", "mle_raw", "mse_normalized")
 
 
 def labeled(preset: str) -> list[loop.Labeled]:

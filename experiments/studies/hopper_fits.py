@@ -1,4 +1,4 @@
-"""Hopper: return and time with fits until no member improves, and with few steps.
+"""Hopper: return and time with fits until no member improves, and with fewer steps.
 
 The cost of a fit that passes over all data grows with the data. A network that
 continues from the last fit needs only some steps for the data that is new.
@@ -12,9 +12,10 @@ from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
 PRESETS = ("long",)
-DESIGN = Design(contrast="fit", methods=("budget",), baselines=("patience",))
+DESIGN = Design(contrast="fit", methods=("budget", "larger_budget"), baselines=("patience",))
 _FITS: Mapping[str, loop.Settings] = {
     "budget": {},
+    "larger_budget": {"fit.max_steps": "1000", "fit.learning_rate": "1e-3"},
     "patience": {
         "fit.max_steps": "none",
         "fit.batch_size": "64",
@@ -25,7 +26,7 @@ _FITS: Mapping[str, loop.Settings] = {
 
 
 def labeled(preset: str) -> list[loop.Labeled]:
-    """Both kinds of fits for two losses, for 25,000 steps without distractors."""
+    """Each kind of fits for two losses, for 25,000 steps without distractors."""
     steps = {"total_steps": "25000", "replay_capacity": "25000"}
     return loop.product(
         {

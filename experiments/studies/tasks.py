@@ -15,8 +15,8 @@ _SHARED = {
     "dynamics.hidden": "16,16",
     "distractors": "15",
     "first_seed": "100",
-    "sac.normalize_obs": "false",
-    "sac.critic_layer_norm": "false",
+    "sac.normalize_obs": "true",
+    "sac.critic_layer_norm": "true",
 }
 _SMALL = {
     "pendulum": {

@@ -19,6 +19,20 @@ MLE, MSE = ("mle", "mle_raw"), ("mse", "mse_raw", "mse_normalized")
 BASELINES = {"MLE": MLE, "MSE": MSE, "plain SAC": ("sac",)}
 """What VaGraM is compared with, each in its forms."""
 
+PLAIN = (
+    "capacity",
+    "confirmation",
+    "baselines",
+    "ablation",
+    "distractor_scale",
+    "cartpole_capacity",
+    "cartpole_distraction",
+    "cartpole_confirmation",
+    "hopper_capacity",
+    "mujoco_suite",
+)
+"""The studies whose results are of the plain agent."""
+
 SUITE = {"walker2d": "Walker2d", "halfcheetah": "HalfCheetah", "ant": "Ant"}
 HOLDS, OPEN, FAILS = "holds", "open", "does not hold"
 

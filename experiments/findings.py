@@ -13,6 +13,7 @@ from experiments import agent_page
 from experiments.claims import (
     BASELINES,
     MLE,
+    PLAIN,
     STUDIES,
     SUITE,
     Pair,
@@ -30,6 +31,7 @@ from experiments.pages import (
     cell,
     check,
     clauses,
+    listed,
     paragraph,
     rounded,
     significance,
@@ -46,7 +48,7 @@ PAGE, FIGURE, README = Path("docs/findings.md"), Path("docs/findings.png"), "REA
 BLOCK = ("<!-- results -->", "<!-- /results -->")
 """The markers in README.md around the block that `write` replaces."""
 
-_EXAMPLE = ("vagram", "mle", "mse_normalized", "sac")
+_EXAMPLE = ("vagram", "mle", "mle_raw", "mse_normalized", "sac")
 """The losses of the README's example, in the order of its table."""
 
 _CONDITIONS = {
@@ -107,11 +109,11 @@ def readme_block() -> str:
     ]
     seeds = len(load("example").at(distractors=15, hidden=16)["vagram"].seeds)
     returns = table(["dynamics model", *(NAMES[x] for x in _EXAMPLE)], rows)
-    return (
-        f"{returns}\n\nFinal return on the pendulum with 15 distracting dimensions: "
-        f"interquartile mean over {seeds} seeds with 95% interval. "
-        f"{_example_verdict()}\n"
+    about = paragraph(
+        "Final return on the pendulum with 15 distracting dimensions: interquartile "
+        f"mean over {seeds} seeds with 95% interval. {_example_verdict()}"
     )
+    return f"{returns}\n\n{about}\n"
 
 
 def draw() -> None:
@@ -192,8 +194,7 @@ def _limits() -> str:
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
 - MuJoCo tasks are shortened to at most {_hopper_steps():,} steps with small networks:
   the start of a learning curve. The paper's settings (`--preset=full`) were not run.
-- The plain agent ([why another](agent.md)) trains `hopper_capacity`, `mujoco_suite` and
-  the studies of the pendulum and cartpole but the README's example.
+{_plain_agent()}
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline: of those in `baselines` the best is `{best}`.
 - Rounding differs between CPUs and revisions, so the same seeds give other returns.
@@ -220,11 +221,8 @@ def _width() -> str:
         (f"same, {_seeds(fresh)} fresh seeds", fresh, {}),
         ("cartpole, layers of 64", cartpole, {"hidden": 64}),
         ("Hopper, layers of 128", hopper(0), {}),
-        ("Hopper, layers of 8, plain agent", small, {"hidden": "small"}),
-        *(
-            (f"{SUITE[x]}, layers of 128, plain agent", suite, {"task": x})
-            for x in SUITE
-        ),
+        ("Hopper, layers of 8", small, {"hidden": "small"}),
+        *((f"{SUITE[x]}, layers of 128", suite, {"task": x}) for x in SUITE),
     ]
     return f"""## The width of the model
 
@@ -248,8 +246,8 @@ def _distraction() -> str:
     ]
     return f"""## Distracting dimensions
 
-The paper: MLE fails as irrelevant dimensions are added, VaGraM later. The runs with 15
-on the pendulum and 5 on cartpole are those with layers of 16 of the table above.
+The paper: MLE fails as irrelevant dimensions are added, VaGraM later. On the pendulum
+and cartpole the model has layers of 16, on Hopper of 128.
 
 {_methods_table(rows)}"""
 
@@ -330,14 +328,20 @@ def _example() -> str:
 `make compare` (15 distracting dimensions and layers of 16, 2,000 steps) and variations
 of it, with an agent whose observations are normalized and whose critics have LayerNorm.
 A [figure](../results/example/attention.png) shows what the losses attend to.
-{_example_verdict()}
+{paragraph(_example_verdict())}
 
 {table(["distractors", *(NAMES[loss] for loss in _EXAMPLE)], rows)}"""
 
 
 def _example_verdict() -> str:
     """A sentence on the example itself, from its results."""
-    found = outcomes(load("example"), distractors=15, hidden=16)
+    setting = {"distractors": 15, "hidden": 16}
+    found = {
+        NAMES[loss].replace(",", " with"): load("example")
+        .compare("vagram", (loss,), **setting)
+        .outcome
+        for loss in _EXAMPLE[1:]
+    }
     return f"With the small model VaGraM {clauses(found)}."
 
 
@@ -353,7 +357,8 @@ def _methods_table(rows: Sequence[tuple[str, Study, Mapping]]) -> str:
                 study.compare("vagram", trained, **labels).baseline if trained else ""
             )
         cells = [cell(results[x]) if x in results else "" for x in names]
-        lines.append([name, *cells, significance(outcomes(study, **labels))])
+        agent = ", plain agent" if study.folder.name in PLAIN else ""
+        lines.append([name + agent, *cells, significance(outcomes(study, **labels))])
     columns = [
         "setting",
         "VaGraM",
@@ -362,6 +367,13 @@ def _methods_table(rows: Sequence[tuple[str, Study, Mapping]]) -> str:
         "VaGraM is significantly",
     ]
     return table(columns, lines)
+
+
+def _plain_agent() -> str:
+    """The sentence on the studies that train the plain agent."""
+    names = listed([f"`{name}`" for name in PLAIN], "and")
+    text = f"- The plain agent ([why another](agent.md)) trains {names}."
+    return paragraph(text).replace("\n", "\n  ")
 
 
 def _hopper_steps() -> int:

@@ -61,11 +61,11 @@ def clauses(outcomes: Mapping[str, str]) -> str:
         WORSE: ("is worse than", "and"),
     }
     parts = [
-        f"{verb} {_listed([x for x in outcomes if outcomes[x] == outcome], last)}"
+        f"{verb} {listed([x for x in outcomes if outcomes[x] == outcome], last)}"
         for outcome, (verb, last) in verbs.items()
         if outcome in outcomes.values()
     ]
-    return _listed(parts, "and")
+    return listed(parts, "and")
 
 
 def significance(outcomes: Mapping[str, str]) -> str:
@@ -85,7 +85,8 @@ def significance(outcomes: Mapping[str, str]) -> str:
     return "; ".join(parts) or "not different"
 
 
-def _listed(names: Sequence[str], last: str) -> str:
+def listed(names: Sequence[str], last: str) -> str:
+    """Returns names as text such as `a, b and c`, for `last` "and"."""
     return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 

@@ -12,7 +12,9 @@ from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
 PRESETS = ("long",)
-DESIGN = Design(contrast="fit", methods=("budget", "larger_budget"), baselines=("patience",))
+DESIGN = Design(
+    contrast="fit", methods=("budget", "larger_budget"), baselines=("patience",)
+)
 _FITS: Mapping[str, loop.Settings] = {
     "budget": {},
     "larger_budget": {"fit.max_steps": "1000", "fit.learning_rate": "1e-3"},

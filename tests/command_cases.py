@@ -10,6 +10,7 @@ import pytest
 import session_cases
 from absl.testing import flagsaver
 
+from vagram_jax.analysis import figures
 from vagram_jax.cli import flags
 from vagram_jax.run import loop
 
@@ -80,8 +81,11 @@ def folder():
 
 @pytest.fixture(scope="module")
 def call(programs_once):
-    """Runs a command in this process; returns status, standard output and error."""
-    user = folder()
+    """Runs a command in this process; returns status, standard output and error.
+
+    Its figures are one empty picture: to draw those of a report takes two seconds.
+    """
+    user, picture = folder(), figures.png(figures.new_figure(0.1))
 
     def run(command, *args):
         out, err = io.StringIO(), io.StringIO()
@@ -97,6 +101,7 @@ def call(programs_once):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(user)
+        patch.setattr(figures, "png", lambda _: picture)
         # With another number of devices the results differ through rounding.
         patch.setenv("JAX_NUM_CPU_DEVICES", str(session_cases.LAYOUT.mesh.size))
         yield run

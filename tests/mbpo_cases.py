@@ -113,8 +113,14 @@ def epoch_one(state, nan_at, config):
     return mbpo.epoch(state, env=Walk(nan_at), config=config)
 
 
-_start, _epoch = jax.jit(start_one), jax.jit(epoch_one)
-_start_with_emitters, _epoch_with_emitters = map(emitters.jit, (start_one, epoch_one))
+def _improve_one(state, fitted, nan_at, config):
+    if config.loss != mbpo.NO_MODEL:
+        config = config.replace(loss=CONFIG.loss)  # one program for all losses
+    return mbpo.improve_policy(state, fitted, env=Walk(nan_at), config=config)
+
+
+_start, _fit, _improve = map(jax.jit, (start_one, mbpo.fit_model, _improve_one))
+_improve_with_emitters = emitters.jit(_improve_one)
 _start_seeds = jax.jit(jax.vmap(start_one, in_axes=(0, None, None)))
 _epoch_seeds = jax.jit(jax.vmap(epoch_one, in_axes=(0, None, 0)))
 
@@ -136,27 +142,29 @@ def start(seed=0, config=CONFIG, nan_at=0):
         return _start(jax.random.key(seed), nan_at, config)
 
 
-def epoch(state, config=CONFIG, nan_at=0):
+def epoch(state, config=CONFIG, nan_at=0, improve=_improve):
     """Runs one epoch of one seed; it uses up the keys of `state`, see `fresh`."""
     with no_key_twice():
-        return _epoch(state, nan_at, config)
+        return mbpo.epoch(
+            state,
+            env=None,
+            config=config,
+            fit_model=_fit,
+            improve_policy=lambda *x, **_: improve(*x, nan_at, config),
+        )
 
 
-def run(seed=0, config=CONFIG, nan_at=0, epochs=2):
+def run(seed=0, config=CONFIG, nan_at=0, epochs=2, improve=_improve):
     """Returns the state of one seed after its warm-up and some epochs."""
     state = start(seed, config, nan_at)
     for _ in range(epochs):
-        state, _ = epoch(state, config, nan_at)
+        state, _ = epoch(state, config, nan_at, improve)
     return state
 
 
 def run_with_emitters(config):
-    """As `run`, in programs whose bits can be compared with those of another config."""
-    with no_key_twice():
-        state = _start_with_emitters(jax.random.key(0), 0, config)
-        for _ in range(2):
-            state, _ = _epoch_with_emitters(state, 0, config)
-    return state
+    """As `run`, with agents whose bits can be compared with those of another config."""
+    return run(config=config, improve=_improve_with_emitters)
 
 
 @functools.cache

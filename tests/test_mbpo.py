@@ -114,12 +114,9 @@ def test_env_steps_counts_warm_up_and_epochs(algorithm):
 
 
 def test_the_agent_normalizes_by_the_buffer_at_the_start_of_an_epoch():
-    config = CONFIG.replace(sac=CONFIG.sac.replace(normalize_obs=True))
-    env = cases.Walk()
-    before = mbpo.warm_up(
-        mbpo.init(jax.random.key(0), env=env, config=config), env=env, config=config
-    )
-    after, _ = mbpo.epoch(before, env=env, config=config)
+    config = PLAIN_SAC.replace(sac=PLAIN_SAC.sac.replace(normalize_obs=True))
+    before = cases.start(config=config)
+    after, _ = cases.epoch(before, config)
     rows = np.asarray(before.replay.data.obs)[: int(before.replay.size)]
     for state in (before, after):
         np.testing.assert_allclose(state.agent.obs_mean, rows.mean(axis=0), rtol=1e-5)
@@ -479,17 +476,11 @@ def gradient_of_nan(params, batch, value_fn=None, *, predict=dynamics.predict):
 def test_a_seed_whose_model_is_never_fitted_is_frozen(monkeypatch, loss, learning_rate):
     # A copy, so that other tests don't see the loss.
     monkeypatch.setattr(losses.registry, "LOSSES", {})
-    losses.register("failing")(loss)
+    losses.register(loss.__name__)(loss)
     config = CONFIG.replace(
-        loss="failing", fit=CONFIG.fit.replace(learning_rate=learning_rate)
+        loss=loss.__name__, fit=CONFIG.fit.replace(learning_rate=learning_rate)
     )
-    env = cases.Walk()
-    state = mbpo.warm_up(
-        mbpo.init(jax.random.key(0), env=env, config=config), env=env, config=config
-    )
-    state, metrics = jax.jit(lambda state: mbpo.epoch(state, env=env, config=config))(
-        state
-    )
+    state, metrics = cases.epoch(cases.start(), config)
     assert not state.alive
     assert divergence.CAUSES[int(state.diverged_by)] == "model"
     assert int(metrics["model/finite"]) == int(metrics["model/improved"]) == 0

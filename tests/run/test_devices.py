@@ -179,10 +179,9 @@ def runs(tmp_path_factory, programs_once):
     arguments = [(root, "two", 4, 20, "new"), (root, "two_then_one", 4, 14, "new")]
     arguments += [(root, "four_then_two", 4, 20, "resume")]
     two = train_together(*sum(arguments, ()), processes=2, num_devices=2)
-    run_config = cases.RUN.replace(num_seeds=cases.LANES)
-    lines = cases.train(
-        root, cases.spec("two_then_one", run_config=run_config), resume=True
-    )
+    spec = cases.spec("two_then_one", run_config=cases.RUN.replace(num_seeds=4))
+    # In chunks, so that the program is that of other tests.
+    lines = cases.train(root, spec, resume=True, seed_chunk=cases.SEEDS)
     return root, four, two, lines
 
 

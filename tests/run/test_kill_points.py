@@ -102,7 +102,7 @@ def check(tmp_path, whole, before, points, **options):
     return refused
 
 
-SOME = {"start": range(3, 10**3, 19), "resume": range(2, 10**3, 19)}
+SOME = {"start": range(3, 10**3, 29), "resume": range(2, 10**3, 29)}
 SOME |= {"overwrite": (6, 12, 17, 24)}
 
 

@@ -9,15 +9,20 @@ import log_cases
 import numpy as np
 import pytest
 import subprocesses
+from command_cases import call
+from session_cases import programs_once
 
+from vagram_jax.cli import train
 from vagram_jax.storage import checkpoint, files, results
 
-WARM_UP, STEPS, SEEDS = 8, 38, 2
+__all__ = ["call", "programs_once"]
+
+STEPS, SEEDS = 38, 2
 LOG = f"--log={','.join(results.LOGS)}"
 
 
 def start(root, study, *args, killed_at=()):
-    """Starts the command; `killed_at` is a moment of `kill_at` and its number."""
+    """Starts a process; `killed_at` is a moment of `kill_at` and its number."""
     user = command_cases.folder()
     program = ["-m", "vagram_jax"]
     if killed_at:
@@ -27,12 +32,13 @@ def start(root, study, *args, killed_at=()):
         *(f"--config={user / 'tiny.py'}", f"--config.total_steps={STEPS}"),
         *(f"--results={root}", f"--study={study}", *args),
         path=[user],
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",  # as `programs_once` in this process
         WANDB_MODE="offline",
     )
 
 
 def run(root, study, *args, killed_at=()):
-    """Status, standard output and standard error of the command."""
+    """Status, standard output and standard error of a process."""
     return subprocesses.finish(start(root, study, *args, killed_at=killed_at))
 
 
@@ -53,16 +59,27 @@ def assert_same(folder, expected):
 
 
 @pytest.fixture(scope="module")
+def finish(call, root):
+    """Runs the command in this process, to the end."""
+
+    def run(study, *args):
+        options = [f"--results={root}", f"--study={study}", *args]
+        status, _, error = call(train, f"--config.total_steps={STEPS}", *options)
+        assert (status, error) == (0, "")
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """The results folder."""
     return tmp_path_factory.mktemp("resumed")
 
 
 @pytest.fixture(scope="module")
-def whole(root):
+def whole(root, finish):
     """The outcome of a run that was not interrupted."""
-    status, _, error = run(root, "whole")
-    assert status == 0, error
+    finish("whole")
     return outcome(root / "whole" / "vagram")
 
 
@@ -81,31 +98,38 @@ def kill(root, study, moment, *args):
     return out
 
 
-def test_a_killed_run_ends_like_a_whole_one(root, whole):
-    # In a row of a table, after a row was logged, and before one was logged.
+def test_a_killed_run_ends_like_a_whole_one(root, whole, finish, monkeypatch):
+    # In a row of a table, and when a row is in its table but not in its log.
     kill(root, "killed", ("metrics", 17))
-    for moment in (("arrays", 3), ("before_log", 2)):
-        out = kill(root, "killed", moment, "--resume", LOG)
-        assert "vagram: resuming from step " in out
-        assert "taking it over" in out
-    status, _, error = run(root, "killed", "--resume", LOG)
-    assert status == 0, error
+    out = kill(root, "killed", ("before_log", 2), "--resume", LOG)
+    assert "vagram: resuming from step " in out
+    assert "taking it over" in out
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    finish("killed", "--resume", LOG)
     assert_same(root / "killed" / "vagram", whole)
     for name in results.LOGS:
         log_cases.assert_follows(root / "killed" / "vagram", name, range(SEEDS))
 
 
 # Each moment occurs several times in a run; the number is the one of its death.
-MOMENTS = [("digests", 9), ("before_metrics", 12), ("rename", 7), ("prune", 6)]
+MOMENTS = [
+    ("arrays", 3),
+    ("digests", 9),
+    ("before_metrics", 12),
+    ("rename", 7),
+    ("prune", 6),
+]
 MOMENTS += [("metrics", 30), ("arrays", 9), ("rename", 23)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)
-def test_a_run_killed_at_many_more_moments_ends_like_a_whole_one(root, whole, moment):
+def test_a_run_killed_at_many_more_moments_ends_like_a_whole_one(
+    root, whole, finish, moment
+):
     study = f"{moment[0]}-{moment[1]}"
     kill(root, study, moment)
-    assert run(root, study, "--resume")[0] == 0
+    finish(study, "--resume")
     assert_same(root / study / "vagram", whole)
 
 
@@ -115,7 +139,7 @@ FRACTIONS = [round(random.Random(seed).uniform(0.2, 1.0), 2) for seed in range(1
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fraction", FRACTIONS)
-def test_a_run_killed_at_any_time_ends_like_a_whole_one(root, whole, fraction):
+def test_a_run_killed_at_any_time_ends_like_a_whole_one(root, whole, finish, fraction):
     began = time.monotonic()
     run(root, f"timed-{fraction}")
     tenths = 10 * (time.monotonic() - began) * fraction
@@ -126,7 +150,7 @@ def test_a_run_killed_at_any_time_ends_like_a_whole_one(root, whole, fraction):
             break
         tenths *= 0.8  # this run was faster and had ended
     assert status == -signal.SIGKILL
-    assert run(root, study, "--resume")[0] == 0
+    finish(study, "--resume")
     assert_same(root / study / "vagram", whole)
 
 
@@ -138,7 +162,7 @@ def wait_for_rows(path, count, process):
         time.sleep(0.05)
 
 
-def test_a_signal_saves_and_the_run_resumes_to_the_same_bytes(root, whole):
+def test_a_signal_saves_and_the_run_resumes_to_the_same_bytes(root, whole, finish):
     folder, args = root / "signal" / "vagram", []
     for number in (signal.SIGTERM, signal.SIGUSR2):  # SIGUSR2 is submitit's
         before = len(files.read_rows(folder / "metrics.csv")) if args else 0
@@ -154,5 +178,5 @@ def test_a_signal_saves_and_the_run_resumes_to_the_same_bytes(root, whole):
         assert max(row["env_steps"] for row in rows) == checkpoint.steps(folder)[-1]
         assert not (folder / "failure.json").exists()
         args = ["--resume"]
-    assert run(root, "signal", "--resume")[0] == 0
+    finish("signal", "--resume")
     assert_same(folder, whole)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.claims import load
+from experiments.claims import STUDIES, load
 from experiments.pages import cell, check, rounded, table
 from vagram_jax.analysis.study import Result
 from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
+from vagram_jax.storage import files
 
 PAGE = Path("docs/agent.md")
 
@@ -74,6 +75,8 @@ As above, with the fits of the `quick` configs, over {seeds} seeds of its own
 (`vagram study hopper_agent_undistracted --preset=long`).
 
 {_fits()}
+
+{_costs()}
 """
 
 
@@ -128,6 +131,23 @@ same fits and seeds, but a buffer for 15,000 steps, MLE ended at \
 The times in the table are those of one core.
 
 {table(["fit", "VaGraM", "MLE", "time of VaGraM", "time of MLE"], rows)}"""
+
+
+def _costs() -> str:
+    """The section on the time that each option takes."""
+    benchmark = files.read_json(STUDIES.parent / "benchmark" / "one-core.json")
+    rows = [
+        [*name.removesuffix(", time").split(" with ", 1), f"{ratio:.2f}"]
+        for name, ratio in benchmark.items()
+        if " with " in name
+    ]
+    return f"""## What the options cost
+
+The time of an update, a fit step and rollouts with an option, relative to the time
+without it, on one core (`vagram benchmark --suite=options`). Differences below 0.05 are
+noise.
+
+{table(["what is measured", "option", "time"], rows)}"""
 
 
 def _rows(

@@ -19,6 +19,8 @@ def start(*args, path=(), num_devices=1, **settings):
         "PYTHONPATH": os.pathsep.join(folders),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(num_devices),
+        # The service of this process keeps a killed one's runs of wandb in use.
+        "WANDB_SERVICE": "",
     } | settings
     environment = os.environ | settings
     return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Hopper: return and time with fits until no member improves, and with fewer steps.
+"""Hopper: return and time with fits until no member improves and with few steps.
 
 The cost of a fit that passes over all data grows with the data. A network that
 continues from the last fit needs only some steps for the data that is new.

@@ -58,7 +58,6 @@ def test_compare_leaves_the_files_of_a_study(compared):
 def test_compare_prints_each_step_and_a_table(compared):
     folder, (_, out, _) = compared
     lines = out.splitlines()
-    assert lines[0].startswith("num_seeds=2: the losses will not be compared")
     for number, name in enumerate(("vagram", "sac"), start=1):
         start = f"{name}: compiling and warming up 2 seeds, run {number} of 2"
         assert start in lines
@@ -136,8 +135,7 @@ def test_a_command_refuses_a_folder_that_holds_a_run(call, compared, command):
     folder, _ = compared
     before = contents(folder)
     status, out, err = call(*command, f"--results={folder.parent}")
-    assert status == 5
-    assert "compiling" not in out
+    assert (status, out) == (5, "")
     assert "holds a finished run" in err
     assert all(f"--{way}" in err for way in ("resume", "overwrite", "study=NAME"))
     assert err.count("\n") == 1
@@ -176,8 +174,7 @@ def test_resume_leaves_a_finished_study_unchanged(call, compared):
     assert (status, err) == (0, "")
     assert [contents(run) for run in runs] == before
     lines, table = out.split("\n\n")
-    finished = ["vagram: finished already", "sac: finished already"]
-    assert lines.splitlines()[1:] == finished  # after the note on the two seeds
+    assert lines.splitlines() == ["vagram: finished already", "sac: finished already"]
     assert table == first.split("\n\n")[1]
 
 

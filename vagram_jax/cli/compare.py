@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from vagram_jax import config
-from vagram_jax.analysis import stats
 from vagram_jax.cli import configs, data, flags, train
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import grid, session
@@ -55,11 +54,6 @@ def main(env_config, algorithm, run_config) -> int:
         for loss in losses
     ]
     grid.check_distinct(specs)
-    if len(losses) > 1 and run_config.num_seeds < stats.MIN_SEEDS_TO_COMPARE:
-        print(
-            f"num_seeds={run_config.num_seeds}: the losses will not be compared, which "
-            f"needs --config.num_seeds={stats.MIN_SEEDS_TO_COMPARE} or more"
-        )
     study = train.study_name(grid.study_name(env_config))
     session.train_runs(specs, train.RESULTS.value, study, options=options)
     return train.show(Path(train.RESULTS.value) / study, losses, curves)

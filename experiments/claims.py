@@ -21,7 +21,6 @@ BASELINES = {"MLE": MLE, "MSE": MSE, "plain SAC": ("sac",)}
 
 PLAIN = (
     "capacity",
-    "confirmation",
     "baselines",
     "ablation",
     "distractor_scale",

@@ -72,20 +72,19 @@ def with_results(monkeypatch, name, change):
     )
 
 
-def test_the_answer_follows_the_results(monkeypatch):
-    beats = "beats MLE, MSE and plain SAC on fresh seeds"
-    assert beats in re.sub(r"\s+", " ", findings.text())
-    swapped = {"vagram": "sac", "sac": "vagram"}
-
+@pytest.mark.parametrize(
+    ("returns", "clause"), [(0.0, "beats MLE, MSE"), (-9e3, "is worse than MLE, MSE")]
+)
+def test_the_answer_follows_the_results(monkeypatch, returns, clause):
     def change(result):
-        loss = result.labels["loss"]
-        labels = dict(result.labels, loss=swapped.get(loss, loss))
-        return dataclasses.replace(result, labels=labels)
+        if result.labels["loss"] != "vagram":
+            return result
+        values = returns + np.arange(len(result.seeds), dtype=float)
+        return dataclasses.replace(result, values=values)
 
     with_results(monkeypatch, "confirmation", change)
     answer = re.sub(r"\s+", " ", findings.text())
-    assert beats not in answer
-    assert "is worse than plain SAC on fresh seeds" in answer
+    assert f"VaGraM {clause} and plain SAC on fresh seeds" in answer
 
 
 def test_a_sentence_that_the_results_contradict_is_refused(monkeypatch):

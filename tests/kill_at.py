@@ -1,8 +1,9 @@
-"""Runs a command that kills itself at a chosen moment.
+"""Runs a command that kills or signals itself at a chosen moment.
 
     python tests/kill_at.py MOMENT COUNT MODULE ARGUMENT...
 
 `MOMENT` is a key of `MOMENTS`; the command dies when it reaches it the COUNT-th time.
+With the name of a signal it sends itself that signal before it appends to a table.
 """
 
 import importlib
@@ -53,6 +54,12 @@ def before_log(count):
     at_call(importlib.import_module("vagram_jax.run.logs").Logs, "append", count)
 
 
+def signaled(name):
+    """A moment at which the process sends itself a signal."""
+    send = lambda *_: os.kill(os.getpid(), signal.Signals[name])  # noqa: E731
+    return lambda n: at_call(files, "append_rows", n, send)
+
+
 WRITE_ARRAYS = checkpoint._write_arrays
 MOMENTS = {
     "metrics": lambda n: at_call(files, "_write_or_undo", n, half_a_line),
@@ -62,6 +69,8 @@ MOMENTS = {
     "digests": lambda n: at_call(checkpoint, "_size_and_digest", n),
     "rename": lambda n: at_call(disk, "rename", n),
     "prune": lambda n: at_call(checkpoint, "prune", n),
+    "SIGTERM": signaled("SIGTERM"),
+    "SIGUSR2": signaled("SIGUSR2"),
     "after": lambda n: threading.Thread(
         target=lambda: (time.sleep(n / 10), die()), daemon=True
     ).start(),

@@ -154,22 +154,13 @@ def test_a_run_killed_at_any_time_ends_like_a_whole_one(root, whole, finish, fra
     assert_same(root / study / "vagram", whole)
 
 
-def wait_for_rows(path, count, process):
-    """Waits until a table has a number of rows."""
-    until = time.monotonic() + 200
-    while not path.exists() or len(files.read_rows(path)) < count:
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-
-
 def test_a_signal_saves_and_the_run_resumes_to_the_same_bytes(root, whole, finish):
     folder, args = root / "signal" / "vagram", []
     for number in (signal.SIGTERM, signal.SIGUSR2):  # SIGUSR2 is submitit's
-        before = len(files.read_rows(folder / "metrics.csv")) if args else 0
-        process = start(root, "signal", "--checkpoint_every=0", *args)
-        wait_for_rows(folder / "metrics.csv", before + 1, process)
-        process.send_signal(number)
-        status, _, error = subprocesses.finish(process)
+        moment = (number.name, 3)
+        status, _, error = run(
+            root, "signal", "--checkpoint_every=0", *args, killed_at=moment
+        )
         assert status == 128 + number, error
         line = error.splitlines()[-1]
         assert f"stopped by {number.name}; saved at step " in line

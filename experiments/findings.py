@@ -111,7 +111,9 @@ def readme_block() -> str:
     returns = table(["dynamics model", *(NAMES[x] for x in _EXAMPLE)], rows)
     about = paragraph(
         "Final return on the pendulum with 15 distracting dimensions: interquartile "
-        f"mean over {seeds} seeds with 95% interval. {_example_verdict()}"
+        f"mean over {seeds} seeds with 95% interval (`vagram study example`, on one "
+        f"core; the figure above is of two cores, which round differently). "
+        f"{_example_verdict()}"
     )
     return f"{returns}\n\n{about}\n"
 

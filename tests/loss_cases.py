@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
-import pytest
 
 from vagram_jax import losses
 from vagram_jax.types import Transition
@@ -21,14 +20,6 @@ DIFFERENCES = 1e-8
 SECOND_DIFFERENCES = 1e-6
 # float64 arithmetic in another order.
 EXACT = 1e-12
-
-# One loss of each way in which a loss reads the value function.
-FAMILIES = ["calibrated_vaml", "mle", "quadratic_eigen", "vagram", "vaml"]
-# As the values of a parameter, of which the other losses are slow.
-FAMILIES_FIRST = FAMILIES + [
-    pytest.param(name, marks=pytest.mark.slow)
-    for name in sorted({*losses.LOSSES} - {*FAMILIES})
-]
 
 
 def table(params, obs, action):

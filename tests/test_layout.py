@@ -49,7 +49,7 @@ PARTS = {file: part_of(file) for file in FILES if file != "vagram_jax/__init__.p
 
 
 def nodes_at_import(tree):
-    """The nodes that run when a file is imported: none of functions, none for types."""
+    """The nodes that run when a file is imported, without type-checking blocks."""
     for node in ast.iter_child_nodes(tree):
         is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(
             node.test
@@ -260,7 +260,7 @@ def test_no_docstring_uses_a_formula():
 
 
 def unsafe(tree):
-    """What a file does to the process when it is imported, or to any file it reads."""
+    """Lists changes of the process at import, and calls that unpickle."""
     errors = []
     at_import = {id(node) for node in nodes_at_import(tree)}
     for node in ast.walk(tree):

@@ -114,7 +114,7 @@ def test_env_steps_counts_warm_up_and_epochs(algorithm):
 
 
 def test_the_agent_normalizes_by_the_buffer_at_the_start_of_an_epoch():
-    config = PLAIN_SAC.replace(sac=PLAIN_SAC.sac.replace(normalize_obs=True))
+    config = CONFIG.replace(sac=CONFIG.sac.replace(normalize_obs=True))
     before = cases.start(config=config)
     after, _ = cases.epoch(before, config)
     rows = np.asarray(before.replay.data.obs)[: int(before.replay.size)]

@@ -142,6 +142,7 @@ def test_a_step_with_nan_is_not_valid_and_resets(nan_in):
 
 
 def test_a_rollout_uses_no_key_twice(key_reuse):
+    # The fixture raises if it does.
     rollout(jax.random.key(0), 3, env=counter(0), num_steps=7)
     noise = distractors.Distractors(envs.make("pendulum"), 2, "noise")
     run = functools.partial(rollout, env=noise, num_steps=7)

@@ -29,4 +29,4 @@ def labeled(preset: str) -> list[loop.Labeled]:
     ]
 
 
-run = loop.command(DESIGN, labeled)
+run = loop.command(DESIGN, labeled, against=loop.PUBLISHED)

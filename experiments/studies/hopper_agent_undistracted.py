@@ -18,10 +18,11 @@ _AGENTS: dict[str, loop.Settings] = {
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """Both agents with two model losses and without a model."""
-    steps = {"total_steps": "15000", "replay_capacity": "15000"}
+    length = {"total_steps": "15000", "replay_capacity": "15000"}
+    hopper = tasks.mujoco("hopper", preset) | length | {"real_fraction": "0.05"}
     return loop.product(
         {
-            "task": {"hopper": tasks.mujoco("hopper", preset) | steps},
+            "task": {"hopper": hopper},
             "loss": loop.losses("vagram", "mle", "sac"),
             "agent": _AGENTS,
         }

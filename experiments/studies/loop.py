@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vagram_jax.analysis import plots, published
 from vagram_jax.analysis.study import Design, Study
 from vagram_jax.cli import configs
 from vagram_jax.run import devices, grid, session
@@ -23,6 +24,9 @@ from vagram_jax.storage import files, records
 
 Settings = Mapping[str, str]
 Labeled = tuple[dict[str, str], dict[str, str]]
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published_curves.csv"
+"""Learning curves of others on Gymnasium's tasks."""
 
 _MIXED = {
     "loss": "vagram",
@@ -81,18 +85,22 @@ def product(columns: Mapping[str, Mapping[str, Settings]]) -> list[Labeled]:
 
 
 def command(
-    design: Design, labeled: Callable[[str], Sequence[Labeled]]
+    design: Design,
+    labeled: Callable[[str], Sequence[Labeled]],
+    against: Path | None = None,
 ) -> Callable[..., int]:
     """The function `run` of a study that trains runs.
 
     Args:
       design: how the runs are compared.
       labeled: a preset to the labels and settings of the runs.
+      against: a file of published learning curves; with one, the study also draws its
+        own beside them, in `curves.png`.
 
     Returns:
       The function.
     """
-    return functools.partial(run, design, labeled)
+    return functools.partial(run, design, labeled, against=against)
 
 
 def run(
@@ -104,6 +112,7 @@ def run(
     options: session.SessionOptions,
     num_seeds: int | None = None,
     first_seed: int | None = None,
+    against: Path | None = None,
 ) -> int:
     """Trains the runs that aren't finished, then writes the study.
 
@@ -115,6 +124,7 @@ def run(
       options: where and how the runs train.
       num_seeds: None takes the preset's number.
       first_seed: None takes the preset's first seed.
+      against: as for `command`.
 
     Returns:
       The exit status: of the first run that failed, if any did.
@@ -138,6 +148,9 @@ def run(
     if failures or not devices.is_first():
         return failures[0] if failures else 0
     study = dataclasses.replace(Study.load(folder), record=record)
+    if against is not None:
+        curves = published.load(against)
+        plots.learning_curves(study.evaluated, folder / "curves.png", against=curves)
     finish(study, began)
     return 0
 

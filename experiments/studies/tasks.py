@@ -41,7 +41,7 @@ _SMALL = {
 }
 _SMALL_NETWORKS = {"num_seeds": "4", "sac.hidden": "64,64", "batch_size": "64"}
 # A few thousand steps show the start of a learning curve. These studies were run with a
-# plain agent.
+# plain agent, and with batches of which little is real.
 _QUICK_MUJOCO = _SMALL_NETWORKS | {
     "total_steps": "11000",
     "replay_capacity": "11000",
@@ -49,6 +49,7 @@ _QUICK_MUJOCO = _SMALL_NETWORKS | {
     "fit.max_steps": "none",
     "fit.max_epochs": "10",
     "weights.normalize": "false",
+    "real_fraction": "0.05",
     "sac.normalize_obs": "false",
     "imagine.clip": "false",
 }

@@ -1,0 +1,32 @@
+"""Hopper: the share of real transitions in the agent's batches, and no model at all.
+
+MBPO's batches are 5% real. If the agent learns mostly from what a model imagines, the
+errors of the model decide what it learns; if it learns from real transitions alone, it
+has no use of the model. The study chose the share for the other studies of MuJoCo's
+tasks, and has seeds of its own.
+"""
+
+from __future__ import annotations
+
+from experiments.studies import loop, tasks
+from vagram_jax.analysis.study import Design
+
+PRESETS = ("long",)
+_SHARES = ("0.05", "0.5", "0.9")
+DESIGN = Design(contrast="real", methods=("0.5",), baselines=("0.05", "0.9", "all"))
+
+
+def labeled(preset: str) -> list[loop.Labeled]:
+    """Each share for two losses, for 25,000 steps without distractors."""
+    length = {"total_steps": "25000", "replay_capacity": "25000"}
+    hopper = tasks.mujoco("hopper", preset) | length | {"first_seed": "0"}
+    task = {"task": {"hopper": hopper}}
+    shares = {share: {"real_fraction": share} for share in _SHARES}
+    no_model = {"all": loop.losses("sac")["sac"]}  # serves for both losses
+    return [
+        *loop.product(task | {"real": shares, "loss": loop.losses("vagram", "mle")}),
+        *loop.product(task | {"real": no_model}),
+    ]
+
+
+run = loop.command(DESIGN, labeled, against=loop.PUBLISHED)

@@ -1,4 +1,4 @@
-"""Hopper: the share of real transitions in the agent's batches, and no model at all.
+"""Hopper: the share of real transitions in the agent's batches.
 
 MBPO's batches are 5% real. If the agent learns mostly from what a model imagines, the
 errors of the model decide what it learns; if it learns from real transitions alone, it

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vagram_jax.analysis import plots, published
+from vagram_jax.analysis import plots, published, training
 from vagram_jax.analysis.study import Design, Study
 from vagram_jax.cli import configs
 from vagram_jax.run import devices, grid, session
@@ -94,8 +94,9 @@ def command(
     Args:
       design: how the runs are compared.
       labeled: a preset to the labels and settings of the runs.
-      against: a file of published learning curves; with one, the study also draws its
-        own beside them, in `curves.png`.
+      against: a file of published learning curves; with one, the study also has
+        `curves.png`, its own curves beside them, and `errors.csv`, what its models get
+        wrong.
 
     Returns:
       The function.
@@ -148,11 +149,31 @@ def run(
     if failures or not devices.is_first():
         return failures[0] if failures else 0
     study = dataclasses.replace(Study.load(folder), record=record)
-    if against is not None:
-        curves = published.load(against)
-        plots.learning_curves(study.evaluated, folder / "curves.png", against=curves)
     finish(study, began)
+    if against is not None:
+        write_details(study, against)
     return 0
+
+
+def write_details(study: Study, against: Path) -> None:
+    """Draws learning curves beside published ones, and writes the errors of the models.
+
+    Args:
+      study: with its runs.
+      against: a file of published learning curves.
+
+    Raises:
+      ResultsError: a file can't be read or written.
+    """
+    curves = published.load(against)
+    plots.learning_curves(study.evaluated, study.folder / "curves.png", against=curves)
+    rows = [
+        dict(run.record["labels"]) | training.errors(run)
+        for run in study.evaluated
+        if run.model
+    ]
+    if rows:
+        files.write_rows(study.folder / "errors.csv", rows)
 
 
 def new_record(preset: str, losses: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from vagram_jax.analysis import figures, training
 from vagram_jax.storage.results import Run
@@ -43,6 +44,19 @@ def test_model_shows_medians_of_errors_and_the_share_of_the_task():
     }
     (values,) = panels(training.model([run("mle", distractors=0)])).values()
     np.testing.assert_allclose(values, [[math.sqrt(50)] * 2])
+
+
+def test_errors_are_means_over_seeds_and_the_second_half_without_what_is_not_a_number():
+    one = run("vagram")
+    for row in one.model:
+        early = row["env_steps"] == 100
+        row |= {"new_value": 99.0 if early else 0.5, "new_missed": 0.1 * row["seed"]}
+        row |= {"new_error_dim_0": 99.0} if early else {}
+        row["new_missed"] = math.nan if row["seed"] == 0 else row["new_missed"]
+    found = training.errors(one)
+    assert [found[name] for name in ("state", "value")] == [6.0, 0.5]
+    assert found["missed"] == pytest.approx(0.15)
+    assert math.isnan(found["reward"]) and math.isnan(found["false_alarms"])
 
 
 def test_agent_shows_each_of_its_columns():

@@ -101,7 +101,7 @@ def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, capsys):
     )
     folder = tmp_path / "studied"
     folder.mkdir()
-    run = loop.command(design, lambda preset: labeled)
+    run = loop.command(design, lambda preset: labeled, against=loop.PUBLISHED)
     seeds = {"num_seeds": 3, "first_seed": 5}
     options = session.SessionOptions()
     assert run("quick", folder, options=options, **seeds) == 0
@@ -114,6 +114,8 @@ def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, capsys):
     ]
     assert Study.load(folder).design == design
     assert (folder / "pendulum.png").exists()
+    assert (folder / "curves.png").exists()
+    assert not (folder / "errors.csv").exists()  # plain SAC has no model
     record = json.loads((folder / "study.json").read_text())
     assert record["verdict"][0].startswith("task pendulum, hidden 0: low (")
     assert record["config"] == {"preset": "quick", "losses": ["none"]}

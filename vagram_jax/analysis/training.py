@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +53,26 @@ def model(runs: Sequence[Run], path: str | os.PathLike | None = None) -> Figure 
         for title, value in panels.items()
     }
     return _draw(runs, lines, path)
+
+
+def errors(run: Run) -> dict[str, float]:
+    """Returns the errors of a run's model on new data, late in training.
+
+    Args:
+      run: a run with a model.
+
+    Returns:
+      Means over seeds and the second half of the fits: `state`, of the task's
+      dimensions, `reward`, `value`, `missed` and `false_alarms`, see
+      `diagnostics.errors_on_new`. NaN where nothing was recorded.
+    """
+    last = max((row["env_steps"] for row in run.model), default=0)
+    rows = [row for row in run.model if row["env_steps"] > last / 2]
+    values = {"state": _rms(run, "new_error", task=True)} | {
+        name: _column(f"new_{name}")
+        for name in ("reward", "value", "missed", "false_alarms")
+    }
+    return {name: _mean(map(value, rows)) for name, value in values.items()}
 
 
 def agent(runs: Sequence[Run], path: str | os.PathLike | None = None) -> Figure | None:
@@ -145,6 +165,12 @@ def _num_distractors(run: Run) -> int:
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean of the finite values, NaN without any."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 def _line(rows: Sequence[Row], value: Callable[[Row], float]) -> np.ndarray:

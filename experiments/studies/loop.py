@@ -94,9 +94,9 @@ def command(
     Args:
       design: how the runs are compared.
       labeled: a preset to the labels and settings of the runs.
-      against: a file of published learning curves; with one, the study also has
-        `curves.png`, its own curves beside them, and `errors.csv`, what its models get
-        wrong.
+      against: a file of published learning curves; with one, the study also has its
+        own in `curves.csv` and beside those in `curves.png`, and in `errors.csv` what
+        its models get wrong.
 
     Returns:
       The function.
@@ -156,7 +156,7 @@ def run(
 
 
 def write_details(study: Study, against: Path) -> None:
-    """Draws learning curves beside published ones, and writes the errors of the models.
+    """Writes learning curves, draws them beside published ones, and writes errors.
 
     Args:
       study: with its runs.
@@ -165,15 +165,21 @@ def write_details(study: Study, against: Path) -> None:
     Raises:
       ResultsError: a file can't be read or written.
     """
-    curves = published.load(against)
-    plots.learning_curves(study.evaluated, study.folder / "curves.png", against=curves)
-    rows = [
-        dict(run.record["labels"]) | training.errors(run)
+    others = published.load(against)
+    plots.learning_curves(study.evaluated, study.folder / "curves.png", against=others)
+    columns = {label: None for result in study.results for label in result.labels}
+    labels = {result.name: columns | dict(result.labels) for result in study.results}
+    curves = [
+        labels[run.name] | {x: row[x] for x in ("seed", "env_steps", "return")}
         for run in study.evaluated
-        if run.model
+        for row in run.metrics
     ]
-    if rows:
-        files.write_rows(study.folder / "errors.csv", rows)
+    files.write_rows(study.folder / "curves.csv", curves)
+    errors = [
+        labels[run.name] | training.errors(run) for run in study.evaluated if run.model
+    ]
+    if errors:
+        files.write_rows(study.folder / "errors.csv", errors)
 
 
 def new_record(preset: str, losses: Sequence[str]) -> dict[str, Any]:

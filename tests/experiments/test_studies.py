@@ -115,6 +115,10 @@ def test_a_study_trains_its_runs_and_writes_its_folder(tmp_path, capsys):
     assert Study.load(folder).design == design
     assert (folder / "pendulum.png").exists()
     assert (folder / "curves.png").exists()
+    curves = files.read_rows(folder / "curves.csv")
+    assert [row["return"] for row in curves if row["env_steps"] == 11] == [
+        row["final_return"] for row in finals
+    ]
     assert not (folder / "errors.csv").exists()  # plain SAC has no model
     record = json.loads((folder / "study.json").read_text())
     assert record["verdict"][0].startswith("task pendulum, hidden 0: low (")

@@ -11,7 +11,7 @@ from session_cases import CONFIG, LAST, RUN, SEEDS, STEPS, programs_once
 
 from vagram_jax import config
 from vagram_jax.envs import EnvError
-from vagram_jax.run import devices, failures, loop, states
+from vagram_jax.run import devices, failures, loop, memory, states
 
 __all__ = ["programs_once"]
 pytestmark = pytest.mark.usefixtures("programs_once")
@@ -181,7 +181,7 @@ def test_train_lanes_resumes_from_a_checkpoint_without_evaluating_it_again(train
 def test_a_metric_that_is_no_scalar_or_vector_is_refused():
     matrix = jax.ShapeDtypeStruct((SEEDS, 2, 3), "float32")
     with pytest.raises(ValueError, match=r"metric model/x: shape \(2, 3\) in one lane"):
-        loop._shapes_of_one_lane({"model/x": matrix})
+        memory._shapes_of_one_lane({"model/x": matrix})
 
 
 # Configs, lanes and programs.
@@ -228,7 +228,7 @@ def test_programs_have_the_precision_of_the_run():
 def test_check_size_refuses_what_cannot_fit_before_anything_is_compiled():
     huge = CONFIG.replace(replay_capacity=10**12)
     with pytest.raises(config.ConfigError, match=r"replay_capacity=10{12}; it needs"):
-        loop.check_size(huge, cases.Line(), num_lanes=1, layout=cases.LAYOUT)
+        memory.check_states(huge, cases.Line(), num_lanes=1, layout=cases.LAYOUT)
     with pytest.raises(devices.DeviceError, match=r"seeds fit; set --seed_chunk=\d+"):
-        loop.check_size(CONFIG, cases.Line(), num_lanes=10**9, layout=cases.LAYOUT)
-    loop.check_size(CONFIG, cases.Line(), num_lanes=SEEDS, layout=cases.LAYOUT)
+        memory.check_states(CONFIG, cases.Line(), num_lanes=10**9, layout=cases.LAYOUT)
+    memory.check_states(CONFIG, cases.Line(), num_lanes=SEEDS, layout=cases.LAYOUT)

@@ -7,7 +7,7 @@ import pytest
 import session_cases as cases
 from session_cases import CONFIG, LAST, STEPS, programs_once, train, whole
 
-from vagram_jax.run import devices, session
+from vagram_jax.run import devices, recorder, session
 from vagram_jax.storage import checkpoint, files, lock, records
 
 __all__ = ["programs_once", "whole"]
@@ -106,8 +106,16 @@ def test_a_run_without_a_usable_checkpoint_says_so_and_keeps_its_tables(root, wh
     cases.assert_same_run(root, whole)
 
 
-def test_a_run_that_was_killed_in_its_first_epoch_starts_again(tmp_path, whole):
-    train(tmp_path, killed_at=1)
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
+    tmp_path, whole, monkeypatch
+):
+    def kill(*_):
+        raise cases.Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder.Recorder, "save", kill)
+        train(tmp_path, killed_at="the first checkpoint")
+    assert files.read_rows(cases.folder_of(tmp_path) / "metrics.csv")
     lines = train(tmp_path, resume=True, strict=True)
     text = "run: no usable checkpoint of seeds 0 to 1; starting at step 0"
     assert text in lines
@@ -165,11 +173,18 @@ def test_what_was_refused_for_lack_of_memory_does_not_block_the_corrected_comman
     def refuse(*_, **__):
         raise devices.DeviceError("2 seeds need 3.2 GB; set --seed_chunk=1")
 
+    lines, options = [], session.SessionOptions(layout=devices.Layout("vmap"))
     with monkeypatch.context() as patch:
         patch.setattr(devices, "check_memory", refuse)
         with pytest.raises(devices.DeviceError):
-            train(tmp_path, OTHER)
+            session.train_runs(
+                [OTHER], tmp_path, cases.STUDY, options=options, report=lines.append
+            )
     folder = cases.folder_of(tmp_path)
+    # The return of the warm-up is told before the programs of an epoch are compiled,
+    # but nothing of it is written that would refuse another command.
+    assert lines[-1].startswith("run: step 8 of 20, return ")
+    assert not (folder / "metrics.csv").exists()
     assert "need 3.2 GB" in files.read_json(folder / "failure.json")["reason"]
     train(tmp_path)
     assert not (folder / "failure.json").exists()

@@ -312,7 +312,13 @@ def agree(value: int) -> int:
     return int(np.min(multihost_utils.process_allgather(np.int64(value))))
 
 
-def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) -> None:
+def check_memory(
+    program: Callable,
+    *args: Any,
+    num_lanes: int,
+    layout: Layout,
+    limit: float | None = None,
+) -> None:
     """Compiles a program and raises if it needs more memory than a device has.
 
     Args:
@@ -320,12 +326,15 @@ def check_memory(program: Callable, *args: Any, num_lanes: int, layout: Layout) 
       *args: its arguments, or their shapes.
       num_lanes: the number of lanes.
       layout: the devices.
+      limit: the bytes that a device had free before the arguments were made; None asks
+        `memory_limit`.
 
     Raises:
       DeviceError: with the number of lanes that would fit.
     """
+    limit = memory_limit() if limit is None else limit
     usage = program.lower(*args).compile().memory_analysis()
-    if usage is None or (limit := memory_limit()) is None:
+    if usage is None or limit is None:
         return
     needed = (
         usage.argument_size_in_bytes

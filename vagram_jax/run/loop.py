@@ -9,8 +9,8 @@ second half is the same for all losses.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,9 @@ from vagram_jax import evaluate, mbpo, sac
 from vagram_jax.config import ConfigError, check_fields, static
 from vagram_jax.envs import EnvConfig, base, episodes
 from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
-from vagram_jax.run import datasets, devices, failures, rows, states
+from vagram_jax.run import datasets, devices, failures, memory, rows, states
 from vagram_jax.run.datasets import Dataset
+from vagram_jax.run.memory import Shapes
 from vagram_jax.run.rows import Progress
 from vagram_jax.types import Metrics, Transition
 
@@ -148,35 +149,6 @@ def check(
     return config
 
 
-def check_size(
-    config: MBPOConfig, env: base.Env, *, num_lanes: int, layout: devices.Layout
-) -> None:
-    """Refuses states that can't fit in memory; compiles nothing.
-
-    Args:
-      config: the algorithm, from `check`.
-      env: the environment.
-      num_lanes: number of seeds that train at the same time.
-      layout: the devices.
-
-    Raises:
-      ConfigError: the buffer of real transitions alone is too large for one seed.
-      DeviceError: the seeds need more memory than a device has.
-    """
-    shapes = jax.eval_shape(
-        lambda: mbpo.init(jax.random.key(0), env=env, config=config)
-    )
-    limit, rows = devices.memory_limit(), config.replay_capacity
-    needed = devices.num_bytes(shapes.replay)
-    if limit is not None and needed > limit:
-        raise ConfigError(
-            f"config: replay_capacity={rows}; it needs {needed / 1e9:.2f} GB a seed, "
-            f"and {limit / 1e9:.2f} GB are free; at most {int(rows * limit / needed)}"
-        )
-    per_lane = devices.num_bytes(shapes)
-    devices.check_size(per_lane, num_lanes=num_lanes, layout=layout)
-
-
 def check_memory(
     programs: Programs, lanes: Lanes, *, layout: devices.Layout, num_padded: int
 ) -> None:
@@ -191,7 +163,9 @@ def check_memory(
     Raises:
       DeviceError: the lanes need more memory than a device has.
     """
-    _compile(programs, _put_padded(lanes, layout, num_padded), layout)
+    lanes, limit = _put_padded(lanes, layout, num_padded), devices.memory_limit()
+    shapes, _ = memory.shapes_of(programs, lanes, layout)
+    memory.check_epoch(programs, shapes, lanes, layout, limit)
 
 
 def seeds_of(run_config: RunConfig) -> range:
@@ -313,7 +287,12 @@ def epoch(
 
 
 def mean_returns(
-    programs: Programs, state: MBPOState, lanes: Lanes, index: int
+    programs: Programs,
+    state: MBPOState,
+    lanes: Lanes,
+    index: int,
+    *,
+    any_alive: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Evaluates the policy of each lane.
 
@@ -322,11 +301,15 @@ def mean_returns(
       state: of all lanes.
       lanes: of the programs.
       index: number of the evaluation; each plays other episodes.
+      any_alive: False plays nothing, and returns NaN and no metrics.
 
     Returns:
       `([L], [L], metrics)`: mean return, NaN for a diverged lane, mean episode length,
       and means of the environment's metrics by name, `[L, ...]`.
     """
+    if not any_alive:
+        nothing = np.full(len(lanes.seeds), np.nan)
+        return nothing, nothing, {}
     played = devices.fetch_all(programs.evaluate(state, lanes, jnp.uint32(index)))
     returns, lengths, metrics = jax.tree.map(lambda x: x.mean(axis=1), played)
     alive = devices.fetch_all(state.alive)
@@ -375,6 +358,7 @@ def train_lanes(
     layout: devices.Layout,
     num_padded: int | None = None,
     restored: Restored | None = None,
+    announce: Callable[[MBPOState, Progress], None] = lambda state, progress: None,
 ) -> Iterator[tuple[MBPOState, Progress]]:
     """As `train`, for lanes of several configs that share their programs.
 
@@ -386,6 +370,8 @@ def train_lanes(
       num_padded: number of lanes of the programs; None means the smallest possible.
       restored: the checkpoint to resume from; its step is yielded first, without an
         evaluation.
+      announce: takes what is yielded first before it is yielded: in between the
+        programs of an epoch are compiled, which takes longer than all that came before.
 
     Yields:
       As `train`.
@@ -395,38 +381,57 @@ def train_lanes(
       DeviceError: as `train`.
       RunError: as `train`.
     """
-    config, num_lanes, last = lanes.configs, len(lanes.seeds), run_config.total_steps
+    num_lanes, steps = len(lanes.seeds), _steps(run_config, lanes.configs)
     began = time.monotonic() - (restored.seconds if restored else 0.0)
     lanes = _put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
-    state, metric_shapes = _first_states(programs, lanes, layout, restored)
-    steps = range(config.warmup_steps, last + 1, config.steps_per_epoch)
+    limit = devices.memory_limit()
+    shapes, metric_shapes = memory.shapes_of(programs, lanes, layout)
+    state = _first_states(programs, lanes, shapes, layout, restored)
     first = steps.index(restored.env_steps) if restored else 0
     any_alive, speed = True, rows.Speed()
     for index in range(first, len(steps)):
-        metrics, own, returns, lengths = {}, {}, np.empty(0), np.empty(0)
+        metrics, played = {}, (np.empty(0), np.empty(0), {})
         # Diverged lanes are frozen, so there is nothing to compute if all are.
         if index > first and any_alive:
             state, metrics = epoch(programs, state, lanes)
         is_due = index % run_config.eval_every == 0 or index == len(steps) - 1
-        if is_due and not any_alive:
-            returns = lengths = np.full(len(lanes.seeds), np.nan)
-        elif is_due and (index > first or restored is None):
-            returns, lengths, own = mean_returns(programs, state, lanes, index)
-        progress = Progress(
+        if is_due and (index > first or restored is None):
+            played = mean_returns(programs, state, lanes, index, any_alive=any_alive)
+        progress = _progress(
+            state,
+            metrics,
+            played,
             env_steps=steps[index],
-            returns=returns,
-            lengths=lengths,
-            metrics=devices.fetch_all(metrics) | own,
             metric_shapes=metric_shapes,
-            diverged_at=devices.fetch_all(state.diverged_at),
-            diverged_by=devices.fetch_all(state.diverged_by),
-            dropped=devices.fetch_all(state.dropped),
             seconds=time.monotonic() - began,
-            memory=devices.peak_memory(),
             seconds_per_step=speed(steps[index]) if index > first else None,
         )
         any_alive = bool(np.any(progress.diverged_at < 0))
-        yield state, rows.of_lanes(progress, slice(num_lanes))
+        progress = rows.of_lanes(progress, slice(num_lanes))
+        if index == first:
+            announce(state, progress)
+            memory.check_epoch(programs, shapes, lanes, layout, limit)
+        yield state, progress
+
+
+def _steps(run_config: RunConfig, config: MBPOConfig) -> range:
+    """The environment steps after the warm-up and after each epoch."""
+    last = run_config.total_steps
+    return range(config.warmup_steps, last + 1, config.steps_per_epoch)
+
+
+def _progress(state: MBPOState, metrics: Metrics, played, **rest: Any) -> Progress:
+    returns, lengths, own = played
+    return Progress(
+        returns=returns,
+        lengths=lengths,
+        metrics=devices.fetch_all(metrics) | own,
+        diverged_at=devices.fetch_all(state.diverged_at),
+        diverged_by=devices.fetch_all(state.diverged_by),
+        dropped=devices.fetch_all(state.dropped),
+        memory=devices.peak_memory(),
+        **rest,
+    )
 
 
 def _check_stored(state: MBPOState) -> None:
@@ -443,52 +448,16 @@ def _check_stored(state: MBPOState) -> None:
 def _first_states(
     programs: Programs,
     lanes: Lanes,
+    shapes: Shapes,
     layout: devices.Layout,
     restored: Restored | None,
-) -> tuple[MBPOState, dict[str, tuple[int, ...]]]:
-    """The states to start from, if memory suffices, and the shapes of the metrics."""
-    shapes, metric_shapes = _compile(programs, lanes, layout)
-    if restored is None:
-        state = start(programs, lanes)
-        _check_stored(state)
-        return state, metric_shapes
-    return states.unpack(restored.arrays, shapes, layout), metric_shapes
-
-
-def _compile(
-    programs: Programs, lanes: Lanes, layout: devices.Layout
-) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The shapes of states and metrics; raises if the programs need too much memory."""
-    state = _sharded(jax.eval_shape(programs.init, lanes), layout)
-    fitted, model_metrics = jax.eval_shape(programs.fit_model, state, lanes)
-    fitted = _sharded(fitted, layout)
-    _, metrics = jax.eval_shape(programs.improve_policy, state, fitted, lanes)
-    _, _, own = jax.eval_shape(programs.evaluate, state, lanes, jnp.uint32(0))
-    metrics |= {name: jax.eval_shape(lambda x: x[:, 0], x) for name, x in own.items()}
-    options = {"num_lanes": len(lanes.seeds), "layout": layout}
-    devices.check_memory(programs.fit_model, state, lanes, **options)
-    devices.check_memory(programs.improve_policy, state, fitted, lanes, **options)
-    return state, _shapes_of_one_lane(metrics | model_metrics)
-
-
-def _sharded(shapes: Any, layout: devices.Layout) -> Any:
-    """Shapes of arrays that lie on the devices as those of training do."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.sharding),
-        shapes,
-    )
-
-
-def _shapes_of_one_lane(metrics: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each metric in one lane; raises unless a scalar or a vector."""
-    shapes = {name: x.shape[1:] for name, x in metrics.items()}
-    for name, shape in shapes.items():
-        if len(shape) > 1:
-            raise ValueError(
-                f"metric {name}: shape {shape} in one lane; scalars and vectors are "
-                "accepted"
-            )
-    return shapes
+) -> MBPOState:
+    """The states to start from."""
+    if restored is not None:
+        return states.unpack(restored.arrays, shapes.state, layout)
+    state = start(programs, lanes)
+    _check_stored(state)
+    return state
 
 
 def _put_padded(lanes: Lanes, layout: devices.Layout, num_padded: int) -> Lanes:

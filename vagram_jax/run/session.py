@@ -23,7 +23,16 @@ from tqdm import tqdm
 from vagram_jax import envs
 from vagram_jax.analysis import summary
 from vagram_jax.envs import base
-from vagram_jax.run import chunks, devices, failures, grid, logs, loop, signals
+from vagram_jax.run import (
+    chunks,
+    devices,
+    failures,
+    grid,
+    logs,
+    loop,
+    memory,
+    signals,
+)
 from vagram_jax.run.chunks import Chunk, RunLanes
 from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
@@ -197,7 +206,7 @@ def _check_sizes(
         env = environments[grid.as_text(spec.env_config)]
         seeds = spec.run_config.num_seeds
         lanes = min(seeds, options.seed_chunk or seeds)
-        loop.check_size(spec.algorithm, env, num_lanes=lanes, layout=options.layout)
+        memory.check_states(spec.algorithm, env, num_lanes=lanes, layout=options.layout)
 
 
 def _is_finished(spec: RunSpec, folder: Path) -> bool:
@@ -399,6 +408,8 @@ def _train_chunk(
     recorder = Recorder(chunk, layout, locks, log=options.log, report=report)
     recorder.writer.saved = first_step if restored else None
     train = partial(loop.train_lanes, layout=layout, num_padded=chunk.num_padded)
+    if restored is None:
+        train = partial(train, announce=recorder.announce)
     iterations = train(chunk.run_config, chunk.lanes, programs, restored=restored)
     received, step = 0, first_step
     with _progress_bar(last_step) as bar, recorder.writing():
@@ -407,7 +418,7 @@ def _train_chunk(
             bar.update(step - bar.n)
             if step == first_step:
                 continue  # the rows and the checkpoint of this step exist
-            recorder.append(state, progress)
+            recorder.append(progress)
             is_over = ends_early is not None and ends_early(chunk, progress)
             is_over = is_over or step == last_step
             received = 0 if is_over else stop.agreed()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.claims import STUDIES, load
-from experiments.pages import cell, check, rounded, table
+from experiments.pages import NAMES, cell, check, paragraph, rounded, table
+from experiments.studies import loop
+from vagram_jax.analysis import published
 from vagram_jax.analysis.study import Result
 from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
 from vagram_jax.storage import files
@@ -27,7 +30,10 @@ _AGENTS = {
 }
 _CHOICE = {"plain": "plain", "chosen": "the default: normalized, clipped"}
 _FITS = {"budget": "250 steps", "patience": "until no member improves"}
+_SHARES = {"0.05": "5%, as in MBPO", "0.5": "half, the default", "0.9": "90%"}
 _LOSSES = {"vagram": "VaGraM", "mle": "MLE", "sac": "plain SAC"}
+_PUBLISHED = {"mbpo": "MBPO", "sac": "SAC"}
+_STEPS = (25_000, 50_000, 60_000)
 _STANDING = (900.0, 1100.0)
 """Final returns of a Hopper that stands still for the 1,000 steps of an episode."""
 
@@ -48,11 +54,17 @@ def text() -> str:
     seeds = len(undistracted["vagram"]["chosen"].seeds)
     return f"""# The agent
 
+The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
+all losses: observations are normalized, imagined states are clipped to the range of the
+data, and half of each batch is real.
+
+## Normalization and clipping
+
 With the plain agent {int(plain.diverged.sum())} of {len(plain.seeds)} seeds of VaGraM \
 diverge on Hopper with the distracting
 dimensions of the paper's code. With normalized observations none does, and plain SAC is
 significantly better than without. VaGraM is best if imagined states are also clipped to
-the range of the data. Both are the default of MuJoCo's `quick` configs, for all losses.
+the range of the data. In this section and the next 5% of a batch is real.
 
 {table(["agent and model", *_LOSSES.values()], _rows(results))}
 
@@ -65,7 +77,7 @@ for a whole episode; of VaGraM with clipping these are \
 {_num_standing({"": {best: vagram[best]}})[0]} of {len(vagram[best].seeds)}.
 Four seeds are too few to show small differences.
 
-## Without distracting dimensions
+### Without distracting dimensions
 
 {_undistracted_verdict(undistracted)}
 
@@ -73,6 +85,12 @@ Four seeds are too few to show small differences.
 
 As above, with the fits of the `quick` configs, over {seeds} seeds of its own
 (`vagram study hopper_agent_undistracted --preset=long`).
+
+{_shares()}
+
+{_errors()}
+
+{_curves()}
 
 {_fits()}
 
@@ -93,6 +111,104 @@ def _undistracted_verdict(results: Mapping[str, Mapping[str, Result]]) -> str:
 differ significantly. Only with MLE and the chosen agent do seeds, {moving[1]} of \
 {len(results["mle"]["chosen"].seeds)}, end above {_STANDING[1]:.0f},
 which is more than a Hopper that stands still has."""
+
+
+def _shares() -> str:
+    """The section on the share of real transitions in a batch."""
+    study = load("hopper_real_fraction")
+    rows = []
+    for share, title in _SHARES.items():
+        cells = [cell(study.at(loss=loss)[share]) for loss in ("vagram", "mle")]
+        rows.append([title, *cells])
+    no_model = study.at(loss="vagram")["all"]
+    rows.append(["all, without a model", cell(no_model), ""])
+    words = {BETTER: "better", WORSE: "worse", UNDECIDED: "no different"}
+    verdicts = [
+        f"{_LOSSES[loss]} is {words[study.outcome(results['0.5'], results['0.05'])]}"
+        for loss in ("vagram", "mle")
+        for results in [study.at(loss=loss)]
+    ]
+    about = paragraph(
+        "Final return on Hopper without distracting dimensions after 25,000 steps, on "
+        f"{len(no_model.seeds)} seeds that no other study has (`vagram study "
+        f"hopper_real_fraction --preset=long`). With half of a batch real instead of "
+        f"5% {' and '.join(verdicts)} by the rule of the findings."
+    )
+    return f"""## How much of a batch is real
+
+{about}
+
+{table(["real share of a batch", "VaGraM", "MLE"], rows)}"""
+
+
+def _errors() -> str:
+    """The section on what the models of the shared settings get wrong."""
+    rows = files.read_rows(STUDIES / "hopper_real_fraction" / "errors.csv")
+    half = {row["loss"]: row for row in rows if row["real"] == 0.5}
+    names = {
+        "state": "state, in standard deviations of its change",
+        "reward": "reward, in standard deviations",
+        "value": "value of the next state, in standard deviations",
+        "missed": "terminations that the model misses",
+        "false_alarms": "other steps that it ends",
+    }
+    losses = ("vagram", "mle")
+    lines = [
+        [title, *(_error(name, half[loss][name]) for loss in losses)]
+        for name, title in names.items()
+    ]
+    return f"""## What the models get wrong
+
+Errors on real transitions that no fit has seen, in the second half of the runs with
+half real batches.
+
+{table(["error", *(_LOSSES[loss] for loss in losses)], lines)}"""
+
+
+def _error(name: str, value: float) -> str:
+    if name in ("missed", "false_alarms"):
+        return f"{value:.2%}" if value < 0.01 else f"{value:.0%}"
+    return f"{value:.2f}"
+
+
+def _curves() -> str:
+    """The section that compares learning curves with published ones."""
+    rows = files.read_rows(STUDIES / "hopper" / "curves.csv")
+    own = [r for r in rows if r["distractors"] == 0 and r["model"] in ("large", None)]
+    others = {
+        curve.algorithm: curve
+        for curve in published.load(loop.PUBLISHED)["hopper"]
+        if curve.algorithm in _PUBLISHED
+    }
+    losses = [x for x in NAMES if any(row["loss"] == x for row in own)]
+    lines = []
+    for step in _STEPS:
+        cells = [_interval_at(own, loss, step) for loss in losses]
+        cells += [
+            f"{np.interp(step, curve.env_steps, curve.mean):.0f}"
+            for curve in others.values()
+        ]
+        lines.append([f"{step:,}", *cells])
+    columns = [NAMES[loss] for loss in losses]
+    columns += [f"{_PUBLISHED[name]}, published" for name in others]
+    return f"""## Beside published results
+
+Return on Hopper without distracting dimensions (`vagram study hopper --preset=long`):
+interquartile mean over 4 seeds with 95% interval, and the published means of
+[4kubo/erl_lib](https://github.com/4kubo/erl_lib) on v4.
+
+{table(["environment steps", *columns], lines)}
+
+![Learning curves](../results/studies/hopper/curves.png)"""
+
+
+def _interval_at(rows: Sequence[Mapping[str, Any]], loss: str, step: int) -> str:
+    """The cell of a loss: returns at the evaluations nearest to a step."""
+    own = [row for row in rows if row["loss"] == loss]
+    nearest = min((row["env_steps"] for row in own), key=lambda x: abs(x - step))
+    values = np.array([r["return"] for r in own if r["env_steps"] == nearest], float)
+    seeds = np.arange(len(values))
+    return cell(Result({}, seeds, values, np.zeros(len(values), bool)))
 
 
 def _fits() -> str:

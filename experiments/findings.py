@@ -37,7 +37,7 @@ from experiments.pages import (
     significance,
     table,
 )
-from experiments.studies import hopper_agent
+from experiments.studies import hopper as hopper_study
 from vagram_jax.analysis import plots, stats
 from vagram_jax.analysis.study import Study
 from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
@@ -51,6 +51,10 @@ BLOCK = ("<!-- results -->", "<!-- /results -->")
 _EXAMPLE = ("vagram", "mle", "mle_raw", "mse_normalized", "sac")
 """The losses of the README's example, in the order of its table."""
 
+_DISTRACTED = {
+    "large, distracted": "15 of the paper's kind",
+    "small, distracted": "15 of the paper's kind, layers of 16",
+}
 _CONDITIONS = {
     "full": "layers of 64",
     "small": "layers of 8",
@@ -133,10 +137,10 @@ def _answer() -> str:
     fresh = load("confirmation").compare("vagram")
     pendulum = outcomes(load("confirmation"))
     cartpole = outcomes(load("cartpole_confirmation"))
-    distracted, undistracted = (clauses(outcomes(hopper(n))) for n in (15, 0))
-    on_hopper = f"{distracted} with distracting dimensions and {undistracted} without"
-    if distracted == undistracted:
-        on_hopper = f"{distracted}, with and without distracting dimensions"
+    on_hopper = {
+        name: clauses(outcomes(study, **labels))
+        for name, (study, labels) in hopper().items()
+    }
     ablation = load("ablation").at()
     constant = ablation["constant_weights"]
     weights = {
@@ -151,10 +155,25 @@ def _answer() -> str:
         f"{rounded(fresh.method_interval.value)}, that of the strongest baseline, "
         f"{_spoken(fresh.baseline)}, is {rounded(fresh.baseline_interval.value)}. On "
         f"cartpole VaGraM {clauses(cartpole)}. On Hopper, after {_hopper_steps():,} "
-        f"steps, it {on_hopper}. On the pendulum one constant weight per dimension "
-        f"{weights}."
+        f"steps, it {_hopper_clauses(on_hopper)}. On the pendulum one constant weight "
+        f"per dimension {weights}."
     )
     return f"# Findings\n\n{answer}"
+
+
+def _hopper_clauses(by_setting: Mapping[str, str]) -> str:
+    """The outcomes on Hopper; settings with the same outcome share a clause."""
+    names = {
+        "large": "with a large model",
+        "small": "with a small model",
+        "large, distracted": "with a large model and distracting dimensions",
+        "small, distracted": "with a small model and distracting dimensions",
+    }
+    groups: dict[str, list[str]] = {}
+    for setting, outcome in by_setting.items():
+        groups.setdefault(outcome, []).append(names[setting])
+    parts = [f"{outcome} {listed(where, 'and')}" for outcome, where in groups.items()]
+    return "; it ".join(parts)
 
 
 def _grid() -> str:
@@ -194,8 +213,8 @@ def _limits() -> str:
   are no proof of equality. No correction is made for the number of comparisons.
 - The setting of the pendulum and that of cartpole were found by a search for a setting
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
-- MuJoCo tasks are shortened to at most {_hopper_steps():,} steps with small networks:
-  the start of a learning curve. The paper's settings (`--preset=full`) were not run.
+- Hopper is trained for {_hopper_steps():,} steps, the other MuJoCo tasks for fewer,
+  with small networks. The paper's settings (`--preset=full`) were not run.
 {_plain_agent()}
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline: of those in `baselines` the best is `{best}`.
@@ -211,7 +230,11 @@ folder in [results/studies](../results/studies) has every seed and the figures."
 def _width() -> str:
     capacity, cartpole = load("capacity"), load("cartpole_capacity")
     pendulum, fresh = load("confirmation"), load("cartpole_confirmation")
-    small, suite = load("hopper_capacity"), load("mujoco_suite")
+    suite, long = load("mujoco_suite"), hopper()
+    old = ("Hopper, layers of 8", load("hopper_capacity"), {"hidden": "small"})
+    hopper_small = (
+        [("Hopper, layers of 16", *long["small"])] if "small" in long else [old]
+    )
     ant = suite.compare("vagram", MLE, task="ant").outcome
     check(ant == UNDECIDED, "on Ant VaGraM is not significantly better than MLE")
     rows = [
@@ -221,8 +244,8 @@ def _width() -> str:
         ("cartpole, layers of 16", cartpole, {"hidden": 16}),
         (f"cartpole, layers of 16, {_seeds(fresh)} fresh seeds", fresh, {}),
         ("cartpole, layers of 64", cartpole, {"hidden": 64}),
-        ("Hopper, layers of 128", hopper(0), {}),
-        ("Hopper, layers of 8", small, {"hidden": "small"}),
+        ("Hopper, layers of 128", *long["large"]),
+        *hopper_small,
         *((f"{SUITE[x]}, layers of 128", suite, {"task": x}) for x in SUITE),
     ]
     return f"""## The width of the model
@@ -243,7 +266,11 @@ def _distraction() -> str:
         ("pendulum, 15 of ten times the scale", scale, {"scale": 10}),
         ("cartpole, none", cartpole, {"distractors": 0}),
         ("cartpole, 5", cartpole, {"distractors": 5}),
-        ("Hopper, 15 of the paper's kind", hopper(15), {}),
+        *(
+            (f"Hopper, {_DISTRACTED[name]}", study, labels)
+            for name, (study, labels) in hopper().items()
+            if name in _DISTRACTED
+        ),
     ]
     return f"""## Distracting dimensions
 
@@ -381,8 +408,8 @@ def _plain_agent() -> str:
 
 
 def _hopper_steps() -> int:
-    """The steps of the runs of `claims.hopper`."""
-    [steps] = {run["total_steps"] for _, run in hopper_agent.labeled("quick")}
+    """The steps of the runs of the study `hopper`."""
+    [steps] = {run["total_steps"] for _, run in hopper_study.labeled("long")}
     return int(steps)
 
 

@@ -10,7 +10,7 @@ from command_cases import call
 from session_cases import programs_once
 
 from vagram_jax.cli import compare, flags, train
-from vagram_jax.run import devices, loop, session
+from vagram_jax.run import devices, loop, memory, session
 from vagram_jax.storage import checkpoint, files, lock, results
 
 __all__ = ["call", "programs_once"]
@@ -314,10 +314,14 @@ def test_status_6_means_a_lack_of_memory_and_the_run_can_be_resumed(
     args, run = [f"--results={tmp_path}"], tmp_path / "Spring" / "vagram"
     with monkeypatch.context() as patch:
         patch.setattr(devices, "memory_limit", lambda: 1.0)
-        patch.setattr(loop, "check_size", lambda *_, **__: None)  # the states alone fit
+        patch.setattr(
+            memory, "check_states", lambda *_, **__: None
+        )  # the states alone fit
         status, out, err = call(train, *args)
     assert status == flags.STATUS_MEMORY == 6
-    assert out == "vagram: compiling and warming up 2 seeds\n"
+    first, second = out.splitlines()
+    assert first == "vagram: compiling and warming up 2 seeds"
+    assert second.startswith("vagram: step 8 of ")
     assert err.startswith("2 seeds need 0.0")
     assert err.endswith("0 seeds fit; make buffers or networks smaller\n")
     assert not (run / "metrics.csv").exists()

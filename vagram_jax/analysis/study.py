@@ -258,7 +258,8 @@ class Study:
         rows = []
         for setting, by_name in self.settings.items():
             for name, result in by_name.items():
-                row = dict(setting) | {self.design.contrast: name}
+                contrast = self.design.contrast  # its values may be numbers
+                row = dict(setting) | {contrast: result.labels[contrast]}
                 row |= _cells(("iqm", "low", "high"), result.interval)
                 row |= {"seeds": len(result.seeds)}
                 row |= {"diverged": int(result.diverged.sum())}

@@ -34,6 +34,13 @@ _SHARES = {"0.05": "5%, as in MBPO", "0.5": "half, the default", "0.9": "90%"}
 _LOSSES = {"vagram": "VaGraM", "mle": "MLE", "sac": "plain SAC"}
 _PUBLISHED = {"mbpo": "MBPO", "sac": "SAC"}
 _STEPS = (25_000, 50_000, 60_000)
+_ERRORS = {
+    "state": "state, in standard deviations of its change",
+    "reward": "reward, in standard deviations",
+    "value": "value of the next state, in standard deviations",
+    "missed": "terminations that the model misses",
+    "false_alarms": "other steps that it ends",
+}
 _STANDING = (900.0, 1100.0)
 """Final returns of a Hopper that stands still for the 1,000 steps of an episode."""
 
@@ -52,7 +59,7 @@ def text() -> str:
     standing = _num_standing(results)
     undistracted = {x: load("hopper_agent_undistracted").at(loss=x) for x in _LOSSES}
     seeds = len(undistracted["vagram"]["chosen"].seeds)
-    sections = "\n\n".join(x() for x in (_shares, _errors, _curves, _fits, _costs))
+    sections = "\n\n".join(x() for x in _SECTIONS)
     return f"""# The agent
 
 The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
@@ -148,16 +155,9 @@ def _errors() -> str:
         for loss in ("vagram", "mle")
         for share, title in shares.items()
     }
-    names = {
-        "state": "state, in standard deviations of its change",
-        "reward": "reward, in standard deviations",
-        "value": "value of the next state, in standard deviations",
-        "missed": "terminations that the model misses",
-        "false_alarms": "other steps that it ends",
-    }
     lines = [
         [title, *(_error(name, by_run[run][name]) for run in columns)]
-        for name, title in names.items()
+        for name, title in _ERRORS.items()
     ]
     missed = {loss: by_run[loss, 0.05]["missed"] for loss in ("vagram", "mle")}
     check(missed["vagram"] > 0.25 > 0.05 > missed["mle"], "only VaGraM misses many")
@@ -220,6 +220,35 @@ def _interval_at(rows: Sequence[Mapping[str, Any]], loss: str, step: int) -> str
     values = np.array([r["return"] for r in own if r["env_steps"] == nearest], float)
     seeds = np.arange(len(values))
     return cell(Result({}, seeds, values, np.zeros(len(values), bool)))
+
+
+def _width() -> str:
+    """The section on the width at which MLE begins to suffer."""
+    study = load("hopper_width")
+    results = study.at()
+    widths = sorted(results, key=int, reverse=True)
+    large = results[widths[0]]
+    worse = [x for x in widths if study.outcome(results[x], large) == WORSE]
+    which = f"with {' and '.join(worse)}" if worse else "with none of the others"
+    about = paragraph(
+        "Final return of MLE with two layers in the model, on the task and the seeds "
+        "of `hopper_real_fraction` (`vagram study hopper_width --preset=long`). By the "
+        f"rule of the findings it is worse than with {widths[0]} units {which}."
+    )
+    rows = [["final return", *(cell(results[width]) for width in widths)]]
+    errors = files.read_rows(STUDIES / "hopper_width" / "errors.csv")
+    by_width = {str(row["hidden"]): row for row in errors}
+    for name, title in _ERRORS.items():
+        cells = [_error(name, by_width[width][name]) for width in widths]
+        rows.append([title, *cells])
+    states = [by_width[width]["state"] for width in widths[:2]]
+    check(states[1] > 2 * states[0], "the error grows from 16 units down")
+    return f"""## How small a model can be
+
+{about}
+But the errors of the model, as above, grow from {widths[1]} units down.
+
+{table(["", *(f"{width} units" for width in widths)], rows)}"""
 
 
 def _fits() -> str:
@@ -291,3 +320,7 @@ def _num_standing(results: Mapping[str, Mapping[str, Result]]) -> tuple[int, int
     finals = np.concatenate([x.values for by in results.values() for x in by.values()])
     low, high = _STANDING
     return int(np.sum((finals >= low) & (finals <= high))), len(finals)
+
+
+_SECTIONS = (_shares, _errors, _width, _curves, _fits, _costs)
+"""The sections after those on the agent's options."""

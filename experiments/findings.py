@@ -410,10 +410,12 @@ def _lengths() -> str:
     """The point on MuJoCo's tasks: their lengths, and what has no results yet."""
     missing = {"large", "small"} - {name.split(",")[0] for name in hopper()}
     text = paragraph(
-        f"- Hopper is trained for {_hopper_steps():,} steps, the other MuJoCo tasks for "
+        f"- Hopper is trained for {_hopper_steps():,} steps, other MuJoCo tasks for "
         "fewer, with small networks. "
-        + "".join(f"Hopper's {name} models are still to come. " for name in missing)
-        + "The paper's settings (`--preset=full`) were not run."
+        + "".join(
+            f"{name.capitalize()} models on Hopper are to come. " for name in missing
+        )
+        + "The paper's settings were not run."
     )
     return text.replace("\n", "\n  ")
 

@@ -229,11 +229,11 @@ def _width() -> str:
     widths = sorted(results, key=int, reverse=True)
     large = results[widths[0]]
     worse = [x for x in widths if study.outcome(results[x], large) == WORSE]
-    which = f"with {' and '.join(worse)}" if worse else "with none of the others"
+    which = f"worse with {' and '.join(worse)}" if worse else "no worse with fewer"
     about = paragraph(
         "Final return of MLE with two layers in the model, on the task and the seeds "
         "of `hopper_real_fraction` (`vagram study hopper_width --preset=long`). By the "
-        f"rule of the findings it is worse than with {widths[0]} units {which}."
+        f"rule of the findings it is {which} than with {widths[0]} units."
     )
     rows = [["final return", *(cell(results[width]) for width in widths)]]
     errors = files.read_rows(STUDIES / "hopper_width" / "errors.csv")
@@ -246,7 +246,7 @@ def _width() -> str:
     return f"""## How small a model can be
 
 {about}
-But the errors of the model, as above, grow from {widths[1]} units down.
+But the errors of the model, defined as above, grow from {widths[1]} units down.
 
 {table(["", *(f"{width} units" for width in widths)], rows)}"""
 

@@ -164,15 +164,15 @@ def _answer() -> str:
 def _hopper_clauses(by_setting: Mapping[str, str]) -> str:
     """The outcomes on Hopper; settings with the same outcome share a clause."""
     names = {
-        "large": "with a large model",
-        "small": "with a small model",
-        "large, distracted": "with a large model and distracting dimensions",
-        "small, distracted": "with a small model and distracting dimensions",
+        "large": "large model",
+        "small": "small model",
+        "large, distracted": "large model with distracting dimensions",
+        "small, distracted": "small model with distracting dimensions",
     }
     groups: dict[str, list[str]] = {}
     for setting, outcome in by_setting.items():
         groups.setdefault(outcome, []).append(names[setting])
-    parts = [f"{outcome} {listed(where, 'and')}" for outcome, where in groups.items()]
+    parts = [f"{outcome} ({'; '.join(where)})" for outcome, where in groups.items()]
     return "; it ".join(parts)
 
 
@@ -223,7 +223,7 @@ def _limits() -> str:
 `vagram` is the paper's loss, on the two small tasks with weights of mean one. *Mixed*
 VaGraM (`vagram_mixed`) adds a fifth of MSE on normalized targets. A diverged seed
 counts with the lowest return of its study. `vagram study NAME` reproduces a study; its
-folder in [results/studies](../results/studies) has every seed and the figures."""
+folder in [results/studies](../results/studies) has every seed."""
 
 
 def _width() -> str:
@@ -413,7 +413,8 @@ def _lengths() -> str:
         f"- Hopper is trained for {_hopper_steps():,} steps, other MuJoCo tasks for "
         "fewer, with small networks. "
         + "".join(
-            f"{name.capitalize()} models on Hopper are to come. " for name in missing
+            f"{name.capitalize()} models on Hopper have no results yet. "
+            for name in missing
         )
         + "The paper's settings were not run."
     )

@@ -1,9 +1,9 @@
 """Hopper: the share of real transitions in the agent's batches.
 
-MBPO's batches are 5% real. If the agent learns mostly from what a model imagines, the
-errors of the model decide what it learns; if it learns from real transitions alone, it
-has no use of the model. The study chose the share for the other studies of MuJoCo's
-tasks, and has seeds of its own.
+MBPO's batches are 5% real. If the agent learns mostly from imagined transitions, the
+errors of the model decide what it learns. If it learns from real ones alone, the model
+is of no use. This study, on seeds of its own, chose the share for the other studies of
+MuJoCo's tasks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def labeled(preset: str) -> list[loop.Labeled]:
     hopper = tasks.mujoco("hopper", preset) | length | {"first_seed": "0"}
     task = {"task": {"hopper": hopper}}
     shares = {share: {"real_fraction": share} for share in _SHARES}
-    no_model = {"all": loop.losses("sac")["sac"]}  # serves for both losses
+    no_model = {"all": loop.losses("sac")["sac"]}  # compared with both losses
     return [
         *loop.product(task | {"real": shares, "loss": loop.losses("vagram", "mle")}),
         *loop.product(task | {"real": no_model}),

@@ -53,10 +53,10 @@ def test_errors_are_means_over_seeds_and_the_second_half_without_what_is_not_a_n
         row |= {"new_value": 99.0 if early else 0.5, "new_missed": 0.1 * row["seed"]}
         row |= {"new_error_dim_0": 99.0} if early else {}
         row["new_missed"] = math.nan if row["seed"] == 0 else row["new_missed"]
-    found = training.errors(one)
-    assert [found[name] for name in ("state", "value")] == [6.0, 0.5]
-    assert found["missed"] == pytest.approx(0.15)
-    assert math.isnan(found["reward"]) and math.isnan(found["false_alarms"])
+    errors = training.errors(one)
+    assert [errors[name] for name in ("state", "value")] == [6.0, 0.5]
+    assert errors["missed"] == pytest.approx(0.15)
+    assert math.isnan(errors["reward"]) and math.isnan(errors["false_alarms"])
 
 
 def test_agent_shows_each_of_its_columns():

@@ -169,5 +169,5 @@ def test_results_hold_the_studies_and_nothing_large():
     published += ("published_curves.csv",)
     roots = [RESULTS / name for name in published]
     paths = [x for root in roots for x in (root, *root.rglob("*")) if x.is_file()]
-    assert len(paths) <= 120
+    assert len(paths) <= 100
     assert sum(path.stat().st_size for path in paths) <= 4_000_000

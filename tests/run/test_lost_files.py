@@ -181,7 +181,7 @@ def test_what_was_refused_for_lack_of_memory_does_not_block_the_corrected_comman
                 [OTHER], tmp_path, cases.STUDY, options=options, report=lines.append
             )
     folder = cases.folder_of(tmp_path)
-    # The return of the warm-up is told before the programs of an epoch are compiled,
+    # The return of the warm-up is printed before the programs of an epoch are compiled,
     # but nothing of it is written that would refuse another command.
     assert lines[-1].startswith("run: step 8 of 20, return ")
     assert not (folder / "metrics.csv").exists()

@@ -370,8 +370,8 @@ def train_lanes(
       num_padded: number of lanes of the programs; None means the smallest possible.
       restored: the checkpoint to resume from; its step is yielded first, without an
         evaluation.
-      announce: takes what is yielded first before it is yielded: in between the
-        programs of an epoch are compiled, which takes longer than all that came before.
+      announce: is called with the first states and progress before they are yielded,
+        because compiling the programs of an epoch comes in between and takes long.
 
     Yields:
       As `train`.

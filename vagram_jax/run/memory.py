@@ -1,4 +1,4 @@
-"""Refuses what memory can't hold, before anything large is computed.
+"""Refuses runs that don't fit in memory, before anything large is computed.
 
 The states of all seeds are measured without compiling, and the programs of an epoch as
 soon as they are compiled.

@@ -52,7 +52,7 @@ class Recorder:
             yield
 
     def announce(self, state: MBPOState, progress: Progress) -> None:
-        """Prints what there is to say of the warm-up; `append` writes its rows."""
+        """Prints warnings and progress after the warm-up; `append` writes its rows."""
         self._announced = progress.env_steps
         for line in chunks.unbounded(state, self._chunk):
             self._report(line)

@@ -300,7 +300,7 @@ def _costs() -> str:
     return f"""## What the options cost
 
 The time of an update, a fit step and rollouts with an option, relative to the time
-without it, on one core (`vagram benchmark --suite=options`). Differences below 0.05 are
+without it, on one core (`vagram benchmark --suite=options`). Differences below 0.1 are
 noise.
 
 {table(["what is measured", "option", "time"], rows)}"""

@@ -116,7 +116,7 @@ def main(env_config, algorithm, run) -> int:
         measured = suites[suite]()
         figures |= measured
         for name, value in measured.items():
-            print(f"{name:<48}{value:12.3f}", flush=True)
+            print(f"{name:<56}{value:12.3f}", flush=True)
     if JSON.value:
         files.write_json(JSON.value, figures)
     return 0
@@ -135,20 +135,29 @@ def _peers() -> dict[str, float]:
 def _updates() -> dict[str, float]:
     """The speed of a SAC update and of a fit step, relative to a matrix product."""
     product, product_flops = measure.matmul()
-    update, update_flops = updates.sac_steps()
-    mse, mse_flops = updates.fit_steps("mse")
-    vagram, _ = updates.fit_steps("vagram")
-    programs = {"product": product, "sac": update, "mse": mse, "vagram": vagram}
-    seconds = measure.seconds(programs, rounds=15)
-    rate = product_flops / seconds["product"]
-    return {
-        "matrix product, Gflop/s": rate / 1e9,
-        "SAC update, ms": 1e3 * seconds["sac"] / updates.STEPS,
-        "SAC update, rate to product's": update_flops / seconds["sac"] / rate,
-        "fit step (mse), ms": 1e3 * seconds["mse"] / updates.STEPS,
-        "fit step (mse), rate to product's": mse_flops / seconds["mse"] / rate,
-        "fit step, VaGraM to MSE, time": seconds["vagram"] / seconds["mse"],
+    vagram = updates.fit_steps("vagram")
+    steps = {
+        "SAC update": updates.sac_steps(),
+        "fit step (mse)": updates.fit_steps("mse"),
     }
+    calls = {"product": product, "vagram": vagram.call}
+    for name, program in steps.items():
+        calls |= {name: program.call, f"{name}, products": program.products}
+    seconds = measure.seconds(calls, rounds=15)
+    rate = product_flops / seconds["product"]
+    figures = {"matrix product, Gflop/s": rate / 1e9}
+    for name, program in steps.items():
+        one = seconds[name] / updates.STEPS
+        alone = seconds[f"{name}, products"]
+        flops = program.flops / updates.STEPS
+        figures |= {
+            f"{name}, ms": 1e3 * one,
+            f"{name}, rate to product's": flops / one / rate,
+            f"{name}, its products alone, rate to product's": flops / alone / rate,
+            f"{name} to its products alone, time": one / alone,
+        }
+    ratio = seconds["vagram"] / seconds["fit step (mse)"]
+    return figures | {"fit step, VaGraM to MSE, time": ratio}
 
 
 def _options() -> dict[str, float]:
@@ -158,12 +167,12 @@ def _options() -> dict[str, float]:
         (
             "SAC update",
             _AGENT_OPTIONS,
-            lambda o: updates.sac_steps(updates.SAC.replace(**o))[0],
+            lambda o: updates.sac_steps(updates.SAC.replace(**o)).call,
         ),
         (
             "fit step (mse)",
             _MODEL_OPTIONS,
-            lambda o: updates.fit_steps("mse", updates.DYNAMICS.replace(**o))[0],
+            lambda o: updates.fit_steps("mse", updates.DYNAMICS.replace(**o)).call,
         ),
         ("rollouts", _ROLLOUT_OPTIONS, _rollouts),
     ):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def seconds(
@@ -54,7 +55,40 @@ def matmul_flops(function: Callable, *args: Any) -> float:
       function: any function that `jax.make_jaxpr` accepts, without `while` loops.
       *args: its arguments, or their shapes.
     """
-    return _flops(jax.make_jaxpr(function)(*args).jaxpr)
+    closed = jax.make_jaxpr(function)(*args)
+    found = _products(closed.jaxpr)
+    return float(sum(repeats * _flops(product) for product, repeats in found))
+
+
+def products_alone(function: Callable, *args: Any) -> Callable[[], Any]:
+    """Returns a program of the matrix products in a function, and of nothing else.
+
+    Each product of the code is computed once, also where a loop repeats it. A program
+    can't be faster than its products, which at their sizes don't reach the rate of a
+    large product.
+
+    Args:
+      function: any function that `jax.make_jaxpr` accepts.
+      *args: its arguments, or their shapes.
+    """
+    closed = jax.make_jaxpr(function)(*args)
+    found = [each for each, _ in _products(closed.jaxpr)]
+    draw = np.random.default_rng(0).standard_normal
+    # Each product has matrices of its own: equal products would be computed once.
+    pairs = [
+        [jnp.asarray(draw(x.aval.shape), x.aval.dtype) for x in each.invars]
+        for each in found
+    ]
+    numbers = [each.params["dimension_numbers"] for each in found]
+
+    @jax.jit
+    def program(pairs):
+        return [
+            jax.lax.dot_general(*pair, dimensions)
+            for pair, dimensions in zip(pairs, numbers, strict=True)
+        ]
+
+    return lambda: program(pairs)
 
 
 def compiled(function: Callable, *args: Any) -> tuple[Any, float]:
@@ -72,22 +106,21 @@ def _timed(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - began) / repeats
 
 
-def _flops(jaxpr: Any) -> float:
-    total = 0.0
+def _products(jaxpr: Any, repeats: int = 1) -> Iterator[tuple[Any, int]]:
+    """Yields each matrix product, and how often the loops around it repeat it."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            inner = math.prod(left[axis] for axis in contracted)
-            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
-        repeats = equation.params.get("length", 1) if _is_scan(equation) else 1
+            yield equation, repeats
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else [value]:
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    total += repeats * _flops(inner)
-    return total
+                    yield from _products(inner, repeats * length)
 
 
-def _is_scan(equation: Any) -> bool:
-    return equation.primitive.name == "scan"
+def _flops(product: Any) -> float:
+    (contracted, _), _ = product.params["dimension_numbers"]
+    left = product.invars[0].aval.shape
+    inner = math.prod(left[axis] for axis in contracted)
+    return 2.0 * inner * math.prod(product.outvars[0].aval.shape)

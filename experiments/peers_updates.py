@@ -34,18 +34,21 @@ def figures(rounds: int = 15) -> dict[str, float]:
     import stable_baselines3
 
     product, product_flops = measure.matmul()
-    agent, agent_flops = updates.sac_steps(sizes=updates.HOPPER)
-    ensemble, ensemble_flops = updates.fit_steps("mse", sizes=updates.HOPPER)
+    agent = updates.sac_steps(sizes=updates.HOPPER)
+    ensemble = updates.fit_steps("mse", sizes=updates.HOPPER)
     kinds: dict[str, tuple[float, _Calls]] = {
         "SAC update": (
-            agent_flops,
+            agent.flops,
             {
-                OURS: agent,
+                OURS: agent.call,
                 "SBX": stable_baselines(sbx),
                 "Stable-Baselines3": stable_baselines(stable_baselines3),
             },
         ),
-        "fit step": (ensemble_flops, {OURS: ensemble, "PyTorch": torch_ensemble()}),
+        "fit step": (
+            ensemble.flops,
+            {OURS: ensemble.call, "PyTorch": torch_ensemble()},
+        ),
     }
     calls: dict[Any, Callable[[], Any]] = {"product": product}
     for what, (_, sides) in kinds.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +38,24 @@ HOPPER = {"obs_dim": 11, "action_dim": 3}
 """The sizes of Hopper."""
 
 
+class Steps(NamedTuple):
+    """A program of `STEPS` updates or fit steps.
+
+    Attributes:
+      call: runs the program.
+      products: runs the matrix products of one step, and nothing else.
+      flops: floating-point operations of the matrix products of all steps.
+    """
+
+    call: Callable[[], Any]
+    products: Callable[[], Any]
+    flops: float
+
+
 def sac_steps(
     config: sac.SACConfig = SAC, sizes: dict[str, int] = HALFCHEETAH
-) -> tuple[Callable[[], Any], float]:
-    """Returns a program of `STEPS` updates, and its floating-point operations."""
+) -> Steps:
+    """Returns a program of SAC updates."""
     state = sac.init(jax.random.key(0), **sizes, config=config)
     batches = transitions((STEPS, BATCH), sizes)
     keys = jax.random.split(jax.random.key(1), STEPS)
@@ -53,15 +67,13 @@ def sac_steps(
             (keys, batches),
         )
 
-    program = jax.jit(steps)
-    flops = measure.matmul_flops(steps, state, keys, batches)
-    return lambda: program(state, keys, batches), flops
+    return _steps(steps, state, keys, batches)
 
 
 def fit_steps(
     name: str, model: DynamicsConfig = DYNAMICS, sizes: dict[str, int] = HALFCHEETAH
-) -> tuple[Callable[[], Any], float]:
-    """Returns a program of `STEPS` fit steps, and its floating-point operations.
+) -> Steps:
+    """Returns a program of fit steps.
 
     The weights of the loss are prepared, as in training.
     """
@@ -84,9 +96,7 @@ def fit_steps(
             config=config,
         )
 
-    program = jax.jit(partial(jax.lax.scan, step))
-    flops = measure.matmul_flops(partial(jax.lax.scan, step), state, rows)
-    return lambda: program(state, rows), flops
+    return _steps(partial(jax.lax.scan, step), state, rows)
 
 
 def transitions(
@@ -102,4 +112,13 @@ def transitions(
         next_obs=jnp.asarray(draw(obs_shape), jnp.float32),
         terminated=jnp.zeros(shape, bool),
         truncated=jnp.zeros(shape, bool),
+    )
+
+
+def _steps(function: Callable, *args: Any) -> Steps:
+    program = jax.jit(function)
+    return Steps(
+        call=lambda: program(*args),
+        products=measure.products_alone(function, *args),
+        flops=measure.matmul_flops(function, *args),
     )

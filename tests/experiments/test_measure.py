@@ -93,6 +93,30 @@ def test_matmul_flops_of_a_scan_in_a_scan():
     assert count(outer, LEFT) == 12 * 2 * A * B * B
 
 
+def test_products_alone_computes_each_product_of_a_function_once():
+    def step(x, _):
+        return jnp.tanh(x @ jnp.ones((B, B))) + 1.0, None
+
+    def function(x):
+        return jax.lax.scan(step, x, length=D)[0] @ jnp.ones((B, C))
+
+    call = measure.products_alone(function, LEFT)
+    assert [product.shape for product in call()] == [(A, B), (A, C)]
+
+
+def test_products_alone_has_the_products_of_a_gradient():
+    gradient = jax.grad(_tanh_sum, argnums=(0, 1))
+    call = measure.products_alone(gradient, LEFT, RIGHT)
+    shapes = sorted(sorted(product.shape) for product in call())
+    assert shapes == [[A, B], [A, C], [B, C]]
+
+
+def test_products_alone_computes_equal_products_apart():
+    call = measure.products_alone(lambda a, b: (a @ b, a @ b + 1.0), LEFT, RIGHT)
+    first, second = call()
+    assert not jnp.allclose(first, second)
+
+
 def test_matmul_returns_a_product_and_its_operations():
     call, flops = measure.matmul(8)
     assert call().shape == (8, 8)

@@ -112,24 +112,55 @@ def test_fit_ignores_improvements_below_min_improvement():
 
 
 @pytest.mark.parametrize("bootstrap", [True, False])
-def test_fit_passes_once_over_the_rows_of_each_member(bootstrap):
-    # Steps too small to move: the mean over an epoch is that over the rows.
-    config = THREE_EPOCHS.replace(bootstrap=bootstrap, learning_rate=1e-30)
+def test_fit_draws_the_rows_of_each_member_alike(bootstrap):
+    # Steps too small to move: the mean over an epoch estimates that over the rows.
+    config = CONFIG.replace(bootstrap=bootstrap, learning_rate=1e-30, batch_size=4096)
     state, data = fit_cases.make_state(), fit_cases.make_data()
     new, metrics = fit_cases.run(state, data, config)
     _, rows = fit_cases.split(data, bootstrap=bootstrap)
     for index in range(MEMBERS):
         network = fit_cases.member(state.params.network, index)
         errors = fit_cases.squared_errors(network, new.params, data, rows[index])
-        np.testing.assert_allclose(
-            metrics["model/train_loss"][index], errors.mean(), rtol=CLOSE
-        )
+        deviation = errors.std() / np.sqrt(config.batch_size)
+        mean = metrics["model/train_loss"][index]
+        assert abs(mean - errors.mean()) < 4.0 * deviation
 
 
-def test_fit_wraps_the_last_minibatch_around():
-    data = fit_cases.make_data(size=30)  # 23 to train on: two minibatches of 16
+def test_fit_draws_other_rows_for_each_minibatch():
+    state, data = fit_cases.make_state(), fit_cases.make_data()
+    config = CONFIG.replace(learning_rate=1e-30)
+    means = []
+    for max_steps in (1, 2, 4):  # the last is the first of the second epoch
+        _, metrics = fit_cases.run(state, data, config.replace(max_steps=max_steps))
+        means.append(metrics["model/train_loss"][0])
+    first, second = means[0], 2.0 * means[1] - means[0]
+    assert len({round(float(x), 4) for x in (first, second, means[2])}) == 3
+
+
+@pytest.mark.parametrize("size", [2, 30, 64])
+def test_fit_takes_steps_for_as_many_rows_as_it_trains_on(size):
+    data = fit_cases.make_data(size=size)
+    held, rows = fit_cases.split(data)
+    assert len(held) + rows.shape[1] == size
     new, metrics = fit_cases.run(data=data, config=THREE_EPOCHS)
-    assert adam_steps(new) == 2 * metrics["model/epochs"]
+    steps = -(-rows.shape[1] // THREE_EPOCHS.batch_size)
+    assert adam_steps(new) == steps * metrics["model/epochs"]
+
+
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_fit_scores_in_chunks_of_any_size(monkeypatch, chunk):
+    monkeypatch.setattr(fit, "_SCORE_ROWS", chunk)
+    state, data = fit_cases.make_state(), fit_cases.make_data()
+    # A new function, because the program of another chunk may have been kept.
+    program = jax.jit(lambda *args: fit_cases.run_fit(*args, losses.get("mse")))
+    new, metrics = program(jax.random.key(0), state, data, CONFIG)
+    held, _ = fit_cases.split(data)
+    for index in range(MEMBERS):
+        network = fit_cases.member(new.params.network, index)
+        errors = fit_cases.squared_errors(network, new.params, data, held)
+        np.testing.assert_allclose(
+            metrics["model/holdout_loss"][index], errors.mean(), rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("bootstrap", [True, False])

@@ -26,6 +26,9 @@ _Objective = Callable[[Params, tuple], jax.Array]
 # Hold-out rows that the diagnostics use: attention needs second derivatives.
 _DIAGNOSTIC_ROWS = 256
 
+# Hold-out rows that are scored at a time: a small buffer has few of them.
+_SCORE_ROWS = 250
+
 
 @struct.dataclass(kw_only=True)
 class FitConfig:
@@ -294,7 +297,8 @@ def _split(key, data: ReplayState, prepared, num_members: int, config: FitConfig
     capacity, size = data.capacity, data.size
     # The order depends on the row numbers alone. A network that continues from an
     # earlier fit has then never trained on a held-out row, but for a few at the border.
-    order = _shuffled(jax.random.key(0), capacity, size)
+    rank = jax.random.uniform(jax.random.key(0), (capacity,))
+    order = jnp.argsort(jnp.where(jnp.arange(capacity) < size, rank, jnp.inf))
     if config.holdout == 0.0:
         max_score = min(config.max_holdout, capacity)
         num_score, num_held = jnp.minimum(size, max_score), 0
@@ -315,14 +319,6 @@ def _split(key, data: ReplayState, prepared, num_members: int, config: FitConfig
     return _Data(
         data.data, prepared, train_rows, num_train, order[:max_score], num_score
     )
-
-
-def _shuffled(key, capacity: int, count) -> jax.Array:
-    """Returns a permutation of `arange(capacity)` with those below `count` in front."""
-    rank = jnp.where(
-        jnp.arange(capacity) < count, jax.random.uniform(key, (capacity,)), jnp.inf
-    )
-    return jnp.argsort(rank)
 
 
 def _start(problem: _Problem, network, opt_state) -> _Progress:
@@ -349,7 +345,7 @@ def _continues(carry: _Progress, config: FitConfig) -> jax.Array:
 
 
 def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Progress:
-    """Trains on all training rows once, and updates the hold-out scores."""
+    """Draws as many rows as there are to train on, and updates the hold-out scores."""
     num_batches = -(-problem.data.num_train // config.batch_size)
     if config.max_steps is not None:
         num_batches = jnp.minimum(num_batches, config.max_steps - carry.steps)
@@ -378,14 +374,19 @@ def _epoch(key, carry: _Progress, problem: _Problem, config: FitConfig) -> _Prog
 
 
 def _pass(key, carry: _Progress, problem: _Problem, num_batches, config: FitConfig):
-    """Takes minibatch steps over the training rows; the last minibatch wraps around."""
+    """Takes steps on minibatches that are drawn with replacement.
+
+    A permutation would sort the whole buffer in each epoch, which on a CPU takes longer
+    than the steps of a small model.
+    """
     data = problem.data
-    order = _shuffled(key, data.train_rows.shape[1], data.num_train)
 
     def step(i, inner):
         network, opt_state, total = inner
-        positions = i * config.batch_size + jnp.arange(config.batch_size)
-        rows = data.train_rows[:, order[positions % data.num_train]]  # [E, B]
+        drawn = jax.random.randint(
+            jax.random.fold_in(key, i), (config.batch_size,), 0, data.num_train
+        )
+        rows = data.train_rows[:, drawn]  # [E, B]
         batch = jax.tree.map(lambda x: x[rows], (data.transitions, data.prepared))
         network, opt_state, values = _descend(
             problem.objective, network, opt_state, batch, config
@@ -410,13 +411,20 @@ def _descend(objective, network, opt_state, batch_and_prepared, config: FitConfi
 
 def _scores(problem: _Problem, network: Params) -> jax.Array:
     """Returns the mean hold-out loss of each member, `[E]`."""
-    data, rows = problem.data, problem.data.score_rows
-    batch = jax.tree.map(lambda x: x[rows, None], (data.transitions, data.prepared))
-    # Each row is its own batch, so that invalid rows can be masked.
-    errors = jax.vmap(jax.vmap(problem.loss, in_axes=(None, 0)), in_axes=(0, None))(
-        network, batch
-    )  # [E, M]
-    return jnp.mean(errors, axis=1, where=jnp.arange(rows.size) < data.num_score)
+    data = problem.data
+    # Each row is its own batch, so that the rows after the last can be masked.
+    by_row = jax.vmap(problem.loss, in_axes=(None, 0))
+
+    def add(i, total):
+        positions = i * _SCORE_ROWS + jnp.arange(_SCORE_ROWS)
+        rows = data.score_rows[jnp.minimum(positions, data.num_score - 1)]
+        batch = jax.tree.map(lambda x: x[rows, None], (data.transitions, data.prepared))
+        errors = jax.vmap(by_row, in_axes=(0, None))(network, batch)  # [E, rows]
+        return total + jnp.sum(errors, axis=1, where=positions < data.num_score)
+
+    total = jnp.zeros(data.train_rows.shape[0])
+    chunks = -(-data.num_score // _SCORE_ROWS)
+    return jax.lax.fori_loop(0, chunks, add, total) / data.num_score
 
 
 def _summarize(last: _Progress) -> Metrics:

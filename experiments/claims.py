@@ -19,13 +19,11 @@ BASELINES = {"MLE": MLE, "MSE": MSE, "plain SAC": ("sac",)}
 """What VaGraM is compared with, each in its forms."""
 
 PLAIN = (
-    "baselines",
     "ablation",
     "distractor_scale",
     "cartpole_capacity",
     "cartpole_distraction",
     "cartpole_confirmation",
-    "hopper_capacity",
     "mujoco_suite",
 )
 """The studies whose results are of the plain agent."""
@@ -178,7 +176,7 @@ def _vagram_claims() -> list[Claim]:
     small = {
         "pendulum": [(capacity, {"hidden": 16})],
         "cartpole": [(cartpole, {"hidden": 16})],
-        "Hopper": [long.get("small", (load("hopper_capacity"), {"hidden": "small"}))],
+        "Hopper": [long["small"]],
     }
     distracted = {
         "pendulum": [(load("distraction"), {"distractors": 15})],

@@ -1,8 +1,7 @@
 """MuJoCo: Gymnasium's tasks without distracting dimensions, with a large model.
 
 The paper's claim: VaGraM is on par with MLE on all of them, and better on Ant. The
-quick preset leaves Hopper to `hopper_capacity`, which trains it with the same model,
-and the long preset to `hopper`.
+quick and long presets leave Hopper to `hopper`.
 """
 
 from __future__ import annotations

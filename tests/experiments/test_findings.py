@@ -89,10 +89,10 @@ def test_the_answer_follows_the_results(monkeypatch, returns, clause):
 
 def test_a_sentence_that_the_results_contradict_is_refused(monkeypatch):
     def change(result):
-        return dataclasses.replace(result, diverged=np.zeros(len(result.seeds), bool))
+        return dataclasses.replace(result, values=np.zeros(len(result.seeds)))
 
     with_results(monkeypatch, "baselines", change)
-    with pytest.raises(files.ResultsError, match="no longer show: all seeds of VAML"):
+    with pytest.raises(files.ResultsError, match="no longer show: VAML's return is"):
         findings.text()
 
 

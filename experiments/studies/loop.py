@@ -95,8 +95,8 @@ def command(
       design: how the runs are compared.
       labeled: a preset to the labels and settings of the runs.
       against: a file of published learning curves; with one, the study also has its
-        own in `curves.csv` and beside those in `curves.png`, and in `errors.csv` what
-        its models get wrong.
+        own in `curves.csv` and beside those in `curves.png`, where the task is the
+        same, and in `errors.csv` what its models get wrong.
 
     Returns:
       The function.

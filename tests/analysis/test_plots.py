@@ -100,13 +100,21 @@ def test_intervals_have_the_color_of_the_method_of_a_row():
 def test_learning_curves_end_published_curves_where_the_runs_end():
     steps = np.array([0.0, 500.0, 1000.0, 50_000.0])
     curve = published.PublishedCurve("mbpo", steps, steps / 100, steps / 1000, 5)
-    runs, other = [make_run("mle")], curve._replace(algorithm="other")
+    runs, other = [make_run("mle", distractors=0)], curve._replace(algorithm="other")
     against = {"toy": [curve], "elsewhere": [other]}
     (axes,) = plots.learning_curves(runs, against=against, resamples=20).axes
     line = line_of(axes, "mbpo, published: 5 seeds on v4, mean and std")
     np.testing.assert_array_equal(line.get_xdata(), steps[:3])
     np.testing.assert_array_equal(line.get_ydata(), [0.0, 5.0, 10.0])
     assert "other" not in texts(axes)
+
+
+def test_learning_curves_show_published_curves_only_without_distractors():
+    curve = published.PublishedCurve("mbpo", *np.array([[0.0, 9.0]] * 3), 5)
+    for count in (0, 3):
+        runs = [make_run("mle", distractors=count)]
+        figure = plots.learning_curves(runs, against={"toy": [curve]}, resamples=20)
+        assert ("published" in texts(figure.axes[0])) == (count == 0)
 
 
 def test_attention_shows_shares_and_errors_of_the_last_quarter_of_fits():

@@ -43,7 +43,8 @@ def learning_curves(
       runs: each with at least one evaluation.
       path: of the PNG; None writes none.
       against: published curves of each environment, as from `published.load`, which are
-        drawn in gray as far as the runs go; None draws none.
+        drawn in gray as far as the runs go, beside runs without distracting dimensions;
+        None draws none.
       resamples: number of bootstrap resamples at each step.
 
     Raises:
@@ -71,8 +72,9 @@ def learning_curves(
             curve = summary.curves(run.metrics, floor=floor, resamples=resamples)
             own = finals[run.name], styles[run.name]
             _draw_curve(axes, names[run.name], curve, *own)
-        published = (against or {}).get(env.lower(), [])
-        _draw_published(axes, published, max(axes.get_xlim()[1], 1.0))
+        if not any(run.config.get("distractors") for run in members):
+            published = (against or {}).get(env.lower(), [])
+            _draw_published(axes, published, max(axes.get_xlim()[1], 1.0))
         figures.set_labels(axes, title, "environment steps", "return")
         figures.use_engineering_ticks(axes)
         if columns == 1:

@@ -116,7 +116,7 @@ def readme_block() -> str:
     about = paragraph(
         "Final return on the pendulum with 15 distracting dimensions: interquartile "
         f"mean over {seeds} seeds with 95% interval (`vagram study example`, on one "
-        f"core; the figure above is of two cores, which round differently). "
+        "core; the figure above shows the same runs). "
         f"{_example_verdict()}"
     )
     return f"{returns}\n\n{about}\n"

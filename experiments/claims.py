@@ -21,7 +21,6 @@ BASELINES = {"MLE": MLE, "MSE": MSE, "plain SAC": ("sac",)}
 PLAIN = (
     "ablation",
     "distractor_scale",
-    "cartpole_distraction",
     "cartpole_confirmation",
     "mujoco_suite",
 )

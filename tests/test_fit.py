@@ -21,6 +21,16 @@ def adam_steps(state):
     return int(optax.tree_utils.tree_get(state.opt_state, "count"))
 
 
+def assert_scores(metrics, params, data, rtol=CLOSE):
+    """The scores are the errors of these parameters on the held-out rows."""
+    held, _ = fit_cases.split(data)
+    for index in range(MEMBERS):
+        network = fit_cases.member(params.network, index)
+        errors = fit_cases.squared_errors(network, params, data, held)
+        score = metrics["model/holdout_loss"][index]
+        np.testing.assert_allclose(score, errors.mean(), rtol=rtol)
+
+
 def test_fit_finds_a_linear_system():
     config = CONFIG.replace(learning_rate=0.03, max_epochs=150, min_improvement=0.0)
     _, metrics = fit_cases.run(config=config)
@@ -59,13 +69,7 @@ def test_fit_scores_the_parameters_that_it_returns():
     config = CONFIG.replace(learning_rate=0.5)
     data = fit_cases.make_data(spread=0.5)
     new, metrics = fit_cases.run(data=data, config=config)
-    held, _ = fit_cases.split(data)
-    for index in range(MEMBERS):
-        network = fit_cases.member(new.params.network, index)
-        errors = fit_cases.squared_errors(network, new.params, data, held)
-        np.testing.assert_allclose(
-            metrics["model/holdout_loss"][index], errors.mean(), rtol=CLOSE
-        )
+    assert_scores(metrics, new.params, data)
 
 
 def test_fit_keeps_the_parameters_that_no_epoch_improved():
@@ -96,13 +100,7 @@ def test_fit_with_few_steps_scores_the_parameters_that_it_returns():
     config = CONFIG.replace(learning_rate=0.01, max_steps=4)
     state, data = fit_cases.make_state(), fit_cases.make_data()
     new, metrics = fit_cases.run(state, data, config)
-    held, _ = fit_cases.split(data)
-    for index in range(MEMBERS):
-        network = fit_cases.member(new.params.network, index)
-        errors = fit_cases.squared_errors(network, new.params, data, held)
-        np.testing.assert_allclose(
-            metrics["model/holdout_loss"][index], errors.mean(), rtol=1e-4
-        )
+    assert_scores(metrics, new.params, data, rtol=1e-4)
 
 
 def test_fit_ignores_improvements_below_min_improvement():
@@ -154,13 +152,7 @@ def test_fit_scores_in_chunks_of_any_size(monkeypatch, chunk):
     # A new function, because the program of another chunk may have been kept.
     program = jax.jit(lambda *args: fit_cases.run_fit(*args, losses.get("mse")))
     new, metrics = program(jax.random.key(0), state, data, CONFIG)
-    held, _ = fit_cases.split(data)
-    for index in range(MEMBERS):
-        network = fit_cases.member(new.params.network, index)
-        errors = fit_cases.squared_errors(network, new.params, data, held)
-        np.testing.assert_allclose(
-            metrics["model/holdout_loss"][index], errors.mean(), rtol=1e-4
-        )
+    assert_scores(metrics, new.params, data, rtol=1e-4)
 
 
 @pytest.mark.parametrize("bootstrap", [True, False])

@@ -15,7 +15,7 @@ NEXT_OBS, REWARD = OBS @ MATRIX + ACTION @ INPUT.T, OBS[:, 0] - ACTION[:, 1]
 DATA = (OBS, ACTION, REWARD, NEXT_OBS)
 SMALL = {
     "dynamics": {"hidden": (), "num_members": 2, "num_elites": 1},
-    "fit": {"max_epochs": 60, "batch_size": 32, "learning_rate": 0.02},
+    "fit": {"max_epochs": 100, "batch_size": 32, "learning_rate": 0.02},
 }
 
 
@@ -39,7 +39,7 @@ def test_a_model_learns_a_linear_task_and_predicts_rows_and_batches(options):
     one, reward_of_one = model.predict(OBS[0], ACTION[0])
     np.testing.assert_allclose(one, next_obs[0], rtol=1e-5, atol=1e-6)
     assert reward_of_one.shape == ()
-    assert 0 < model.metrics["model/epochs"] <= 60
+    assert 0 < model.metrics["model/epochs"] < 100  # it stopped by itself
     assert np.isfinite(model.metrics["model/holdout_loss"]).all()
     batch = dict(zip(("obs", "action", "reward", "next_obs"), DATA, strict=True))
     assert float(vagram_jax.mse_loss(model.params, batch)) < 0.01

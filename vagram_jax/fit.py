@@ -46,7 +46,8 @@ class FitConfig:
       patience: epochs without an improvement of any member after which a fit stops.
       min_improvement: smallest improvement that counts, relative to the member's best
         score.
-      max_epochs: maximum number of epochs.
+      max_epochs: maximum number of epochs. An epoch draws as many rows, with
+        replacement, as there are to train on.
       max_steps: maximum number of gradient steps, which keeps the cost of a fit from
         growing with the data; the last epoch is cut short. None means no limit.
     """

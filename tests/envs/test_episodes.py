@@ -143,10 +143,14 @@ def test_a_step_with_nan_is_not_valid_and_resets(nan_in):
 
 def test_a_rollout_uses_no_key_twice(key_reuse):
     # The fixture raises if it does.
-    rollout(jax.random.key(0), 3, env=counter(0), num_steps=7)
+    key = jax.random.key(0)
+    rollout(key, 3, env=counter(0), num_steps=7)
     noise = distractors.Distractors(envs.make("pendulum"), 2, "noise")
     run = functools.partial(rollout, env=noise, num_steps=7)
     jax.vmap(run)(keys(2), jnp.array([3, 4]))
+    # The rollout has used the key, so the check covers what it draws.
+    with pytest.raises(jax.errors.KeyReuseError):
+        jax.random.uniform(key)
 
 
 def test_length_prefers_the_override():

@@ -24,7 +24,7 @@ OTHER = cases.spec(config=CONFIG.replace(divergence_slack=7.0))
 
 
 class DyingSystem:
-    """Stands for the modules `os` and `shutil` in `disk`."""
+    """Replaces the modules `os` and `shutil` in `disk`."""
 
     def __init__(self, last):
         self.last, self.count, self.lock = last, 0, threading.Lock()
@@ -83,7 +83,7 @@ def copy(source, target):
 
 
 def check(tmp_path, whole, before, points, **options):
-    """Kills training at the points and checks what `--resume` makes of the rest."""
+    """Kills training at the points and checks the files after `--resume`."""
     total, refused = run_until(10**9, copy(before, tmp_path / "all"), **options), 0
     cases.assert_same_run(tmp_path / "all", whole)
     assert total > 20

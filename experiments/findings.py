@@ -213,7 +213,7 @@ def _limits() -> str:
   are no proof of equality. No correction is made for the number of comparisons.
 - The setting of the pendulum and that of cartpole were found by a search for a setting
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
-{_lengths()}
+- MuJoCo's tasks are trained with small networks, and not with the paper's settings.
 {_plain_agent()}
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline; in `baselines` the best is `{best}`.
@@ -415,21 +415,6 @@ def _plain_agent() -> str:
     names = listed([f"`{name}`" for name in PLAIN], "and")
     text = f"- The plain agent ([why another](agent.md)) trains {names}."
     return paragraph(text).replace("\n", "\n  ")
-
-
-def _lengths() -> str:
-    """The point on MuJoCo's tasks: their lengths, and what has no results yet."""
-    missing = {"large", "small"} - {name.split(",")[0] for name in hopper()}
-    text = paragraph(
-        f"- Hopper is trained for {_hopper_steps():,} steps, other MuJoCo tasks for "
-        "fewer, with small networks. "
-        + "".join(
-            f"{name.capitalize()} models on Hopper have no results yet. "
-            for name in missing
-        )
-        + "The paper's settings were not run."
-    )
-    return text.replace("\n", "\n  ")
 
 
 def _hopper_steps() -> int:

@@ -1,4 +1,4 @@
-"""Writes docs/findings.md and its figure, docs/agent.md, and the block of README.md.
+"""Writes the pages with results: findings, agent, and parts of README.md and peers.md.
 
 All numbers come from the studies in results/. A sentence about a result is checked
 against the results: if they no longer support it, writing fails.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments import agent_page
+from experiments import agent_page, peers_page
 from experiments.claims import (
     BASELINES,
     MLE,
@@ -36,6 +36,7 @@ from experiments.pages import (
     rounded,
     significance,
     table,
+    write_block,
 )
 from experiments.studies import hopper as hopper_study
 from vagram_jax.analysis import plots, stats
@@ -44,9 +45,8 @@ from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
 from vagram_jax.storage import files
 
 ROOT = Path(__file__).parent.parent
-PAGE, FIGURE, README = Path("docs/findings.md"), Path("docs/findings.png"), "README.md"
-BLOCK = ("<!-- results -->", "<!-- /results -->")
-"""The markers in README.md around the block that `write` replaces."""
+PAGE, FIGURE = Path("docs/findings.md"), Path("docs/findings.png")
+README = Path("README.md")
 
 _EXAMPLE = ("vagram", "mle", "mle_raw", "mse_normalized", "sac")
 """The losses of the README's example, in the order of its table."""
@@ -64,7 +64,7 @@ _CONDITIONS = {
 
 
 def write() -> list[Path]:
-    """Writes the pages and the figure, and the README's block if its markers exist.
+    """Writes the pages and the figure, and what is between the markers of others.
 
     Returns:
       The paths of the files.
@@ -78,13 +78,10 @@ def write() -> list[Path]:
     for path, page in pages.items():
         files.write_text(ROOT / path, page)
     written = [*(ROOT / path for path in pages), ROOT / FIGURE]
-    readme = (ROOT / README).read_text(encoding="utf-8")
-    if all(marker in readme for marker in BLOCK):
-        before, _, rest = readme.partition(BLOCK[0])
-        after = rest.partition(BLOCK[1])[2]
-        block = f"{BLOCK[0]}\n\n{readme_block()}\n{BLOCK[1]}"
-        files.write_text(ROOT / README, before + block + after)
-        written.append(ROOT / README)
+    blocks = {README: readme_block(), peers_page.PAGE: peers_page.block()}
+    written += [
+        ROOT / path for path, block in blocks.items() if write_block(ROOT / path, block)
+    ]
     return written
 
 

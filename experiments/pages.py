@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vagram_jax.analysis.study import Result
 from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
@@ -22,6 +23,10 @@ NAMES = {
     "sac": "plain SAC",
 }
 """How the pages call a loss or method."""
+
+
+BLOCK = ("<!-- results -->", "<!-- /results -->")
+"""The markers around the part of a page that is written from the results."""
 
 
 def check(holds: bool, statement: str) -> None:
@@ -109,3 +114,25 @@ def cell(result: Result, scale: float = 1.0) -> str:
 def rounded(value: float) -> str:
     """Returns a number with two digits, or without decimals from ten on."""
     return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def write_block(path: Path, block: str) -> bool:
+    """Replaces the text between the markers of a page, and keeps the rest.
+
+    Args:
+      path: of the page.
+      block: the new text.
+
+    Returns:
+      Whether the page exists and has the markers.
+
+    Raises:
+      ResultsError: the page can't be written.
+    """
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not all(marker in page for marker in BLOCK):
+        return False
+    before, _, rest = page.partition(BLOCK[0])
+    after = rest.partition(BLOCK[1])[2]
+    files.write_text(path, f"{before}{BLOCK[0]}\n\n{block}\n{BLOCK[1]}{after}")
+    return True

@@ -115,6 +115,7 @@ def measure(
         for task, group in trained.items()
     }
     summary = {
+        "minutes": minutes,
         "speed": speed,
         "tasks": {task.name: task._asdict() for task in tasks},
         "reached": {

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import agent_page, claims, findings, pages, studies
+from experiments import agent_page, claims, findings, pages, peers_page, studies
 from vagram_jax.analysis import verdicts
 from vagram_jax.analysis.study import Design, Result, Study
 from vagram_jax.storage import files
@@ -42,25 +42,38 @@ def test_the_readme_has_the_table_of_the_main_job():
     readme = (findings.ROOT / findings.README).read_text(encoding="utf-8")
     block = findings.readme_block()
     assert "| two layers of 16 | -1" in block
-    if findings.BLOCK[0] in readme:
-        assert f"{findings.BLOCK[0]}\n\n{block}\n{findings.BLOCK[1]}" in readme
+    assert f"{pages.BLOCK[0]}\n\n{block}\n{pages.BLOCK[1]}" in readme
 
 
-def test_write_replaces_the_block_of_the_readme(tmp_path, monkeypatch):
-    (tmp_path / "docs").mkdir()
+def test_write_replaces_the_blocks_of_other_pages(tmp_path, monkeypatch):
+    (tmp_path / "docs" / "howto").mkdir(parents=True)
     monkeypatch.setattr(findings, "ROOT", tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text("Before.\n<!-- results -->\nold\n<!-- /results -->\nAfter.\n")
+    blocks = {
+        "README.md": findings.readme_block(),
+        "docs/howto/peers.md": peers_page.block(),
+    }
+    for path in blocks:
+        old = "Before.\n<!-- results -->\nold\n<!-- /results -->\nAfter.\n"
+        (tmp_path / path).write_text(old)
     assert [path.name for path in findings.write()] == [
-        "findings.md", "agent.md", "findings.png", "README.md",
+        "findings.md", "agent.md", "findings.png", "README.md", "peers.md",
     ]  # fmt: skip
-    text = readme.read_text()
-    assert findings.readme_block() in text
-    assert "old" not in text
-    assert text.startswith("Before.\n<!-- results -->\n")
-    assert text.endswith("<!-- /results -->\nAfter.\n")
+    texts = {path: (tmp_path / path).read_text() for path in blocks}
+    for path, text in texts.items():
+        assert text == (
+            f"Before.\n<!-- results -->\n\n{blocks[path]}\n<!-- /results -->\nAfter.\n"
+        )
     findings.write()
-    assert readme.read_text() == text
+    assert {path: (tmp_path / path).read_text() for path in blocks} == texts
+
+
+@pytest.mark.parametrize("page", [None, "No markers.\n"])
+def test_a_page_without_markers_stays_as_it_is(tmp_path, page):
+    path = tmp_path / "page.md"
+    if page is not None:
+        path.write_text(page)
+    assert not pages.write_block(path, "new")
+    assert (path.read_text() if path.exists() else None) == page
 
 
 def with_results(monkeypatch, name, change):

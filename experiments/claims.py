@@ -19,7 +19,6 @@ BASELINES = {"MLE": MLE, "MSE": MSE, "plain SAC": ("sac",)}
 """What VaGraM is compared with, each in its forms."""
 
 PLAIN = (
-    "ablation",
     "distractor_scale",
     "cartpole_confirmation",
     "mujoco_suite",

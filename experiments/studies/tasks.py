@@ -39,10 +39,9 @@ _SMALL = {
         "fit.learning_rate": "3e-3",
     },
 }
-_SMALL_NETWORKS = {"num_seeds": "4", "sac.hidden": "64,64", "batch_size": "64"}
 # A few thousand steps show the start of a learning curve. These studies were run with a
 # plain agent, and with batches of which little is real.
-_QUICK_MUJOCO = _SMALL_NETWORKS | {
+_QUICK_MUJOCO = {
     "total_steps": "11000",
     "replay_capacity": "11000",
     "fit.learning_rate": "1e-3",
@@ -53,9 +52,8 @@ _QUICK_MUJOCO = _SMALL_NETWORKS | {
     "sac.normalize_obs": "false",
     "imagine.clip": "false",
 }
-# Long enough to learn the tasks, with networks that two cores train in hours. Seeds
-# start at 100, because the settings were chosen on lower ones.
-_LONG_MUJOCO = _SMALL_NETWORKS | {"first_seed": "100", "eval_every": "8"}
+# Seeds start at 100, because the settings were chosen on lower ones.
+_LONG_MUJOCO = {"first_seed": "100", "eval_every": "8"}
 _LONG_STEPS = {"hopper": "60000"}
 _PRESETS = {
     "quick": {

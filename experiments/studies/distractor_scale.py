@@ -12,8 +12,7 @@ from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
 DESIGN = Design(axis="scale")
-# Likelihood and squared error on raw targets, and one loss on normalized targets.
-_LOSSES = ("vagram", "vagram_mixed", "mle_raw", "mse", "mse_normalized", "sac")
+_LOSSES = ("vagram", "vagram_mixed", "mle", "mle_raw", "mse", "mse_normalized", "sac")
 
 
 def labeled(preset: str) -> list[loop.Labeled]:

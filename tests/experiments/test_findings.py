@@ -100,6 +100,18 @@ def test_the_answer_follows_the_results(monkeypatch, returns, clause):
     assert f"VaGraM {clause} and plain SAC on fresh seeds" in answer
 
 
+def test_the_readme_follows_the_results(monkeypatch):
+    def change(result):
+        return dataclasses.replace(result, values=np.zeros(len(result.seeds)))
+
+    with_results(monkeypatch, "scale_confirmation", change)
+    block = re.sub(r"\s+", " ", findings.readme_block())
+    assert "ten times the scale it does not differ significantly from MLE, MLE" in block
+    monkeypatch.setattr(findings, "outcomes", lambda *_, **__: {"MLE": verdicts.BETTER})
+    with pytest.raises(files.ResultsError, match="on Hopper VaGraM beats no baseline"):
+        findings.readme_block()
+
+
 def test_a_sentence_that_the_results_contradict_is_refused(monkeypatch):
     def change(result):
         return dataclasses.replace(result, values=np.zeros(len(result.seeds)))

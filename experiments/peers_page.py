@@ -96,9 +96,13 @@ def _task(task: Mapping[str, Any], reached: Mapping[str, Mapping[str, Any]]) -> 
                 _number(ratio, ".2f"),
             ]
         )
+    missed = [_name(name) for name, row in reached.items() if not row["reached"]]
+    never = (
+        f" (no seed of {listed(missed, 'or')} has it in this time)" if missed else ""
+    )
     about = paragraph(
         f"Until a return of {task['target']:,g} on {task['gymnasium']}, medians of the "
-        "seeds:"
+        f"seeds{never}:"
     )
     return f"{about}\n\n{table(_COLUMNS, rows)}"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import ticker
 
 from experiments import peers_training, peers_updates
 from experiments.peers_training import METHODS, TASKS, Task
@@ -213,6 +214,9 @@ def plot(trained: Mapping[Task, Mapping[str, _Cells]], path: Path) -> None:
         for axes, x_label in zip(row, notes, strict=True):
             figures.set_labels(axes, task.gymnasium, x_label, "return")
         row[0].set_xscale("log")
+        row[0].xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
+        row[0].xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        row[0].xaxis.set_minor_locator(ticker.NullLocator())
         figures.add_legend(row[0], "median and range of the seeds")
     figures.save(figure, path)
 

@@ -34,7 +34,11 @@ _SHARES = {"0.05": "5%, as in MBPO", "0.5": "half, the default", "0.9": "90%"}
 _LOSSES = {"vagram": "VaGraM", "mle": "MLE", "sac": "plain SAC"}
 _MODEL_LOSSES = {"vagram": "VaGraM", "mle": "MLE", "mse_normalized": "MSE"}
 _PUBLISHED = {"mbpo": "MBPO, published", "sac": "SAC, published"}
-_CURVES = {"Hopper": ("hopper", (25_000, 50_000, 60_000))}
+_CURVES = {
+    "Hopper": ("hopper", (25_000, 50_000, 60_000)),
+    "Walker2d": ("mujoco_suite", (10_000, 20_000, 30_000)),
+    "HalfCheetah": ("mujoco_suite", (10_000, 20_000, 30_000)),
+}
 """Tasks to their study and the steps that are shown."""
 
 _ERRORS = {

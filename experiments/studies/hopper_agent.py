@@ -9,10 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from experiments.studies import loop, tasks
+from experiments.studies import loop
 from vagram_jax.analysis.study import Design
 
 PRESETS = ("quick",)
+_TASK = {
+    "config": "hopper:quick_distracted",
+    "total_steps": "15000",
+    "replay_capacity": "15000",
+}
+_PLAIN = {
+    "fit.learning_rate": "1e-3",
+    "fit.max_steps": "none",
+    "fit.max_epochs": "10",
+    "weights.normalize": "false",
+    "real_fraction": "0.05",
+    "sac.normalize_obs": "false",
+    "imagine.clip": "false",
+}
 _LAYER_NORM = {"sac.critic_layer_norm": "true"}
 _NORMALIZED = {"sac.normalize_obs": "true"}
 _DIRECT = {"dynamics.target": "next_obs"}
@@ -39,8 +53,7 @@ DESIGN = Design(
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """VaGraM with every agent and model, plain SAC with every agent, MLE with two."""
-    steps = {"total_steps": "15000", "replay_capacity": "15000"}
-    task = {"task": {"hopper": tasks.mujoco("hopper", preset, "distracted") | steps}}
+    task = {"task": {"hopper": _TASK | _PLAIN}}
     best = {name: (_AGENTS | _MODELS)[name] for name in _BEST}
     return [
         *loop.product(

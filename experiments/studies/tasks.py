@@ -39,19 +39,6 @@ _SMALL = {
         "fit.learning_rate": "3e-3",
     },
 }
-# A few thousand steps show the start of a learning curve. These studies were run with a
-# plain agent, and with batches of which little is real.
-_QUICK_MUJOCO = {
-    "total_steps": "11000",
-    "replay_capacity": "11000",
-    "fit.learning_rate": "1e-3",
-    "fit.max_steps": "none",
-    "fit.max_epochs": "10",
-    "weights.normalize": "false",
-    "real_fraction": "0.05",
-    "sac.normalize_obs": "false",
-    "imagine.clip": "false",
-}
 # Seeds start at 100, because the settings were chosen on lower ones.
 _LONG_MUJOCO = {"first_seed": "100", "eval_every": "8"}
 _LONG_STEPS = {"hopper": "60000"}
@@ -103,8 +90,7 @@ def mujoco(name: str, preset: str, variant: str = "") -> dict[str, str]:
 
     Args:
       name: a Gymnasium task with a config.
-      preset: "quick" for the start of a learning curve, "long" for most of it, and
-        "full" for the paper's settings.
+      preset: "long" for most of a learning curve, and "full" for the paper's settings.
       variant: "small" or "distracted" for Hopper, or empty.
 
     Returns:
@@ -114,7 +100,5 @@ def mujoco(name: str, preset: str, variant: str = "") -> dict[str, str]:
     config = {"config": f"{name}:{kind}_{variant}" if variant else f"{name}:{kind}"}
     if preset == "full":
         return config
-    if preset == "quick":
-        return config | _QUICK_MUJOCO
     steps = _LONG_STEPS.get(name, "30000")
     return config | _LONG_MUJOCO | {"total_steps": steps, "replay_capacity": steps}

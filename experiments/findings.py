@@ -127,8 +127,9 @@ def _beyond_the_example() -> str:
     check(not beaten, "on Hopper VaGraM beats no baseline")
     return (
         "With distracting dimensions of ten times the scale it "
-        f"{_example_clauses(scaled)}, on {_seeds(scaled)} fresh seeds. On Hopper it "
-        "beats no baseline significantly."
+        f"{_example_clauses(scaled)}, on {_seeds(scaled)} fresh seeds (`vagram study "
+        "scale_confirmation`). On Hopper it beats no baseline significantly (`vagram "
+        "study hopper --preset=long`)."
     )
 
 
@@ -204,9 +205,10 @@ taken as orderings. Numbers: the probability that a seed ends better, as claimed
 
 **Rule.** Two results differ significantly if the 95% intervals of their interquartile
 means don't overlap. A claim of *better* holds if the difference is significant. A claim
-of *on par* holds if VaGraM is not significantly worse. No claim holds if VaGraM is
-significantly worse or at least half of its seeds diverge. Otherwise it is open. With
-several settings in a cell it must hold in all. Of MLE and MSE the stronger form counts.
+of *on par* holds if VaGraM is not significantly worse. A claim does not hold if VaGraM
+is significantly worse or at least half of its seeds diverge. Otherwise it is open. If a
+cell has several settings, the claim must hold in all of them. MLE and MSE were trained
+in several forms, of which the strongest counts.
 
 ![Probability of improvement for every claim](findings.png)"""
 

@@ -28,6 +28,11 @@ _COLUMNS = (
     "relative to VaGraM",
 )
 
+_FIGURE = """![Return against time and against steps](../../results/benchmark/peers.png)
+
+*Median and range of the seeds; the dashed line is the return to reach.*
+"""
+
 
 def block() -> str:
     """The results on the page: tables, what they show, and the figure."""
@@ -36,12 +41,6 @@ def block() -> str:
         _task(task, results["reached"][name]) for name, task in results["tasks"].items()
     ]
     return "\n\n".join([_about(results), _updates(results["speed"]), *tasks, _FIGURE])
-
-
-_FIGURE = """![Return against time and against steps](../../results/benchmark/peers.png)
-
-*Median and range of the seeds; the dashed line is the return to reach.*
-"""
 
 
 def _about(results: Mapping[str, Any]) -> str:
@@ -72,9 +71,9 @@ def _updates(speed: Mapping[str, float]) -> str:
     """The table of the updates."""
     rows = []
     for name, milliseconds in speed.items():
-        what, _, side = name.removesuffix(", ms").partition(", ")
         if not name.endswith(", ms"):
             continue
+        what, _, side = name.removesuffix(", ms").partition(", ")
         ratio = milliseconds / speed[f"{what}, {OURS}, ms"]
         rows.append([what, side, f"{milliseconds:.1f}", f"{ratio:.2f}"])
     return table(["what", "library", "ms", "relative to vagram_jax"], rows)
@@ -82,10 +81,9 @@ def _updates(speed: Mapping[str, float]) -> str:
 
 def _task(task: Mapping[str, Any], reached: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of the methods on a task, and what it shows."""
-    rows = []
+    rows, first = [], reached["vagram"]["seconds"]
     for name, row in reached.items():
         times = [row[x] for x in ("seconds", "without_compiling", "all_seeds")]
-        first = reached["vagram"]["seconds"]
         ratio = times[0] / first if times[0] and first else None
         rows.append(
             [

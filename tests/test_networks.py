@@ -1,5 +1,6 @@
 """The networks: against NumPy, and the range of what they give."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,9 +39,10 @@ def softplus(x):
     return np.logaddexp(0.0, x)
 
 
+@pytest.mark.parametrize("features_first", [False, True])
 @pytest.mark.parametrize("activation", networks.ACTIVATIONS)
-def test_mlp_equals_the_oracle(activation):
-    module = networks.MLP(hidden=(4, 3), out_dim=2, activation=activation)
+def test_mlp_equals_the_oracle(activation, features_first):
+    module = networks.MLP((4, 3), 2, activation, features_first=features_first)
     inputs = np.random.default_rng(1).normal(size=(5, 3))
     params = make(module, inputs)
     expected = [oracles.mlp(layers_of(params), row, activation) for row in inputs]
@@ -63,6 +65,24 @@ def test_mlp_takes_any_leading_axes():
     actual = apply(module, params, inputs)
     expected = [apply(module, params, rows) for rows in inputs]
     np.testing.assert_allclose(actual, expected, rtol=EXACT)
+
+
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True, "unit_features": True}])
+@pytest.mark.parametrize("axes", [(), (5,), (2, 5)])
+def test_mlp_with_features_first_returns_and_differentiates_to_the_same(axes, options):
+    inputs = np.random.default_rng(8).normal(size=(*axes, 3))
+    outputs = np.random.default_rng(9).normal(size=(*axes, 2))
+    modules = [
+        networks.MLP((4, 3), 2, activation="tanh", features_first=first, **options)
+        for first in (False, True)
+    ]
+    params = make(modules[0], inputs)
+    chex.assert_trees_all_equal_shapes(params, make(modules[1], inputs))
+    (last, last_vjp), (first, first_vjp) = (
+        jax.vjp(module.apply, params, inputs) for module in modules
+    )
+    np.testing.assert_allclose(first, last, rtol=EXACT)
+    chex.assert_trees_all_close(first_vjp(outputs), last_vjp(outputs), rtol=1e-10)
 
 
 def test_mlp_refuses_an_activation_that_it_does_not_know():

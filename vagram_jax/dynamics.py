@@ -329,6 +329,7 @@ def _module(config: DynamicsConfig, num_targets: int) -> networks.Dynamics:
             hidden=config.hidden,
             out_dim=2 * num_targets if gaussian else num_targets,
             activation=config.activation,
+            features_first=True,
         ),
         gaussian=gaussian,
     )

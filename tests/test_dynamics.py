@@ -261,6 +261,18 @@ def test_sample_takes_state_and_reward_from_the_same_member():
     np.testing.assert_array_equal(next_obs, step)
 
 
+@pytest.mark.parametrize("rows", [1, 2048, 5000])
+def test_sample_returns_the_step_of_its_row_for_any_number_of_rows(rows):
+    params, rng = make_params(), np.random.default_rng(7)
+    obs, action = rng.normal(size=(rows, OBS)), rng.normal(size=(rows, ACTION))
+    next_obs, reward, _ = jax.jit(dynamics.sample)(
+        jax.random.key(6), params, np.array([1]), obs, action
+    )
+    expected = predict(member(params, 1), obs, action)
+    np.testing.assert_allclose(next_obs, expected.next_obs, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(reward, expected.reward, rtol=1e-6, atol=1e-6)
+
+
 def test_sample_returns_the_disagreement_of_the_elites():
     model = constant_model()
     std = np.array([1.0, 2.0, 4.0, 1.0])[:OBS]

@@ -16,6 +16,10 @@ from vagram_jax import networks
 from vagram_jax.config import ConfigError, check_fields, static
 from vagram_jax.types import Params, Prediction, Transition
 
+# Rows that `sample` predicts at once. The activations of all rows of an epoch take
+# gigabytes, and as they don't fit a CPU's cache twice the time.
+_CHUNK = 2048
+
 
 @struct.dataclass(kw_only=True)
 class DynamicsConfig:
@@ -213,17 +217,19 @@ def sample(
       noise to the first two.
     """
     key_member, key_noise = jax.random.split(key)
-    members = jax.random.choice(key_member, elites, obs.shape[:1])  # [B]
-    predictions = predict(params, obs, action)
-    prediction = jax.tree.map(
-        lambda x: x[members, jnp.arange(obs.shape[0])], predictions
-    )
+    num_rows, num_elites = obs.shape[0], elites.shape[0]
+    elite_params = members(params, elites)
+    predictions = jax.lax.map(
+        lambda row: predict(elite_params, *row), (obs, action), batch_size=_CHUNK
+    )  # [B, num_elites, ...]
+    drawn = jax.random.choice(key_member, num_elites, (num_rows,))
+    prediction = jax.tree.map(lambda x: x[jnp.arange(num_rows), drawn], predictions)
     step = jnp.concatenate([prediction.next_obs, prediction.reward[:, None]], axis=-1)
     if prediction.log_var is not None:
         noise = jax.random.normal(key_noise, step.shape, step.dtype)
         step = step + noise * jnp.exp(0.5 * prediction.log_var)
     obs_std = params.normalizer.input_std[: obs.shape[-1]]
-    spread = jnp.std(predictions.next_obs[elites], axis=0) / obs_std
+    spread = jnp.std(predictions.next_obs, axis=1) / obs_std
     disagreement = jnp.sqrt(jnp.mean(jnp.square(spread), axis=-1))
     return step[:, :-1], step[:, -1], disagreement
 

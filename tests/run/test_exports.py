@@ -11,9 +11,8 @@ from safetensors import numpy as safetensors
 
 from vagram_jax import sac
 from vagram_jax.config import ConfigError
-from vagram_jax.run import exports, trained
-from vagram_jax.run.exports import Contents
-from vagram_jax.storage import files
+from vagram_jax.run import exports, model_card, trained
+from vagram_jax.storage import files, records
 from vagram_jax.storage.checkpoint import CheckpointError
 
 OBS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -26,11 +25,13 @@ def run(tmp_path_factory):
     return policy_cases.saved_with_model(tmp_path_factory.mktemp("run"))
 
 
-def export(run, folder, **contents):
+def export(run, folder, film=None):
     """Exports seed 4."""
-    loaded = trained.load(run, 4)
-    contents = {"returns": [-3.0, -1.0], "no_film": "no screen"} | contents
-    exports.write(folder, loaded, run=run, contents=Contents("study/mse", **contents))
+    loaded, record = trained.load(run, 4), records.read(run)
+    said = {"returns": [-3.0, -1.0], "no_film": "" if film else "no screen"}
+    card = model_card.text(loaded, record, title="study/mse", **said)
+    state, seed = loaded.state, loaded.seed
+    exports.write(folder, state, seed=seed, record=record, card=card, film=film)
     return loaded
 
 
@@ -72,7 +73,7 @@ def head_of(card):
 
 
 def test_the_card_has_the_return_and_the_metadata_of_hugging_face(run, tmp_path):
-    export(run, tmp_path / "out", film=FILM, no_film="")
+    export(run, tmp_path / "out", film=FILM)
     card = (tmp_path / "out" / "README.md").read_text()
     head = head_of(card)
     assert head["library_name"] == "vagram_jax"

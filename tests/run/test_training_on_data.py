@@ -12,8 +12,8 @@ from session_cases import programs_once
 import vagram_jax
 from vagram_jax.cli import compare, sweep, train
 from vagram_jax.config import ConfigError
-from vagram_jax.run import datasets, exports, loop, trained
-from vagram_jax.storage import checkpoint, files, results
+from vagram_jax.run import datasets, loop, model_card, trained
+from vagram_jax.storage import checkpoint, files, records, results
 
 __all__ = ["call", "programs_once"]
 
@@ -123,15 +123,15 @@ def test_a_full_buffer_is_loaded_with_its_oldest_row_first(tmp_path, programs_on
     np.testing.assert_array_equal(rows.next_obs[3:-1][goes_on], rows.obs[4:][goes_on])
 
 
-def test_the_card_of_an_export_says_what_it_was_trained_on(run, tmp_path):
+def test_the_card_of_an_export_says_what_it_was_trained_on(run):
     root, one = run
-    loaded, folder = trained.load(cases.folder_of(root)), tmp_path / "out"
-    contents = exports.Contents("study/run", [1.0])
-    exports.write(folder, loaded, run=cases.folder_of(root), contents=contents)
+    folder = cases.folder_of(root)
+    loaded, record = trained.load(folder), records.read(folder)
+    card = model_card.text(loaded, record, title="study/run", returns=[1.0])
     expected = "12 environment steps, which followed 12 transitions of a data set,"
     if one.data.offline:
         expected = "12 steps of updates, on 12 transitions of a data set alone"
-    assert f"trained for {expected}\n" in (folder / "README.md").read_text()
+    assert f"trained for {expected}\n" in card
 
 
 def test_training_in_python_starts_from_the_rows(run):

@@ -26,10 +26,9 @@ from vagram_jax import evaluate
 from vagram_jax.cli import flags, loading
 from vagram_jax.config import ConfigError
 from vagram_jax.render import film
-from vagram_jax.run import datasets, exports, trained
-from vagram_jax.run.exports import Contents
+from vagram_jax.run import datasets, exports, model_card, trained
 from vagram_jax.run.trained import Trained
-from vagram_jax.storage import disk, files
+from vagram_jax.storage import disk, files, records
 
 TO = flags.DEFINE_string("to", None, "The folder to write, new or empty.")
 REPLAY = flags.DEFINE_string(
@@ -61,8 +60,12 @@ def main(names: list[str]) -> int:
     returns = _returns(loaded)
     print(f"return {np.mean(returns):.6g} over {len(returns)} episodes", flush=True)
     data, reason = _film(loaded)
-    contents = Contents(loading.title(run), returns, data, reason)
-    exports.write(folder, loaded, run=Path(run).resolve(), contents=contents)
+    record = records.read(Path(run).resolve())
+    title = loading.title(run)
+    card = model_card.text(loaded, record, title=title, returns=returns, no_film=reason)
+    exports.write(
+        folder, loaded.state, seed=loaded.seed, record=record, card=card, film=data
+    )
     print(f"{TO.value}: " + (f"no film: {reason}" if reason else "with a film"))
     return 0
 

@@ -1,8 +1,7 @@
 """Hopper: return and time with fits until no member improves and with few steps.
 
 The cost of a fit that passes over all data grows with the data. A network that
-continues from the last fit needs only some steps for the data that is new. Batches are
-those of MBPO, of which 5% are real.
+continues from the last fit needs only some steps for the data that is new.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _FITS: Mapping[str, loop.Settings] = {
 def labeled(preset: str) -> list[loop.Labeled]:
     """Each kind of fits for two losses, for 25,000 steps without distractors."""
     length = {"total_steps": "25000", "replay_capacity": "25000"}
-    hopper = tasks.mujoco("hopper", preset) | length | {"real_fraction": "0.05"}
+    hopper = tasks.mujoco("hopper", preset) | length
     return loop.product(
         {
             "task": {"hopper": hopper},

@@ -12,7 +12,6 @@ from pathlib import Path
 from experiments import agent_page, peers_page
 from experiments.claims import (
     BASELINES,
-    PLAIN,
     STUDIES,
     SUITE,
     Pair,
@@ -121,7 +120,7 @@ def readme_block() -> str:
 
 def _beyond_the_example() -> str:
     """The sentences of the README on other settings."""
-    scaled = load("scale_confirmation")
+    scaled, fresh = load("scale_confirmation"), load("hopper_confirmation")
     on_hopper = [outcomes(study, **labels) for study, labels in hopper().values()]
     beaten = [name for x in on_hopper for name in x if x[name] == BETTER]
     check(not beaten, "on Hopper VaGraM beats no baseline")
@@ -129,7 +128,8 @@ def _beyond_the_example() -> str:
         "With distracting dimensions of ten times the scale it "
         f"{_example_clauses(scaled)}, on {_seeds(scaled)} fresh seeds (`vagram study "
         "scale_confirmation`). On Hopper it beats no baseline significantly (`vagram "
-        "study hopper --preset=long`)."
+        f"study hopper --preset=long`), and on {_seeds(fresh)} fresh seeds it "
+        f"{clauses(outcomes(fresh))}."
     )
 
 
@@ -148,10 +148,6 @@ def _answer() -> str:
     pendulum = outcomes(load("confirmation"))
     scaled = outcomes(load("scale_confirmation"))
     cartpole = outcomes(load("cartpole_confirmation"))
-    on_hopper = {
-        name: clauses(outcomes(study, **labels))
-        for name, (study, labels) in hopper().items()
-    }
     ablation = load("ablation").at()
     constant = ablation["constant_weights"]
     weights = {
@@ -163,26 +159,32 @@ def _answer() -> str:
         "On the pendulum, with distracting dimensions and a model that is too small "
         f"for all dimensions, VaGraM {clauses(pendulum)} on fresh seeds. With "
         "distracting dimensions of ten times the scale (the paper's code: ten to a "
-        f"hundred times) it {clauses(scaled)}. On cartpole VaGraM {clauses(cartpole)}. "
-        f"On Hopper, after {_hopper_steps():,} steps, it {_hopper_clauses(on_hopper)}. "
+        f"hundred times) it {clauses(scaled)}. On cartpole, with distracting "
+        f"dimensions and a small model, it {clauses(cartpole)} on fresh seeds. "
+        f"{_on_hopper()} "
         f"On the pendulum one constant weight per dimension {weights}."
     )
     return f"# Findings\n\n{answer}"
 
 
-def _hopper_clauses(by_setting: Mapping[str, str]) -> str:
-    """The outcomes on Hopper; settings with the same outcome share a clause."""
-    names = {
-        "large": "large model",
-        "small": "small model",
-        "large, distracted": "large model, distractors",
-        "small, distracted": "small model, distractors",
-    }
-    groups: dict[str, list[str]] = {}
-    for setting, outcome in by_setting.items():
-        groups.setdefault(outcome, []).append(names[setting])
-    parts = [f"{outcome} ({'; '.join(where)})" for outcome, where in groups.items()]
-    return "; it ".join(parts)
+def _on_hopper() -> str:
+    """The sentences on Hopper."""
+    by_setting = {name: outcomes(study, **x) for name, (study, x) in hopper().items()}
+    beaten = [x for found in by_setting.values() for x in found.values() if x == BETTER]
+    worse = [f"{y} ({x} model)" for x in by_setting for y in _worse(by_setting[x])]
+    check(not beaten and worse, "on Hopper VaGraM beats no baseline, and is worse")
+    fresh = load("hopper_confirmation")
+    return (
+        f"On Hopper, after {_hopper_steps():,} steps, it beats no baseline in any of "
+        f"{len(by_setting)} settings and is worse than {listed(worse, 'and')}; on "
+        f"{_seeds(fresh)} fresh seeds, with distracting dimensions and a large model, "
+        f"it {clauses(outcomes(fresh))}."
+    )
+
+
+def _worse(found: Mapping[str, str]) -> list[str]:
+    """The baselines that are significantly better than VaGraM."""
+    return [baseline for baseline, outcome in found.items() if outcome == WORSE]
 
 
 def _grid() -> str:
@@ -223,7 +225,6 @@ def _limits() -> str:
 - The setting of the pendulum and that of cartpole were found by a search for a setting
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
 - MuJoCo's tasks are trained with small networks, and not with the paper's settings.
-{_plain_agent()}
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline; in `baselines` the best is `{best}`.
 - Rounding differs between CPUs and revisions, so close verdicts can change.
@@ -261,6 +262,7 @@ pendulum has 15 distracting dimensions in this table, cartpole 5, the others non
 def _distraction() -> str:
     pendulum, cartpole = load("distraction"), load("cartpole_distraction")
     scale, fresh = load("distractor_scale"), load("scale_confirmation")
+    again = load("hopper_confirmation")
     rows = [
         ("pendulum, none", pendulum, {"distractors": 0}),
         ("pendulum, 15", pendulum, {"distractors": 15}),
@@ -273,6 +275,7 @@ def _distraction() -> str:
             for name, (study, labels) in hopper().items()
             if name in _DISTRACTED
         ),
+        (f"Hopper, 15 of the paper's kind, {_seeds(again)} fresh seeds", again, {}),
     ]
     return f"""## Distracting dimensions
 
@@ -405,8 +408,7 @@ def _methods_table(rows: Sequence[tuple[str, Study, Mapping]]) -> str:
                 study.compare("vagram", trained, **labels).baseline if trained else ""
             )
         cells = [cell(results[x]) if x in results else "" for x in names]
-        agent = ", plain agent" if study.folder.name in PLAIN else ""
-        lines.append([name + agent, *cells, significance(outcomes(study, **labels))])
+        lines.append([name, *cells, significance(outcomes(study, **labels))])
     columns = [
         "setting",
         "VaGraM",
@@ -420,13 +422,6 @@ def _methods_table(rows: Sequence[tuple[str, Study, Mapping]]) -> str:
 def _spoken(loss: str) -> str:
     """The name of a loss in a sentence."""
     return NAMES[loss].replace(",", " with")
-
-
-def _plain_agent() -> str:
-    """The sentence on the studies that train the plain agent."""
-    names = listed([f"`{name}`" for name in PLAIN], "and")
-    text = f"- A [plain agent](agent.md) trains {names}."
-    return paragraph(text).replace("\n", "\n  ")
 
 
 def _hopper_steps() -> int:

@@ -245,29 +245,47 @@ def test_intervals_have_a_row_per_method_with_the_best_on_top():
 
 
 EFFECTS = {
-    "pendulum": stats.Interval(0.9, 0.8, 1.0),
-    "hopper": stats.Interval(0.4, 0.2, 0.7),
-    "$ant$": stats.Interval(0.1, 0.0, 0.3),
+    "": {"pendulum": stats.Interval(0.9, 0.8, 1.0)},
+    "a claim on $tasks$, in " + 60 * "w": {
+        "hopper": stats.Interval(0.4, 0.2, 0.7),
+        "$ant$": stats.Interval(0.1, 0.0, 0.3),
+    },
 }
 
 
 def test_forest_has_a_row_per_effect_and_a_line_at_the_reference():
     (axes,) = plots.forest(EFFECTS, x_label="probability", reference=0.5).axes
     assert y_labels(axes) == ["pendulum", "hopper", r"\$ant\$"]
+    assert list(axes.get_yticks()) == [0, 2, 3]  # a heading takes a row
     bottom, top = axes.get_ylim()
     assert bottom > top  # the first row is on top
     reference, *lines = axes.lines
     assert list(reference.get_xdata()) == [0.5, 0.5]
-    for row, (value, low, high) in enumerate(EFFECTS.values()):
-        span, dot = lines[2 * row : 2 * row + 2]
+    effects = [each for group in EFFECTS.values() for each in group.values()]
+    for index, (row, (value, low, high)) in enumerate(
+        zip(axes.get_yticks(), effects, strict=True)
+    ):
+        span, dot = lines[2 * index : 2 * index + 2]
         assert list(span.get_xdata()) == [low, high]
         assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (value, row)
     filled = [dot.get_markerfacecolor() != "white" for dot in lines[1::2]]
     assert filled == [True, False, True]
-    assert "0.900 [0.800, 1.00]" in [text.get_text() for text in axes.texts]
+    texts = [text.get_text() for text in axes.texts]
+    assert "0.900 [0.800, 1.00]" in texts
+    assert [x for x in texts if "claim" in x] == [
+        r"a claim on \$tasks\$, in " + 60 * "w"
+    ]
 
 
-@pytest.mark.parametrize("effects", [{}, {"a": stats.Interval(1, math.nan, math.nan)}])
+def test_forest_keeps_its_width_beside_long_headings():
+    figure = plots.forest(EFFECTS, x_label="probability")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.6
+
+
+@pytest.mark.parametrize(
+    "effects", [{}, {"": {}}, {"": {"a": stats.Interval(1, math.nan, math.nan)}}]
+)
 def test_forest_rejects_missing_numbers(effects):
     with pytest.raises(ValueError, match="finite numbers"):
         plots.forest(effects, x_label="x")

@@ -200,7 +200,7 @@ def intervals(
 
 
 def forest(
-    effects: Mapping[str, stats.Interval],
+    effects: Mapping[str, Mapping[str, stats.Interval]],
     path: str | os.PathLike | None = None,
     *,
     x_label: str,
@@ -213,7 +213,8 @@ def forest(
     reference. The numbers are printed at the right of each row.
 
     Args:
-      effects: label of a row to an effect size with its interval, from top to bottom.
+      effects: heading of a group to the labels of its rows to an effect size with its
+        interval, from top to bottom. A group with the heading "" has none.
       path: of the PNG; None writes none.
       x_label: the effect size, with its unit.
       reference: the effect size that means "no difference", such as 0.5 for a
@@ -224,28 +225,56 @@ def forest(
       ValueError: no row, or a value that isn't finite.
       ResultsError: `path` can't be written.
     """
-    if not effects or not np.isfinite([*effects.values()]).all():
+    rows = [each for group in effects.values() for each in group.values()]
+    if not rows or not np.isfinite(rows).all():
         raise ValueError(
             f"forest: effects={dict(effects)}; at least one row of finite numbers is "
             "accepted"
         )
-    figure = figures.new_figure(height=1.6 + 0.38 * len(effects))
+    height = len(rows) + sum(map(bool, effects))
+    figure = figures.new_figure(height=1.6 + 0.3 * height)
     axes = figure.subplots()
     axes.axvline(reference, color=figures.GRAY, linewidth=1, linestyle="--")
-    right = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-    for row, (value, low, high) in enumerate(effects.values()):
-        excludes = low > reference or high < reference
-        color = "0" if excludes else "0.45"
-        axes.plot([low, high], [row, row], color=color, linewidth=2)
-        fill = color if excludes else "white"
-        axes.plot(value, row, "o", color=color, markersize=7, markerfacecolor=fill)
-        numbers = summary.format_interval(stats.Interval(value, low, high))
-        axes.annotate(numbers, (1, row), (8, 0), va="center", fontsize=10, **right)
-    axes.set_yticks(range(len(effects)), list(map(figures.escape, effects)))
-    axes.set_ylim(len(effects) - 0.5, -0.5)
+    labels, position = {}, 0
+    for heading, group in effects.items():
+        if heading:
+            axes.text(
+                *(0, position, figures.escape(heading)),
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                backgroundcolor="white",
+            )
+            position += 1
+        for label, effect in group.items():
+            _forest_row(axes, position, effect, reference)
+            labels[position] = figures.escape(label)
+            position += 1
+    axes.set_yticks([*labels], [*labels.values()])
+    axes.set_ylim(height - 0.5, -0.5)
     note = f"line: 95% interval, filled dot: the interval excludes {reference:g}"
     figures.set_labels(axes, title, x_label, "", note=note)
     return figures.save(figure, path)
+
+
+def _forest_row(
+    axes: Axes, position: int, effect: stats.Interval, reference: float
+) -> None:
+    """Draws the interval and the dot of an effect, and prints its numbers."""
+    value, low, high = effect
+    excludes = low > reference or high < reference
+    color = "0" if excludes else "0.45"
+    axes.plot([low, high], [position, position], color=color, linewidth=2)
+    fill = color if excludes else "white"
+    axes.plot(value, position, "o", color=color, markersize=7, markerfacecolor=fill)
+    axes.annotate(
+        summary.format_interval(effect),
+        (1, position),
+        (8, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        fontsize=10,
+    )
 
 
 def performance_profiles(

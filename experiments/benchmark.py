@@ -30,7 +30,8 @@ from vagram_jax.config import ConfigError
 from vagram_jax.envs import episodes
 from vagram_jax.envs.mujoco import tasks
 from vagram_jax.imagine import ImagineConfig
-from vagram_jax.run import devices, loop, states
+from vagram_jax.run import devices, loop, states, vectorized
+from vagram_jax.run.vectorized import Programs
 from vagram_jax.storage import checkpoint, files
 
 SUITES = ("updates", "options", "models", "epochs", "seeds", "checkpoints", "envs")
@@ -250,8 +251,8 @@ def _seeds(env_config, algorithm, run) -> dict[str, float]:
 def _epoch(task, seeds: int, layout, name: str, figures: dict[str, float]):
     """A call of an epoch after the warm-up; adds its memory and compiling times."""
     env, algorithm, run = task
-    programs = loop.make_programs(run, env, layout)
-    lanes = loop.stack_lanes(range(seeds), [algorithm] * seeds)
+    programs = _programs(run, env, layout)
+    lanes = vectorized.stack_lanes(range(seeds), [algorithm] * seeds)
     lanes = devices.put(lanes, layout, seeds)
     state, fit_model, rest = _compiled(programs, lanes, name, figures)
     per_device = max(_megabytes(fit_model), _megabytes(rest))
@@ -261,7 +262,7 @@ def _epoch(task, seeds: int, layout, name: str, figures: dict[str, float]):
     return partial(_epoch_of_copy, halves, state, lanes)
 
 
-def _compiled(programs: loop.Programs, lanes, name: str, figures: dict[str, float]):
+def _compiled(programs: Programs, lanes, name: str, figures: dict[str, float]):
     """States after the warm-up, and the two programs of an epoch; adds figures."""
 
     def timed(what, program, *args):
@@ -283,15 +284,15 @@ def _checkpoints(env_config, algorithm, run) -> dict[str, float]:
     algorithm = loop.check(run, algorithm, env)
     layout, seeds = devices.Layout(), loop.seeds_of(run)
     padded = layout.padded(len(seeds))
-    lanes = loop.stack_lanes(range(padded), [algorithm] * padded)
+    lanes = vectorized.stack_lanes(range(padded), [algorithm] * padded)
     lanes = devices.put(lanes, layout, padded)
-    programs = loop.make_programs(run, env, layout)
-    first_states = loop.start(programs, lanes)
+    programs = _programs(run, env, layout)
+    first_states = vectorized.start(programs, lanes)
 
     def epochs(folder: Path | None):
         writer, now = checkpoint.Writer(), jax.tree.map(jnp.copy, first_states)
         for step in range(1, 4):
-            now, _ = loop.epoch(programs, now, lanes)
+            now, _ = vectorized.epoch(programs, now, lanes)
             if folder is not None:
                 arrays = states.pack(now)
                 writer.save([checkpoint.Piece(folder, range(padded), arrays)], step)
@@ -376,9 +377,18 @@ def _gymnasium_steps(name: str, count: int, length: int):
     return steps
 
 
+def _programs(run, env, layout) -> Programs:
+    return vectorized.make_programs(
+        env,
+        layout,
+        eval_episodes=run.eval_episodes,
+        matmul_precision=run.matmul_precision,
+    )
+
+
 def _epoch_of_copy(programs, state, lanes):
     """One epoch of a copy of the states, whose memory the epoch reuses."""
-    return loop.epoch(programs, jax.tree.map(jnp.copy, state), lanes)[0]
+    return vectorized.epoch(programs, jax.tree.map(jnp.copy, state), lanes)[0]
 
 
 def _megabytes(program) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 from vagram_jax import envs, evaluate, sac
 from vagram_jax.cli import configs
 from vagram_jax.config import ConfigError
-from vagram_jax.run import devices, loop
+from vagram_jax.run import devices, loop, vectorized
 
 EPISODES = 10
 """Episodes of an evaluation."""
@@ -251,10 +251,14 @@ def train_ours(
     steps = _steps(algorithm.warmup_steps, algorithm.steps_per_epoch, task)
     run = run.replace(total_steps=steps[-1])
     algorithm, layout = loop.check(run, algorithm, env), devices.Layout()
-    padded = layout.padded(len(seeds))
-    lanes = [*seeds, *[seeds[-1]] * (padded - len(seeds))]
-    lanes = devices.put(loop.stack_lanes(lanes, [algorithm] * padded), layout, padded)
-    programs = loop.make_programs(run, env, layout)
+    lanes = vectorized.stack_lanes(seeds, [algorithm] * len(seeds))
+    lanes = vectorized.put_padded(lanes, layout, layout.padded(len(seeds)))
+    programs = vectorized.make_programs(
+        env,
+        layout,
+        eval_episodes=run.eval_episodes,
+        matmul_precision=run.matmul_precision,
+    )
 
     def policies():
         agents, alive = devices.fetch_all((state.agent, state.alive))
@@ -267,10 +271,10 @@ def train_ours(
             for i in range(len(seeds))
         ]
 
-    state = loop.start(programs, lanes)
+    state = vectorized.start(programs, lanes)
     for env_steps in steps:
         if env_steps > steps[0]:
-            state, _ = loop.epoch(programs, state, lanes)
+            state, _ = vectorized.epoch(programs, state, lanes)
         jax.block_until_ready(state)
         if not recorder.goes_on(env_steps, policies):
             break

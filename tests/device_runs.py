@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vagram_jax.run import devices, loop, session
+from vagram_jax.run import devices, session, vectorized
 from vagram_jax.storage import files
 
 
@@ -35,7 +35,7 @@ def main(process, count, port, *runs):
             raise AssertionError("only the first process writes tables")
 
         files.append_rows = files.keep_rows = refuse
-    loop.make_programs = cases.make_programs_once
+    vectorized.make_programs = cases.make_programs_once
     layout = devices.Layout()
     own = devices.own_lanes(layout, cases.LANES)
     lanes = devices.put(np.array(own, np.int32) * 10, layout, cases.LANES)

@@ -23,7 +23,7 @@ import mistake_cases
 import pytest
 
 from vagram_jax.losses import LOSSES
-from vagram_jax.run import devices, session
+from vagram_jax.run import devices, vectorized
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "mistakes.md"
@@ -72,7 +72,7 @@ def prepared(group) -> Iterator[Path]:
         # The numbers in the messages must not depend on the machine.
         patch.setattr(devices, "memory_limit", lambda: 16e9)
         patch.setenv("JAX_NUM_CPU_DEVICES", str(jax.local_device_count()))
-        patch.setattr(session.loop, "make_programs", _refuse_to_train)
+        patch.setattr(vectorized, "make_programs", _refuse_to_train)
         # A study may have registered losses of its own in this process.
         for loss in [x for x in LOSSES.values() if not _is_ours(x)]:
             patch.delitem(LOSSES, loss.name)

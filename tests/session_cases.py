@@ -11,7 +11,7 @@ import pytest
 
 from vagram_jax import envs, mbpo, sac, schedules
 from vagram_jax.imagine import ImagineConfig
-from vagram_jax.run import devices, grid, loop, session
+from vagram_jax.run import devices, grid, loop, session, vectorized
 from vagram_jax.storage import checkpoint, files, lock
 
 WARM_UP, EPOCH, LAST = 8, 3, 20
@@ -63,16 +63,15 @@ class Line:
 ENV_CONFIG = envs.EnvConfig(env="session_cases:Line")
 LAYOUT = devices.Layout()
 
-_MAKE_PROGRAMS, _PROGRAMS = loop.make_programs, {}
+_MAKE_PROGRAMS, _PROGRAMS = vectorized.make_programs, {}
 
 
-def make_programs_once(run_config, env, layout, data=None):
-    """Replaces `loop.make_programs`: compiles equal programs once for all tests."""
-    precision = run_config.matmul_precision
+def make_programs_once(env, layout, *, data=None, **options):
+    """Replaces `vectorized.make_programs`; compiles equal programs once."""
     settings = str(data and data.settings)
-    key = (run_config.eval_episodes, precision, type(env), layout.mode, settings)
+    key = (*sorted(options.items()), type(env), layout.mode, settings)
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = _MAKE_PROGRAMS(run_config, env, layout, data)
+        _PROGRAMS[key] = _MAKE_PROGRAMS(env, layout, data=data, **options)
     return _PROGRAMS[key]
 
 
@@ -83,14 +82,19 @@ def programs_once():
     previous = jax.config.read(option)
     jax.config.update(option, True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_programs", make_programs_once)
+        patch.setattr(vectorized, "make_programs", make_programs_once)
         yield
     jax.config.update(option, previous)
 
 
 def programs():
     """The programs of the task."""
-    return make_programs_once(RUN, Line(), LAYOUT)
+    return make_programs_once(
+        Line(),
+        LAYOUT,
+        eval_episodes=RUN.eval_episodes,
+        matmul_precision=RUN.matmul_precision,
+    )
 
 
 def spec(name="run", config=CONFIG, run_config=RUN, env_config=ENV_CONFIG, data=None):

@@ -10,7 +10,7 @@ from session_cases import Killed, programs_once
 
 from vagram_jax.analysis import summary
 from vagram_jax.cli import train, tune
-from vagram_jax.run import loop
+from vagram_jax.run import vectorized
 from vagram_jax.storage import files, results
 
 __all__ = ["call", "programs_once"]
@@ -24,10 +24,10 @@ def test_a_search_compiles_once_goes_on_after_a_kill_and_names_the_best(
 ):
     args = [f"--results={tmp_path}", "--study=tuned", SPACE, "--config.loss=sac"]
     args += ["--trials=3", "--at_once=2", "--seed_chunk=2"]
-    made, make, append, lines = [], loop.make_programs, files.append_rows, []
+    made, make, append, lines = [], vectorized.make_programs, files.append_rows, []
 
-    def count_programs(*args):
-        made.append(make(*args))
+    def count_programs(*args, **options):
+        made.append(make(*args, **options))
         made[-1].improve_policy.clear_cache()  # other tests share these programs
         return made[-1]
 
@@ -37,7 +37,7 @@ def test_a_search_compiles_once_goes_on_after_a_kill_and_names_the_best(
             raise Killed
         return append(path, rows)
 
-    monkeypatch.setattr(loop, "make_programs", count_programs)
+    monkeypatch.setattr(vectorized, "make_programs", count_programs)
     with monkeypatch.context() as patch:
         patch.setattr(files, "append_rows", append_or_die)
         with pytest.raises(Killed):

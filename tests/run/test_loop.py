@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import mbpo_cases
 import numpy as np
 import probe_envs
 import pytest
@@ -11,7 +10,7 @@ from session_cases import CONFIG, LAST, RUN, SEEDS, STEPS, programs_once
 
 from vagram_jax import config
 from vagram_jax.envs import EnvError
-from vagram_jax.run import devices, failures, loop, memory, states
+from vagram_jax.run import devices, failures, loop, memory, states, vectorized
 
 __all__ = ["programs_once"]
 pytestmark = pytest.mark.usefixtures("programs_once")
@@ -44,7 +43,7 @@ def trained(programs_once):
 
 
 def lanes():
-    return loop.stack_lanes(range(SEEDS), [CONFIG] * SEEDS)
+    return vectorized.stack_lanes(range(SEEDS), [CONFIG] * SEEDS)
 
 
 def put(lanes):
@@ -97,7 +96,7 @@ def test_each_seed_and_each_evaluation_draws_other_episodes():
 
 def test_progress_has_the_means_of_the_episodes_of_each_seed(trained):
     programs, own = cases.programs(), put(lanes())
-    played = programs.evaluate(loop.start(programs, own), own, np.uint32(0))
+    played = programs.evaluate(vectorized.start(programs, own), own, np.uint32(0))
     returns, lengths = (np.asarray(x) for x in played[:2])
     assert returns.shape == (SEEDS, RUN.eval_episodes)
     first = trained[1][0]
@@ -110,7 +109,7 @@ def test_a_diverged_seed_has_no_return_from_then_on():
     # A slack between the ratios of value to bound that both seeds reach in the first
     # epoch, so that one of them diverges.
     programs, own = cases.programs(), put(lanes())
-    state, metrics = loop.epoch(programs, loop.start(programs, own), own)
+    state, metrics = vectorized.epoch(programs, vectorized.start(programs, own), own)
     reward = np.abs(np.asarray(state.replay.data.reward)).max(axis=1)
     bound = (reward + CONFIG.sac.initial_temperature) / (1 - CONFIG.sac.discount)
     ratio = np.asarray(metrics["sac/q_max"]) / bound
@@ -142,7 +141,7 @@ def test_an_environment_that_is_never_finite_is_refused(monkeypatch):
         )
 
     changed = programs._replace(warm_up=warm_up)
-    monkeypatch.setattr(loop, "make_programs", lambda *_: changed)
+    monkeypatch.setattr(vectorized, "make_programs", lambda *_, **__: changed)
     with pytest.raises(failures.RunError, match="no finite transition in 8") as error:
         train()
     assert error.value.status == 3
@@ -156,7 +155,7 @@ def test_progress_counts_the_transitions_of_each_seed_that_were_dropped(monkeypa
         return state.replace(dropped=state.dropped.at[1].add(5))
 
     changed = programs._replace(warm_up=warm_up)
-    monkeypatch.setattr(loop, "make_programs", lambda *_: changed)
+    monkeypatch.setattr(vectorized, "make_programs", lambda *_, **__: changed)
     _, iterations = train()
     for progress in iterations:
         np.testing.assert_array_equal(progress.dropped, [0, 5])
@@ -206,23 +205,6 @@ def test_check_refuses_steps_that_are_no_whole_number_of_epochs(total_steps, fit
 def test_check_refuses_an_environment_without_an_episode_length():
     with pytest.raises(EnvError, match="Counter: episode_length=None; a whole number"):
         loop.check(RUN, CONFIG, probe_envs.Counter())
-
-
-def test_programs_have_the_precision_of_the_run():
-    algorithm = mbpo_cases.CONFIG
-    for precision in ("highest", "default"):
-        run_config = loop.RunConfig(eval_episodes=1, matmul_precision=precision)
-        programs = loop.make_programs(run_config, mbpo_cases.WALK, cases.LAYOUT)
-        own = devices.put(loop.stack_lanes([0], [algorithm]), cases.LAYOUT, 1)
-        state = jax.eval_shape(programs.init, own)
-        fitted, _ = jax.eval_shape(programs.fit_model, state, own)
-        for program, args in (
-            (programs.fit_model, (state, own)),
-            (programs.improve_policy, (state, fitted, own)),
-        ):
-            text = str(program.trace(*args).jaxpr)  # traced for the second time
-            assert "dot_general" in text
-            assert ("Precision.HIGHEST" in text) == (precision == "highest")
 
 
 def test_check_size_refuses_what_cannot_fit_before_anything_is_compiled():

@@ -9,7 +9,7 @@ import session_cases as cases
 from session_cases import CONFIG, LAST, RUN, SEEDS, STEPS, programs_once, train, whole
 
 from vagram_jax.config import ConfigError
-from vagram_jax.run import devices, grid, loop, rows, session
+from vagram_jax.run import devices, grid, loop, rows, session, vectorized
 from vagram_jax.storage import checkpoint, files, lock, records
 
 __all__ = ["programs_once", "whole"]
@@ -397,7 +397,7 @@ def test_nothing_is_computed_after_all_seeds_have_diverged(tmp_path, monkeypatch
 
     improve_policy.lower = programs.improve_policy.lower
     counted = programs._replace(improve_policy=improve_policy)
-    monkeypatch.setattr(loop, "make_programs", lambda *_: counted)
+    monkeypatch.setattr(vectorized, "make_programs", lambda *_, **__: counted)
     lines = train(tmp_path / "whole", strict)
     assert len(calls) == 1
     assert f"{SEEDS} diverged" in lines[-1]
@@ -428,7 +428,7 @@ def test_a_new_metric_of_an_epoch_reaches_the_tables(tmp_path, monkeypatch):
 
     improve_policy.lower = programs.improve_policy.lower
     extended = programs._replace(improve_policy=improve_policy)
-    monkeypatch.setattr(loop, "make_programs", lambda *_: extended)
+    monkeypatch.setattr(vectorized, "make_programs", lambda *_, **__: extended)
     train(tmp_path)
     table = cases.table(tmp_path)
     columns = ("made_up", "sac/pair_0", "sac/pair_1")
@@ -442,7 +442,7 @@ def test_a_new_metric_of_an_epoch_reaches_the_tables(tmp_path, monkeypatch):
 def test_train_runs_writes_the_rows_and_lines_of_each_iteration(tmp_path, monkeypatch):
     states = {"x": jnp.arange(2.0)}
     iterations = rows_cases.ITERATIONS
-    monkeypatch.setattr(loop, "make_programs", lambda *_: None)
+    monkeypatch.setattr(vectorized, "make_programs", lambda *_, **__: None)
     monkeypatch.setattr(
         loop, "train_lanes", lambda *_, **__: ((states, p) for p in iterations)
     )

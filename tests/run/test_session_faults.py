@@ -11,7 +11,7 @@ import session_cases as cases
 from session_cases import STEPS, programs_once, train, whole
 
 from vagram_jax import envs
-from vagram_jax.run import failures, logs, loop, session
+from vagram_jax.run import failures, logs, session, vectorized
 from vagram_jax.storage import checkpoint, files, lock
 
 __all__ = ["programs_once", "whole"]
@@ -81,7 +81,7 @@ def test_an_environment_that_fails_is_named_with_the_step_that_is_saved(
     error = faulty(tmp_path, match, SIMULATED)
     assert error.status == 3
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "make_programs", cases.make_programs_once)
+    monkeypatch.setattr(vectorized, "make_programs", cases.make_programs_once)
     monkeypatch.setattr(Simulated, "fails", SystemExit(0))
     match = r"test_session_faults\.py:\d+ raised SystemExit: 0; nothing is saved yet; "
     error = faulty(tmp_path / "at_once", match, SIMULATED)
@@ -108,7 +108,7 @@ def test_a_lack_of_memory_is_reported_with_a_remedy(
     improve_policy.lower = programs.improve_policy.lower
     with monkeypatch.context() as patch:
         short = programs._replace(improve_policy=improve_policy)
-        patch.setattr(loop, "make_programs", lambda *_: short)
+        patch.setattr(vectorized, "make_programs", lambda *_, **__: short)
         reason = "3.2G" if str(error) else "MemoryError"
         fault = faulty(tmp_path, f"out of memory.*{reason}.*saved at step 14; ")
     assert fault.status == 6

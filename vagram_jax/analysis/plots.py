@@ -225,32 +225,30 @@ def forest(
       ValueError: no row, or a value that isn't finite.
       ResultsError: `path` can't be written.
     """
-    rows = [each for group in effects.values() for each in group.values()]
-    if not rows or not np.isfinite(rows).all():
+    rows = [
+        row
+        for heading, group in effects.items()
+        for row in ([(heading, None)] if heading else []) + [*group.items()]
+    ]
+    numbers = [effect for _, effect in rows if effect is not None]
+    if not numbers or not np.isfinite(numbers).all():
         raise ValueError(
             f"forest: effects={dict(effects)}; at least one row of finite numbers is "
             "accepted"
         )
-    height = len(rows) + sum(map(bool, effects))
-    figure = figures.new_figure(height=1.6 + 0.3 * height)
+    figure = figures.new_figure(height=1.6 + 0.3 * len(rows))
     axes = figure.subplots()
     axes.axvline(reference, color=figures.GRAY, linewidth=1, linestyle="--")
-    labels, position = {}, 0
-    for heading, group in effects.items():
-        if heading:
-            axes.text(
-                *(0, position, figures.escape(heading)),
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                backgroundcolor="white",
-            )
-            position += 1
-        for label, effect in group.items():
+    for position, (heading, effect) in enumerate(rows):
+        if effect is None:
+            left = {"transform": axes.get_yaxis_transform(), "va": "center"}
+            text = figures.escape(heading)
+            axes.text(0, position, text, backgroundcolor="white", **left)
+        else:
             _forest_row(axes, position, effect, reference)
-            labels[position] = figures.escape(label)
-            position += 1
-    axes.set_yticks([*labels], [*labels.values()])
-    axes.set_ylim(height - 0.5, -0.5)
+    ticks = {i: label for i, (label, effect) in enumerate(rows) if effect is not None}
+    axes.set_yticks([*ticks], [*map(figures.escape, ticks.values())])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     note = f"line: 95% interval, filled dot: the interval excludes {reference:g}"
     figures.set_labels(axes, title, x_label, "", note=note)
     return figures.save(figure, path)

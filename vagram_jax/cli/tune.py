@@ -24,6 +24,7 @@ from vagram_jax.cli import configs, flags, train
 from vagram_jax.cli import report as report_command
 from vagram_jax.run import grid, loop, search, session
 from vagram_jax.run.grid import RunSpec
+from vagram_jax.run.vectorized import Programs
 from vagram_jax.storage import files, results
 
 SPACE = flags.DEFINE_string(
@@ -83,7 +84,7 @@ def main(env_config, algorithm, run_config) -> int:
 
 def _search(study, axes, base, folder: Path, options: session.SessionOptions) -> int:
     """Trains batches of trials until all have a result, or all of a batch failed."""
-    compiled: dict[tuple[str, str, str], loop.Programs] = {}
+    compiled: dict[tuple[str, str, str], Programs] = {}
     numbers = {"num_trials": TRIALS.value, "at_once": AT_ONCE.value}
     while batch := search.next_batch(study, axes, **numbers):
         specs = _specs(base, batch)

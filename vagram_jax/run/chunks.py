@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from vagram_jax.envs import base
 from vagram_jax.mbpo import MBPOState
-from vagram_jax.run import devices, grid, loop, states, tables
+from vagram_jax.run import devices, grid, loop, states, tables, vectorized
 from vagram_jax.run.grid import RunSpec
-from vagram_jax.run.loop import Lanes, Programs, RunConfig
+from vagram_jax.run.loop import RunConfig
 from vagram_jax.run.tables import Tables
+from vagram_jax.run.vectorized import Lanes, Programs
 from vagram_jax.storage import checkpoint, records
 from vagram_jax.storage.checkpoint import CheckpointError
 
@@ -53,7 +54,7 @@ class Chunk(NamedTuple):
     @property
     def lanes(self) -> Lanes:
         """Seeds and configs of the lanes, without padding."""
-        return loop.stack_lanes(
+        return vectorized.stack_lanes(
             [seed for run in self.runs for seed in run.seeds],
             [run.spec.algorithm for run in self.runs for _ in run.seeds],
         )
@@ -82,7 +83,13 @@ def programs(
     key = grid.shared_settings(spec)
     compiled = {} if compiled is None else compiled
     if key not in compiled:
-        compiled[key] = loop.make_programs(spec.run_config, env, layout, spec.data)
+        compiled[key] = vectorized.make_programs(
+            env,
+            layout,
+            eval_episodes=spec.run_config.eval_episodes,
+            matmul_precision=spec.run_config.matmul_precision,
+            data=spec.data,
+        )
     return compiled[key]
 
 

@@ -1,34 +1,35 @@
-"""The host loop: compiles the programs of a run, repeats the epoch and evaluates.
+"""The config of a run, and the host loop, which repeats the epoch and evaluates.
 
-It writes no files. A lane is one seed of one config; configs that differ only in
-numbers share the compiled programs. The initial state is separate from the warm-up
-because it takes longer to compile than to run. An epoch is two programs because its
-second half is the same for all losses.
+It writes no files.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from vagram_jax import evaluate, mbpo, sac
+from vagram_jax import mbpo
 from vagram_jax.config import ConfigError, check_fields, static
 from vagram_jax.envs import EnvConfig, base, episodes
-from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
-from vagram_jax.run import datasets, devices, failures, memory, rows, states
+from vagram_jax.mbpo import MBPOConfig, MBPOState
+from vagram_jax.run import (
+    datasets,
+    devices,
+    failures,
+    memory,
+    rows,
+    states,
+    vectorized,
+)
 from vagram_jax.run.datasets import Dataset
 from vagram_jax.run.memory import Shapes
 from vagram_jax.run.rows import Progress
-from vagram_jax.types import Metrics, Transition
-
-# Folded into the seed's key for evaluations, apart from the keys of training.
-_EVALUATION_STREAM = 2**31 - 1
+from vagram_jax.run.vectorized import Lanes, Programs
+from vagram_jax.types import Metrics
 
 
 @struct.dataclass(kw_only=True)
@@ -55,45 +56,6 @@ class RunConfig:
 
 CONFIGS = (EnvConfig, MBPOConfig, RunConfig)
 """The configs of a run. Their keys share one flat namespace."""
-
-
-class Lanes(NamedTuple):
-    """Seeds and configs of the lanes of a program. L is the number of lanes.
-
-    Attributes:
-      seeds: `[L]` uint32.
-      configs: the algorithm, its numbers `[L]`; shapes and branches are the same in all
-        lanes.
-    """
-
-    seeds: jax.Array | np.ndarray
-    configs: MBPOConfig
-
-
-class Programs(NamedTuple):
-    """The programs of a run, each over all lanes. Each compiles at its first call.
-
-    Attributes:
-      env: the environment.
-      data: what the lanes start from, or None.
-      init: lanes to states before the first step.
-      add_data: `(states, transitions)` to states with these rows; donates `states`.
-      warm_up: `(states, lanes)` to states after the random steps; donates `states`.
-      fit_model: `(states, lanes)` to fitted models and metrics.
-      improve_policy: `(states, fitted, lanes)` to states and metrics; donates `states`.
-      evaluate: `(states, lanes, index)` to returns and lengths, `[L, num_episodes]`
-        each, and the environment's metrics, `[L, num_episodes, ...]`; `index` is the
-        number of the evaluation.
-    """
-
-    env: base.Env
-    data: Dataset | None
-    init: Callable[[Lanes], MBPOState]
-    add_data: Callable[[MBPOState, Transition], MBPOState]
-    warm_up: Callable[[MBPOState, Lanes], MBPOState]
-    fit_model: Callable[[MBPOState, Lanes], tuple[Fitted, Metrics]]
-    improve_policy: Callable[[MBPOState, Fitted, Lanes], tuple[MBPOState, Metrics]]
-    evaluate: Callable[..., tuple[jax.Array, jax.Array, Metrics]]
 
 
 class Restored(NamedTuple):
@@ -163,7 +125,8 @@ def check_memory(
     Raises:
       DeviceError: the lanes need more memory than a device has.
     """
-    lanes, limit = _put_padded(lanes, layout, num_padded), devices.memory_limit()
+    limit = devices.memory_limit()
+    lanes = vectorized.put_padded(lanes, layout, num_padded)
     shapes, _ = memory.shapes_of(programs, lanes, layout)
     memory.check_epoch(programs, shapes, lanes, layout, limit)
 
@@ -172,148 +135,6 @@ def seeds_of(run_config: RunConfig) -> range:
     """The seeds of a run, consecutive numbers."""
     first = run_config.first_seed
     return range(first, first + run_config.num_seeds)
-
-
-def stack_lanes(seeds: Sequence[int], configs: Sequence[MBPOConfig]) -> Lanes:
-    """The lanes of a program, in NumPy.
-
-    Args:
-      seeds: one per lane.
-      configs: one per lane, equal in all that decides a shape or a branch.
-
-    Returns:
-      The lanes.
-
-    Raises:
-      ValueError: the configs can't share a program.
-    """
-    if len({jax.tree.structure(config) for config in configs}) > 1:
-        raise ValueError("lanes: configs differ in more than numbers; train them apart")
-    stacked = jax.tree.map(lambda *x: np.array(x, np.float32), *configs)
-    return Lanes(np.array(seeds, np.uint32), stacked)
-
-
-def make_programs(
-    run_config: RunConfig,
-    env: base.Env,
-    layout: devices.Layout,
-    data: Dataset | None = None,
-) -> Programs:
-    """The programs of a run.
-
-    Configs are arguments of the programs, so that a sweep of their numbers doesn't
-    compile again.
-
-    Args:
-      run_config: gives the episodes of an evaluation and the precision.
-      env: the environment.
-      layout: the devices.
-      data: what the lanes start from, or are trained on alone.
-
-    Returns:
-      The programs.
-    """
-
-    def over_lanes(function, in_axes, **options):
-        precise = jax.default_matmul_precision(run_config.matmul_precision)(function)
-        return devices.over_lanes(precise, layout, in_axes=in_axes, **options)
-
-    def play(state, lane, index):
-        return _play(state, lane, index, env, run_config.eval_episodes)
-
-    offline = data is not None and data.offline
-    return Programs(
-        env=env,
-        data=data,
-        init=over_lanes(
-            lambda lane: mbpo.init(
-                jax.random.key(lane.seeds), env=env, config=lane.configs
-            ),
-            (0,),
-            compile_fast=True,
-        ),
-        add_data=over_lanes(mbpo.add_data, (0, None), donate=(0,)),
-        warm_up=over_lanes(
-            lambda state, lane: mbpo.warm_up(state, env=env, config=lane.configs),
-            (0, 0),
-            donate=(0,),
-        ),
-        fit_model=over_lanes(
-            lambda state, lane: mbpo.fit_model(state, config=lane.configs), (0, 0)
-        ),
-        improve_policy=over_lanes(
-            lambda state, fitted, lane: mbpo.improve_policy(
-                state, fitted, env=env, config=lane.configs, offline=offline
-            ),
-            (0, 0, 0),
-            donate=(0,),
-        ),
-        evaluate=over_lanes(play, (0, 0, None)),
-    )
-
-
-def _play(state, lane, index, env: base.Env, num_episodes: int):
-    """Returns, lengths and metrics of the episodes of one lane's evaluation."""
-    key = jax.random.fold_in(jax.random.key(lane.seeds), _EVALUATION_STREAM)
-    act = jax.tree_util.Partial(
-        lambda agent, key, obs: sac.act_mean(agent, obs, config=lane.configs.sac),
-        state.agent,
-    )
-    key = jax.random.fold_in(key, index)
-    return evaluate.returns(key, act, env=env, num_episodes=num_episodes)
-
-
-def start(programs: Programs, lanes: Lanes) -> MBPOState:
-    """The states of all lanes after the warm-up, which follows the rows of the data."""
-    state = programs.init(lanes)
-    if programs.data is not None:
-        state = programs.add_data(state, programs.data.transitions)
-    return programs.warm_up(state, lanes)
-
-
-def epoch(
-    programs: Programs, state: MBPOState, lanes: Lanes
-) -> tuple[MBPOState, Metrics]:
-    """One epoch of all lanes: states and metrics, `[L, ...]`. Donates `state`."""
-    return mbpo.epoch(
-        state,
-        env=programs.env,
-        config=lanes.configs,
-        fit_model=lambda state, **_: programs.fit_model(state, lanes),
-        improve_policy=lambda state, fitted, **_: programs.improve_policy(
-            state, fitted, lanes
-        ),
-    )
-
-
-def mean_returns(
-    programs: Programs,
-    state: MBPOState,
-    lanes: Lanes,
-    index: int,
-    *,
-    any_alive: bool = True,
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Evaluates the policy of each lane.
-
-    Args:
-      programs: from `make_programs`.
-      state: of all lanes.
-      lanes: of the programs.
-      index: number of the evaluation; each plays other episodes.
-      any_alive: False plays nothing, and returns NaN and no metrics.
-
-    Returns:
-      `([L], [L], metrics)`: mean return, NaN for a diverged lane, mean episode length,
-      and means of the environment's metrics by name, `[L, ...]`.
-    """
-    if not any_alive:
-        nothing = np.full(len(lanes.seeds), np.nan)
-        return nothing, nothing, {}
-    played = devices.fetch_all(programs.evaluate(state, lanes, jnp.uint32(index)))
-    returns, lengths, metrics = jax.tree.map(lambda x: x.mean(axis=1), played)
-    alive = devices.fetch_all(state.alive)
-    return np.where(alive, returns, np.nan), lengths, metrics
 
 
 def train(
@@ -345,8 +166,15 @@ def train(
       RunError: no step of the warm-up was finite.
     """
     config, layout = check(run_config, config, env, data), layout or devices.Layout()
-    lanes = stack_lanes(seeds_of(run_config), [config] * run_config.num_seeds)
-    programs = make_programs(run_config, env, layout, data)
+    seeds = seeds_of(run_config)
+    lanes = vectorized.stack_lanes(seeds, [config] * len(seeds))
+    programs = vectorized.make_programs(
+        env,
+        layout,
+        eval_episodes=run_config.eval_episodes,
+        matmul_precision=run_config.matmul_precision,
+        data=data,
+    )
     yield from train_lanes(run_config, lanes, programs, layout=layout)
 
 
@@ -383,7 +211,7 @@ def train_lanes(
     """
     num_lanes, steps = len(lanes.seeds), _steps(run_config, lanes.configs)
     began = time.monotonic() - (restored.seconds if restored else 0.0)
-    lanes = _put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
+    lanes = vectorized.put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
     limit = devices.memory_limit()
     shapes, metric_shapes = memory.shapes_of(programs, lanes, layout)
     state = _first_states(programs, lanes, shapes, layout, restored)
@@ -393,10 +221,10 @@ def train_lanes(
         metrics, played = {}, (np.empty(0), np.empty(0), {})
         # Diverged lanes are frozen, so there is nothing to compute if all are.
         if index > first and any_alive:
-            state, metrics = epoch(programs, state, lanes)
+            state, metrics = vectorized.epoch(programs, state, lanes)
         is_due = index % run_config.eval_every == 0 or index == len(steps) - 1
         if is_due and (index > first or restored is None):
-            played = mean_returns(programs, state, lanes, index, any_alive=any_alive)
+            played = vectorized.mean_returns(programs, state, lanes, index)
         progress = _progress(
             state,
             metrics,
@@ -455,12 +283,6 @@ def _first_states(
     """The states to start from."""
     if restored is not None:
         return states.unpack(restored.arrays, shapes.state, layout)
-    state = start(programs, lanes)
+    state = vectorized.start(programs, lanes)
     _check_stored(state)
     return state
-
-
-def _put_padded(lanes: Lanes, layout: devices.Layout, num_padded: int) -> Lanes:
-    """Moves lanes to the devices; copies of the last one fill up the devices."""
-    own = np.minimum(devices.own_lanes(layout, num_padded), len(lanes.seeds) - 1)
-    return devices.put(jax.tree.map(lambda x: x[own], lanes), layout, num_padded)

@@ -7,7 +7,7 @@ soon as they are compiled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,7 @@ from vagram_jax.config import ConfigError
 from vagram_jax.envs import base
 from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
 from vagram_jax.run import devices
-
-if TYPE_CHECKING:
-    from vagram_jax.run.loop import Lanes, Programs
+from vagram_jax.run.vectorized import Lanes, Programs
 
 
 class Shapes(NamedTuple):

@@ -36,9 +36,10 @@ from vagram_jax.run import (
 from vagram_jax.run.chunks import Chunk, RunLanes
 from vagram_jax.run.failures import RunError
 from vagram_jax.run.grid import RunSpec
-from vagram_jax.run.loop import Programs, RunConfig
+from vagram_jax.run.loop import RunConfig
 from vagram_jax.run.recorder import Recorder
 from vagram_jax.run.rows import Progress
+from vagram_jax.run.vectorized import Programs
 from vagram_jax.storage import checkpoint, disk, files, lock, records, results
 from vagram_jax.storage.lock import Lock
 

@@ -4,7 +4,7 @@ Each variant differs from `vagram_mixed` in what its name says, except for `vagr
 `not_normalized` and losses of another kind. The oracle is squared error on normalized
 targets that gives a distracting dimension a twentieth of the weight: it knows what
 VaGraM has to learn. The weight is not zero, because the model's error in dimensions of
-no weight is unbounded, and the critics diverge.
+no weight is unbounded.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from vagram_jax.run import (
     vectorized,
 )
 from vagram_jax.run.datasets import Dataset
-from vagram_jax.run.memory import Shapes
 from vagram_jax.run.rows import Progress
 from vagram_jax.run.vectorized import Lanes, Programs
 from vagram_jax.types import Metrics
@@ -127,8 +126,7 @@ def check_memory(
     """
     limit = devices.memory_limit()
     lanes = vectorized.put_padded(lanes, layout, num_padded)
-    shapes, _ = memory.shapes_of(programs, lanes, layout)
-    memory.check_epoch(programs, shapes, lanes, layout, limit)
+    memory.check_epoch(programs, lanes, layout, limit)
 
 
 def seeds_of(run_config: RunConfig) -> range:
@@ -198,8 +196,9 @@ def train_lanes(
       num_padded: number of lanes of the programs; None means the smallest possible.
       restored: the checkpoint to resume from; its step is yielded first, without an
         evaluation.
-      announce: is called with the first states and progress before they are yielded,
-        because compiling the programs of an epoch comes in between and takes long.
+      announce: is called with the first states and progress, without the shapes of
+        the metrics, before they are yielded, because tracing and compiling the programs
+        of an epoch come in between and take long.
 
     Yields:
       As `train`.
@@ -213,10 +212,9 @@ def train_lanes(
     began = time.monotonic() - (restored.seconds if restored else 0.0)
     lanes = vectorized.put_padded(lanes, layout, num_padded or layout.padded(num_lanes))
     limit = devices.memory_limit()
-    shapes, metric_shapes = memory.shapes_of(programs, lanes, layout)
-    state = _first_states(programs, lanes, shapes, layout, restored)
+    state = _first_states(programs, lanes, layout, restored)
     first = steps.index(restored.env_steps) if restored else 0
-    any_alive, speed = True, rows.Speed()
+    any_alive, speed, metric_shapes = True, rows.Speed(), {}
     for index in range(first, len(steps)):
         metrics, played = {}, (np.empty(0), np.empty(0), {})
         # Diverged lanes are frozen, so there is nothing to compute if all are.
@@ -238,7 +236,8 @@ def train_lanes(
         progress = rows.of_lanes(progress, slice(num_lanes))
         if index == first:
             announce(state, progress)
-            memory.check_epoch(programs, shapes, lanes, layout, limit)
+            metric_shapes = memory.check_epoch(programs, lanes, layout, limit)
+            progress = progress._replace(metric_shapes=metric_shapes)
         yield state, progress
 
 
@@ -276,13 +275,13 @@ def _check_stored(state: MBPOState) -> None:
 def _first_states(
     programs: Programs,
     lanes: Lanes,
-    shapes: Shapes,
     layout: devices.Layout,
     restored: Restored | None,
 ) -> MBPOState:
     """The states to start from."""
     if restored is not None:
-        return states.unpack(restored.arrays, shapes.state, layout)
+        shapes = memory.state_shapes(programs, lanes, layout)
+        return states.unpack(restored.arrays, shapes, layout)
     state = vectorized.start(programs, lanes)
     _check_stored(state)
     return state

@@ -7,7 +7,7 @@ soon as they are compiled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,9 @@ import jax.numpy as jnp
 from vagram_jax import mbpo
 from vagram_jax.config import ConfigError
 from vagram_jax.envs import base
-from vagram_jax.mbpo import Fitted, MBPOConfig, MBPOState
+from vagram_jax.mbpo import MBPOConfig, MBPOState
 from vagram_jax.run import devices
 from vagram_jax.run.vectorized import Lanes, Programs
-
-
-class Shapes(NamedTuple):
-    """The shapes of what the programs of an epoch exchange, over all lanes.
-
-    Attributes:
-      state: of the training states.
-      fitted: of the fitted models.
-    """
-
-    state: MBPOState
-    fitted: Fitted
 
 
 def check_states(
@@ -61,55 +49,46 @@ def check_states(
     devices.check_size(per_lane, num_lanes=num_lanes, layout=layout)
 
 
-def shapes_of(
-    programs: Programs, lanes: Lanes, layout: devices.Layout
-) -> tuple[Shapes, dict[str, tuple[int, ...]]]:
-    """The shapes of what the programs exchange, and of each metric in one lane.
+def state_shapes(programs: Programs, lanes: Lanes, layout: devices.Layout) -> MBPOState:
+    """The shapes of the training states of all lanes, on the devices.
 
     Args:
       programs: made for `layout`.
       lanes: on the devices.
       layout: the devices.
-
-    Returns:
-      Those of states and fitted models, and `()` or `(n,)` by the name of a metric.
-
-    Raises:
-      ValueError: a metric is neither a scalar nor a vector.
     """
-    state = _sharded(jax.eval_shape(programs.init, lanes), layout)
-    fitted, model_metrics = jax.eval_shape(programs.fit_model, state, lanes)
-    fitted = _sharded(fitted, layout)
-    _, metrics = jax.eval_shape(programs.improve_policy, state, fitted, lanes)
-    _, _, own = jax.eval_shape(programs.evaluate, state, lanes, jnp.uint32(0))
-    metrics |= {name: jax.eval_shape(lambda x: x[:, 0], x) for name, x in own.items()}
-    return Shapes(state, fitted), _shapes_of_one_lane(metrics | model_metrics)
+    return _sharded(jax.eval_shape(programs.init, lanes), layout)
 
 
 def check_epoch(
-    programs: Programs,
-    shapes: Shapes,
-    lanes: Lanes,
-    layout: devices.Layout,
-    limit: float | None,
-) -> None:
+    programs: Programs, lanes: Lanes, layout: devices.Layout, limit: float | None
+) -> dict[str, tuple[int, ...]]:
     """Compiles the programs of an epoch and refuses them if memory can't hold them.
 
     Args:
       programs: made for `layout`.
-      shapes: from `shapes_of`.
       lanes: on the devices.
       layout: the devices.
       limit: the bytes that a device had free before the states were made, from
         `devices.memory_limit`.
 
+    Returns:
+      Names of all metrics to their shapes in one lane, `()` or `(n,)`.
+
     Raises:
       DeviceError: the lanes need more memory than a device has.
+      ValueError: a metric is neither a scalar nor a vector.
     """
-    state, fitted = shapes
+    state = state_shapes(programs, lanes, layout)
+    fitted, model_metrics = jax.eval_shape(programs.fit_model, state, lanes)
+    fitted = _sharded(fitted, layout)
+    _, metrics = jax.eval_shape(programs.improve_policy, state, fitted, lanes)
+    _, _, own = jax.eval_shape(programs.evaluate, state, lanes, jnp.uint32(0))
+    metrics |= {name: jax.eval_shape(lambda x: x[:, 0], x) for name, x in own.items()}
     options = {"num_lanes": len(lanes.seeds), "layout": layout, "limit": limit}
     devices.check_memory(programs.fit_model, state, lanes, **options)
     devices.check_memory(programs.improve_policy, state, fitted, lanes, **options)
+    return _shapes_of_one_lane(metrics | model_metrics)
 
 
 def _sharded(shapes: Any, layout: devices.Layout) -> Any:

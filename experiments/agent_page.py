@@ -111,6 +111,10 @@ def _undistracted() -> str:
     check(not any(x.diverged.any() for x in everything), "no seed diverges")
     outcomes = {study.outcome(x["chosen"], x["plain"]) for x in results.values()}
     check(outcomes == {UNDECIDED}, "the agents don't differ with any loss")
+    about = paragraph(
+        f"As above, over {len(everything[0].seeds)} seeds of its own (`vagram study "
+        "hopper_agent_undistracted --preset=long`)."
+    )
     return f"""### Without distracting dimensions
 
 No seed diverges with either agent. With each loss the two agents don't differ
@@ -118,8 +122,7 @@ significantly.
 
 {table(["agent and model", *_LOSSES.values()], _rows(results, _CHOICE))}
 
-As above, over {len(everything[0].seeds)} seeds of its own (`vagram study
-hopper_agent_undistracted --preset=long`)."""
+{about}"""
 
 
 def _shares() -> str:

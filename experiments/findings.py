@@ -131,8 +131,9 @@ def _beyond_the_example() -> str:
         "scale_confirmation`). On cartpole with a small model it "
         f"{clauses(outcomes(cartpole))}, on {_seeds(cartpole)} fresh seeds (`vagram "
         "study cartpole_confirmation`). On Hopper it beats no baseline significantly "
-        f"(`vagram study hopper --preset=long`), and on {_seeds(fresh)} fresh seeds it "
-        f"{clauses(outcomes(fresh))}."
+        f"(`vagram study hopper --preset=long`). On {_seeds(fresh)} fresh seeds of "
+        f"Hopper with distracting dimensions it {clauses(outcomes(fresh))} (`vagram "
+        "study hopper_confirmation --preset=long`)."
     )
 
 

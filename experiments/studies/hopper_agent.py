@@ -1,7 +1,8 @@
 """Hopper with 15 distracting dimensions: what each option of the agent is worth.
 
 Every variant differs from the plain agent in what its name says, and has the model and
-the batches of the default. MLE trains with the default and with the next best variant.
+the batches of the default. MLE trains with what is best for VaGraM, which is the
+default, and with what is best for plain SAC.
 """
 
 from __future__ import annotations

@@ -177,6 +177,23 @@ def test_train_lanes_resumes_from_a_checkpoint_without_evaluating_it_again(train
     assert_equal(second, trained[1][-1])
 
 
+def test_the_first_progress_is_announced_before_an_epoch_is_traced():
+    programs, events = cases.programs(), []
+
+    def fit_model(*args):
+        events.append("traced")
+        return programs.fit_model(*args)
+
+    fit_model.lower = programs.fit_model.lower
+    changed = programs._replace(fit_model=fit_model)
+    options = {
+        "layout": cases.LAYOUT,
+        "announce": lambda *_: events.append("announced"),
+    }
+    next(loop.train_lanes(RUN, lanes(), changed, **options))
+    assert events == ["announced", "traced"]
+
+
 def test_a_metric_that_is_no_scalar_or_vector_is_refused():
     matrix = jax.ShapeDtypeStruct((SEEDS, 2, 3), "float32")
     with pytest.raises(ValueError, match=r"metric model/x: shape \(2, 3\) in one lane"):

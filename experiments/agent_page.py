@@ -28,9 +28,9 @@ _AGENTS = {
     "both_direct": "LayerNorm, normalized observations, direct prediction",
     "all": "the same, imagined states clipped",
 }
-_CHOICE = {"plain": "plain", "chosen": "the default: normalized, clipped"}
+_CHOICE = {"plain": "plain", "chosen": "normalized, clipped: the default"}
 _FITS = {"budget": "250 steps", "patience": "until no member improves"}
-_SHARES = {"0.05": "5%, as in MBPO", "0.5": "half, the default", "0.9": "90%"}
+_SHARES = {"0.05": "5%, as in MBPO", "0.5": "half", "0.9": "90%, the default"}
 _LOSSES = {"vagram": "VaGraM", "mle": "MLE", "sac": "plain SAC"}
 _MODEL_LOSSES = {"vagram": "VaGraM", "mle": "MLE", "mse_normalized": "MSE"}
 _PUBLISHED = {"mbpo": "MBPO, published", "sac": "SAC, published"}
@@ -59,7 +59,9 @@ def text() -> str:
 
 The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
 all losses: observations are normalized, imagined states are clipped to the range of the
-data, and half of each batch is real.
+data, and 90% of each batch is real. The studies other than `hopper_real_fraction` were
+run before this share was chosen: half of each batch is real, and a fit leaves a member
+as it was unless its score improves by 1%.
 
 {sections}
 """
@@ -136,20 +138,20 @@ def _shares() -> str:
     no_model = study.at(loss="vagram")["all"]
     rows.append(["all, without a model", cell(no_model), ""])
     words = {BETTER: "better", WORSE: "worse", UNDECIDED: "no different"}
-    less, more = (
+    five, half, all_real = (
         " and ".join(
-            f"{_LOSSES[loss]} is {words[study.outcome(x['0.5'], x[share])]}"
+            f"{_LOSSES[loss]} is {words[study.outcome(x['0.9'], x[share])]}"
             for loss in ("vagram", "mle")
             for x in [study.at(loss=loss)]
         )
-        for share in ("0.05", "0.9")
+        for share in ("0.05", "0.5", "all")
     )
     about = paragraph(
         "Final return on Hopper without distracting dimensions after 25,000 steps, on "
         f"{len(no_model.seeds)} seeds that no other study has (`vagram study "
-        f"hopper_real_fraction --preset=long`). By the rule of the findings, with half "
-        f"of a batch real {less} than with 5%, and {more} than with 90%. Four seeds "
-        "can't tell whether more than half is better."
+        f"hopper_real_fraction --preset=long`). By the rule of the findings, with 90% "
+        f"of a batch real {five} than with 5%, {half} than with half, and {all_real} "
+        "than with all of it real, without a model."
     )
     return f"""## How much of a batch is real
 

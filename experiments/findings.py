@@ -229,10 +229,10 @@ def _limits() -> str:
   are no proof of equality. No correction is made for the number of comparisons.
 - The setting of the pendulum and that of cartpole were found by a search for a setting
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
-- MuJoCo's tasks are trained with small networks, and not with the paper's settings.
+- MuJoCo's tasks are trained with small networks and half-real batches, which are
+  neither the paper's settings nor the later default of 90% ([the agent](agent.md)).
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline; in `baselines` the best is `{best}`.
-- Rounding differs between CPUs and revisions, so close verdicts can change.
 
 `vagram` is the paper's loss, on the two small tasks with weights of mean one. *Mixed*
 VaGraM (`vagram_mixed`) adds a fifth of MSE on normalized targets. A diverged seed

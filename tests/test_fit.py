@@ -109,6 +109,23 @@ def test_fit_ignores_improvements_below_min_improvement():
     assert metrics["model/epochs"] == CONFIG.patience
 
 
+@pytest.mark.parametrize(("min_improvement", "learns"), [(0.0, True), (0.2, False)])
+def test_successive_short_fits_learn_without_a_min_improvement(min_improvement, learns):
+    state, data = fit_cases.make_state(), fit_cases.make_data()
+    start = state.params.network
+    config = CONFIG.replace(
+        learning_rate=0.01, max_steps=2, min_improvement=min_improvement
+    )
+    scores = []
+    for _ in range(30):
+        state, metrics = fit_cases.run(state, data, config)
+        scores.append(metrics["model/holdout_loss"])
+    if learns:
+        assert np.all(scores[-1] < 0.7 * scores[0])
+    else:
+        fit_cases.assert_identical(state.params.network, start)
+
+
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_fit_draws_the_rows_of_each_member_alike(bootstrap):
     # Steps too small to move: the mean over an epoch estimates that over the rows.

@@ -1,7 +1,7 @@
 """Hopper with 15 distracting dimensions: what each option of the agent is worth.
 
 Every variant differs from the plain agent in what its name says, and has the model and
-the batches of the default. MLE trains with the two that are best for VaGraM, which are
+batches that are half real. MLE trains with the two that are best for VaGraM, which are
 the default and "all", and with "both", which is best for plain SAC.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from experiments.studies import loop
+from experiments.studies import loop, tasks
 from vagram_jax.analysis.study import Design
 
 PRESETS = ("quick",)
-_TASK = {
+_TASK = tasks.HALF_REAL | {
     "config": "hopper:quick_distracted",
     "total_steps": "15000",
     "replay_capacity": "15000",

@@ -19,7 +19,7 @@ _AGENTS: dict[str, loop.Settings] = {
 def labeled(preset: str) -> list[loop.Labeled]:
     """Both agents with two model losses and without a model."""
     length = {"total_steps": "15000", "replay_capacity": "15000"}
-    hopper = tasks.mujoco("hopper", preset) | length
+    hopper = tasks.mujoco("hopper", preset) | tasks.HALF_REAL | length
     return loop.product(
         {
             "task": {"hopper": hopper},

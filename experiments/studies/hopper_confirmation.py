@@ -17,7 +17,8 @@ _FRESH = {"distractors": "15", "num_seeds": "8", "first_seed": "200"}
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """VaGraM, MLE and plain SAC in the one setting."""
-    settings = tasks.mujoco("hopper", preset, "distracted") | _FRESH
+    task = tasks.mujoco("hopper", preset, "distracted")
+    settings = task | tasks.HALF_REAL | _FRESH
     losses = loop.losses("vagram", "mle", "sac")
     return loop.product({"task": {"hopper": settings}, "loss": losses})
 

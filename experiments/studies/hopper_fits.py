@@ -27,7 +27,7 @@ _FITS: Mapping[str, loop.Settings] = {
 def labeled(preset: str) -> list[loop.Labeled]:
     """Each kind of fits for two losses, for 25,000 steps without distractors."""
     length = {"total_steps": "25000", "replay_capacity": "25000"}
-    hopper = tasks.mujoco("hopper", preset) | length
+    hopper = tasks.mujoco("hopper", preset) | tasks.HALF_REAL | length
     return loop.product(
         {
             "task": {"hopper": hopper},

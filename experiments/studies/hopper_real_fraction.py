@@ -13,13 +13,14 @@ from vagram_jax.analysis.study import Design
 
 PRESETS = ("long",)
 _SHARES = ("0.05", "0.5", "0.9")
-DESIGN = Design(contrast="real", methods=("0.5",), baselines=("0.05", "0.9", "all"))
+_SEEDS = {"first_seed": "0", "num_seeds": "8"}
+DESIGN = Design(contrast="real", methods=("0.9",), baselines=("0.05", "0.5", "all"))
 
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """Each share for two losses, for 25,000 steps without distractors."""
     length = {"total_steps": "25000", "replay_capacity": "25000"}
-    hopper = tasks.mujoco("hopper", preset) | length | {"first_seed": "0"}
+    hopper = tasks.mujoco("hopper", preset) | length | _SEEDS
     task = {"task": {"hopper": hopper}}
     shares = {share: {"real_fraction": share} for share in _SHARES}
     no_model = {"all": loop.losses("sac")["sac"]}  # compared with both losses

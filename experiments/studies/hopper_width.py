@@ -17,7 +17,8 @@ DESIGN = Design(contrast="hidden", methods=("128",), baselines=("16", "8", "4"))
 def labeled(preset: str) -> list[loop.Labeled]:
     """MLE with two layers of each width, for 25,000 steps without distractors."""
     length = {"total_steps": "25000", "replay_capacity": "25000"}
-    hopper = tasks.mujoco("hopper", preset) | length | {"first_seed": "0"}
+    seeds = {"first_seed": "0"}
+    hopper = tasks.mujoco("hopper", preset) | tasks.HALF_REAL | length | seeds
     widths = {width: {"dynamics.hidden": f"{width},{width}"} for width in _WIDTHS}
     task, mle = {"task": {"hopper": hopper}}, {"loss": loop.losses("mle")}
     return loop.product(task | {"hidden": widths} | mle)

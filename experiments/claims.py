@@ -122,7 +122,7 @@ def effect(pairs: Sequence[Pair]) -> stats.Interval:
     """The probability that a seed of `better` is better, the mean over settings.
 
     Args:
-      pairs: of one study.
+      pairs: of studies in which the same direction is better.
 
     Returns:
       Probability and 95% interval.
@@ -182,7 +182,7 @@ def _vagram_claims() -> list[Claim]:
     enough = {
         "pendulum": [(capacity, {"hidden": 64})],
         "cartpole": [(cartpole, {"hidden": 64})],
-        "Hopper": [long["large"]],
+        "Hopper": [long["large"], (load("hopper_published"), {})],
         "other MuJoCo": [(suite, {"task": task}) for task in SUITE],
     }
     rows = [

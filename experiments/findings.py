@@ -183,10 +183,9 @@ def _on_hopper() -> str:
     return (
         f"On Hopper, after {_hopper_steps():,} steps, it beats no baseline in any of "
         f"{len(by_setting)} settings and is worse than {listed(worse, 'and')}; on "
-        f"{_seeds(fresh)} fresh seeds, with distracting dimensions and a large model, "
-        f"it {clauses(outcomes(fresh))}. With mostly real batches, after 75,000 steps "
-        f"without distracting dimensions, it {clauses(outcomes(real))}, on "
-        f"{_seeds(real)} fresh seeds."
+        f"{_seeds(fresh)} fresh seeds with distracting dimensions it "
+        f"{clauses(outcomes(fresh))}, and without them, with 90% real batches, it "
+        f"{clauses(outcomes(real))}."
     )
 
 
@@ -232,9 +231,8 @@ def _limits() -> str:
   are no proof of equality. No correction is made for the number of comparisons.
 - The setting of the pendulum and that of cartpole were found by a search for a setting
   in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
-- MuJoCo's tasks are trained with small networks, not with the paper's settings. The
-  batches are half real, without the row of 90%, which is now the default
-  ([the agent](agent.md)).
+- MuJoCo's tasks are trained with small networks, not with the paper's settings, and
+  with half-real batches unless a row says 90%, the later default ([why](agent.md)).
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
   Not every study trains every baseline; in `baselines` the best is `{best}`.
 
@@ -365,13 +363,12 @@ def _ablation() -> str:
             row[2] = words[study.outcome(mixed, results[name])]
             row[3] = f"{study.probability(mixed, results[name]).value:.2f}"
         rows.append(row)
-    columns = ("variant", "final return", "different", "probability")
+    better = "probability that a seed of mixed VaGraM is better"
+    columns = ("variant", "final return", "significantly different", better)
     return f"""## Which part of the loss matters
 
 Variants of mixed VaGraM on the pendulum with 15 distracting dimensions and layers of 16
 (`ablation`; its file describes them). The oracle is told which dimensions distract.
-Columns: significantly different from mixed VaGraM, and the probability that a seed of
-mixed VaGraM is better.
 
 {table(columns, rows)}"""
 

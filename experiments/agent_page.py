@@ -139,21 +139,28 @@ def _shares() -> str:
         rows.append([title, *cells])
     no_model = study.at(loss="vagram")["all"]
     rows.append(["all, without a model", cell(no_model), ""])
-    words = {BETTER: "better", WORSE: "worse", UNDECIDED: "no different"}
-    five, half, all_real = (
-        " and ".join(
-            f"{_LOSSES[loss]} is {words[study.outcome(x['0.9'], x[share])]}"
-            for loss in ("vagram", "mle")
-            for x in [study.at(loss=loss)]
-        )
-        for share in ("0.05", "0.5", "all")
-    )
+    for loss in ("vagram", "mle"):
+        by_share = study.at(loss=loss)
+        same = {study.outcome(by_share["0.9"], x) for x in by_share.values()}
+        check(same == {UNDECIDED}, "no share differs significantly from 90%")
+        with_model = {share: x for share, x in by_share.items() if share in _SHARES}
+        best = max(with_model, key=lambda share: with_model[share].interval.value)
+        check(best == "0.9", "90% is best of the shares with a model")
+        lower = by_share[best].interval.value < by_share["all"].interval.value
+        check(lower, "the agent without a model is ahead")
+    later = load("hopper_published").at()
+    outcomes = {
+        load("hopper_published").outcome(later["sac"], x) for x in later.values()
+    }
+    check(outcomes == {UNDECIDED}, "later no loss differs from plain SAC")
     about = paragraph(
         "Final return on Hopper without distracting dimensions after 25,000 steps, on "
-        f"{len(no_model.seeds)} seeds that no other study has (`vagram study "
-        f"hopper_real_fraction --preset=long`). By the rule of the findings, with 90% "
-        f"of a batch real {five} than with 5%, {half} than with half, and {all_real} "
-        "than with all of it real, without a model."
+        f"{len(no_model.seeds)} seeds (`vagram study "
+        "hopper_real_fraction --preset=long`). With both losses 90% is the best of the "
+        "shares with a model, but by the rule of the findings no row differs "
+        "significantly from it. The agent without a model is ahead of all others, "
+        "though not significantly; after 75,000 steps "
+        "[they are level](#beside-published-results)."
     )
     return f"""## How much of a batch is real
 
@@ -166,7 +173,7 @@ def _errors() -> str:
     """The section on what the models get wrong."""
     rows = files.read_rows(STUDIES / "hopper_real_fraction" / "errors.csv")
     by_run = {(row["loss"], row["real"]): row for row in rows}
-    shares = {0.05: "5%", 0.5: "half"}
+    shares = {0.05: "5%", 0.9: "90%"}
     columns = {
         (loss, share): f"{_LOSSES[loss]}, {title} real"
         for loss in ("vagram", "mle")
@@ -176,19 +183,16 @@ def _errors() -> str:
         [title, *(_error(name, by_run[run][name]) for run in columns)]
         for name, title in _ERRORS.items()
     ]
-    missed = {loss: by_run[loss, 0.05]["missed"] for loss in ("vagram", "mle")}
-    check(missed["vagram"] > 0.25 > 0.05 > missed["mle"], "only VaGraM misses many")
-    study = load("hopper_real_fraction")
-    for loss in missed:
-        by_share = study.at(loss=loss)
-        lower = by_share["0.05"].interval.value < by_share["all"].interval.value
-        check(lower, "with 5% real batches a model is of no use")
+    missed = {run: by_run[run]["missed"] for run in columns}
+    few = [x for (loss, _), x in missed.items() if loss == "mle"]
+    many = [x for (loss, _), x in missed.items() if loss == "vagram"]
+    check(min(many) > 0.25 > 0.05 > max(few), "only VaGraM misses many")
     return f"""## What the models get wrong
 
-With 5% real batches the agent learns later than without a model. The errors of its
-rewards and values are small, on real transitions that no fit has seen, in the second
-half of these runs. VaGraM misses a third of the terminations, so that falling looks
-better than it is; MLE misses few, and is no better than no model either.
+The errors of rewards and values are small with every share, on real transitions that no
+fit has seen, in the second half of these runs. VaGraM misses more than a quarter of the
+terminations, so that falling looks better than it is. MLE misses few, and is no better
+than no model either.
 
 {table(["error", *columns.values()], lines)}
 
@@ -372,8 +376,9 @@ def _width() -> str:
     worse = [x for x in widths if study.outcome(results[x], large) == WORSE]
     which = f"worse with {' and '.join(worse)}" if worse else "no worse with fewer"
     about = paragraph(
-        "Final return of MLE with two layers in the model, on the task and the seeds "
-        "of `hopper_real_fraction` (`vagram study hopper_width --preset=long`). By the "
+        "Final return of MLE with two layers in the model, on the task and four of the "
+        "seeds of `hopper_real_fraction`, with half-real batches (`vagram study "
+        "hopper_width --preset=long`). By the "
         f"rule of the findings it is {which} than with {widths[0]} units."
     )
     rows = [["final return", *(cell(results[width]) for width in widths)]]

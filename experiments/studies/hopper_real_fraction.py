@@ -2,7 +2,7 @@
 
 MBPO's batches are 5% real. If the agent learns mostly from imagined transitions, the
 errors of the model decide what it learns. If it learns from real ones alone, the model
-is of no use. This study, on seeds of its own, chose the share for the other studies of
+is of no use. This study chose the share for the other studies of
 MuJoCo's tasks.
 """
 

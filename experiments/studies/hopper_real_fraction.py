@@ -2,8 +2,7 @@
 
 MBPO's batches are 5% real. If the agent learns mostly from imagined transitions, the
 errors of the model decide what it learns. If it learns from real ones alone, the model
-is of no use. This study chose the share for the other studies of
-MuJoCo's tasks.
+is of no use. The share that this study chose is the default of MuJoCo's tasks.
 """
 
 from __future__ import annotations

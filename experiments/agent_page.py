@@ -61,9 +61,9 @@ def text() -> str:
 
 The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
 all losses: observations are normalized, imagined states are clipped to the range of the
-data, and 90% of each batch is real. The studies other than `hopper_real_fraction` and
-`hopper_published` were run before this share was chosen: half of each batch is real,
-and a fit leaves a member as it was unless its score improves by 1%.
+data, and 90% of each batch is real. In the studies of this page other than
+`hopper_real_fraction` and `hopper_published`, which are older, half of each batch is
+real, and a fit changes a member only if its score improves by 1%.
 
 {sections}
 """
@@ -158,9 +158,9 @@ def _shares() -> str:
         f"{len(no_model.seeds)} seeds (`vagram study "
         "hopper_real_fraction --preset=long`). With both losses 90% is the best of the "
         "shares with a model, but by the rule of the findings no row differs "
-        "significantly from it. The agent without a model is ahead of all others, "
-        "though not significantly; after 75,000 steps "
-        "[they are level](#beside-published-results)."
+        "significantly from it. The agent without a model has the highest return, but "
+        "not significantly. After 75,000 steps "
+        "[no loss differs significantly from it](#beside-published-results)."
     )
     return f"""## How much of a batch is real
 
@@ -285,11 +285,11 @@ def _beside_the_curves() -> str:
             if any(x.interval.high < mbpo(step) for step, x in by_step.items())
         ]
     where = [
-        f"of {' and '.join(names) or 'none'} on {task}" for task, names in ahead.items()
+        f"{' and '.join(names) or 'none'} on {task}" for task, names in ahead.items()
     ]
     return paragraph(
-        f"By these intervals published MBPO is ahead {', '.join(where)}; the agents "
-        f"have layers of 64 here. {_means()} {_slow_seeds()}"
+        f"Losses below published MBPO by these intervals: {', '.join(where)}. The "
+        f"agents have layers of 64 here. {_means()} {_slow_seeds()}"
     )
 
 
@@ -308,15 +308,15 @@ def _means() -> str:
     reached = [f"{step:,}" for step, names in lower.items() if not names]
     check(bool(reached), "every mean is at least the published one at some step")
     missed = [
-        f" After {step:,} steps it is not: {listed(names, 'and')}, where published "
+        f" After {step:,} steps it is lower: {listed(names, 'and')}. Published "
         f"MBPO has {mbpo(step):.0f}."
         for step, names in lower.items()
         if names
     ]
     return (
-        "What is published is the mean over seeds. After "
-        f"{listed(reached, 'and')} steps of Hopper it is at least that of published "
-        f"MBPO here, with every loss.{''.join(missed)}"
+        "The published numbers are means over seeds. On Hopper, after "
+        f"{listed(reached, 'and')} steps, the mean of every loss is at least that of "
+        f"published MBPO.{''.join(missed)}"
     )
 
 
@@ -331,9 +331,8 @@ def _slow_seeds() -> str:
     check(not between, "a seed has either learned the task or not")
     slow = [f"{sum(x < _SLOW)} with {name}" for name, x in finals.items()]
     return (
-        f"The mean is that of two groups: {listed(slow, 'and')} of the "
-        f"{len(finals[NAMES['vagram']])} seeds still fall early and have less than "
-        f"{_SLOW:,.0f}, all others more than {_FAST:,.0f}."
+        f"Some of the {len(finals['VaGraM'])} seeds still fall early and have less than "
+        f"{_SLOW:,.0f}: {listed(slow, 'and')}. All others have more than {_FAST:,.0f}."
     )
 
 
@@ -378,8 +377,9 @@ def _width() -> str:
     about = paragraph(
         "Final return of MLE with two layers in the model, on the task and four of the "
         "seeds of `hopper_real_fraction`, with half-real batches (`vagram study "
-        "hopper_width --preset=long`). By the "
-        f"rule of the findings it is {which} than with {widths[0]} units."
+        "hopper_width --preset=long`). By the rule of the findings it is "
+        f"{which} than with {widths[0]} units. But the errors of the model, defined as "
+        f"above, grow from {widths[1]} units down."
     )
     rows = [["final return", *(cell(results[width]) for width in widths)]]
     errors = files.read_rows(STUDIES / "hopper_width" / "errors.csv")
@@ -392,7 +392,6 @@ def _width() -> str:
     return f"""## How small a model can be
 
 {about}
-But the errors of the model, defined as above, grow from {widths[1]} units down.
 
 {table(["", *(f"{width} units" for width in widths)], rows)}"""
 

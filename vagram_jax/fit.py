@@ -45,8 +45,8 @@ class FitConfig:
       max_holdout: maximum number of held-out rows.
       patience: epochs without an improvement of any member after which a fit stops.
       min_improvement: smallest improvement that counts, relative to the member's best
-        score. With few `max_steps` it should be 0: fits that are too short for it leave
-        a member as it was.
+        score. A fit with few `max_steps` should have 0, because it seldom improves a
+        member by more, and then returns the member's old parameters.
       max_epochs: maximum number of epochs. An epoch draws as many rows, with
         replacement, as there are to train on.
       max_steps: maximum number of gradient steps, which keeps the cost of a fit from

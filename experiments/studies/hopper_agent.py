@@ -1,8 +1,8 @@
 """Hopper with 15 distracting dimensions: what each option of the agent is worth.
 
-Every variant differs from the plain agent in what its name says, and has the model and
-batches that are half real. MLE trains with the two that are best for VaGraM, which are
-the default and "all", and with "both", which is best for plain SAC.
+Every variant differs from the plain agent in what its name says, and has the model of
+the default and half-real batches. MLE trains with the two that are best for VaGraM,
+which are the default and "all", and with "both", which is best for plain SAC.
 """
 
 from __future__ import annotations

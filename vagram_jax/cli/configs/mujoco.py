@@ -63,7 +63,7 @@ def quick(env: str) -> Any:
     config.fit.batch_size = 128
     config.fit.learning_rate = 3e-3
     config.fit.max_steps = 250
-    # With the 1% of MBPO, few of such short fits count, and the model stops learning.
+    # Few such short fits improve a member by the 1% of MBPO, which undoes the others.
     config.fit.min_improvement = 0.0
     # The weights of VaGraM grow with the values; the error of the reward keeps its
     # share of the loss if their mean is one.
@@ -71,7 +71,7 @@ def quick(env: str) -> Any:
     config.imagine.rollouts_per_step = 100
     config.imagine.clip = True
     config.imagine.keep_epochs = 4
-    # The best of the shares with a model on Hopper, if not significantly (study
+    # On Hopper better than 5% and 50%, but not significantly (study
     # hopper_real_fraction).
     config.real_fraction = 0.9
     # Layers of 128 and batches of 256 take four times as long, and were not clearly

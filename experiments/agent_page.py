@@ -61,9 +61,9 @@ def text() -> str:
 
 The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
 all losses: observations are normalized, imagined states are clipped to the range of the
-data, and 90% of each batch is real. In the studies of this page other than
-`hopper_real_fraction` and `hopper_published`, which are older, half of each batch is
-real, and a fit changes a member only if its score improves by 1%.
+data, and 90% of each batch is real. The older studies of this page, which are
+all but `hopper_real_fraction` and `hopper_published`, have batches that are half real,
+and their fits change a member only if its score improves by 1%.
 
 {sections}
 """
@@ -329,10 +329,11 @@ def _slow_seeds() -> str:
     }
     between = [x for values in finals.values() for x in values if _SLOW < x < _FAST]
     check(not between, "a seed has either learned the task or not")
+    seeds = len(finals["VaGraM"])
     slow = [f"{sum(x < _SLOW)} with {name}" for name, x in finals.items()]
     return (
-        f"Some of the {len(finals['VaGraM'])} seeds still fall early and have less than "
-        f"{_SLOW:,.0f}: {listed(slow, 'and')}. All others have more than {_FAST:,.0f}."
+        f"Some of the {seeds} seeds still fall early and have less than {_SLOW:,.0f}: "
+        f"{listed(slow, 'and')}. All others have more than {_FAST:,.0f}."
     )
 
 

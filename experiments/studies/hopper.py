@@ -19,8 +19,6 @@ def labeled(preset: str) -> list[loop.Labeled]:
     """Every cell and loss, and plain SAC once for both models: it has none."""
     models = {"large": {}, "small": {"dynamics.hidden": _SMALL[preset]}}
     task = tasks.mujoco("hopper", preset, "distracted")
-    if preset == "long":
-        task |= tasks.HALF_REAL
     columns = {
         "task": {"hopper": task},
         "distractors": {str(n): {"distractors": str(n)} for n in _COUNTS[preset]},

@@ -23,8 +23,7 @@ _LOSSES = {
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """Every task and loss."""
-    batches = tasks.HALF_REAL if preset == "long" else {}
-    settings = {name: tasks.mujoco(name, preset) | batches for name in _TASKS[preset]}
+    settings = {name: tasks.mujoco(name, preset) for name in _TASKS[preset]}
     return loop.product({"task": settings, "loss": loop.losses(*_LOSSES[preset])})
 
 

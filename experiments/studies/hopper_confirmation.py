@@ -1,8 +1,8 @@
 """Hopper: the setting in which VaGraM does best, on fresh seeds.
 
-Of the four settings of `hopper` it is the one with distractors and a large model, in
-which VaGraM is below the strongest baseline, plain SAC, by the least. MLE is trained
-too, because the paper compares VaGraM with it.
+Of the four settings of `hopper` it is the one without distractors and with a small
+model, in which VaGraM is below the strongest baseline, MLE, by the least. Plain SAC,
+which is second, is trained too.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from vagram_jax.analysis.study import Design
 
 PRESETS = ("long",)
 DESIGN = Design()
-_FRESH = {"distractors": "15", "num_seeds": "8", "first_seed": "200"}
+_SETTING = {
+    "distractors": "0",
+    "dynamics.hidden": "16,16",
+    "num_seeds": "8",
+    "first_seed": "200",
+}
 
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """VaGraM, MLE and plain SAC in the one setting."""
-    task = tasks.mujoco("hopper", preset, "distracted")
-    settings = task | tasks.HALF_REAL | _FRESH
+    settings = tasks.mujoco("hopper", preset, "distracted") | _SETTING
     losses = loop.losses("vagram", "mle", "sac")
     return loop.product({"task": {"hopper": settings}, "loss": losses})
 

@@ -1,8 +1,9 @@
-"""Hopper: the setting in which VaGraM does best, on fresh seeds.
+"""Hopper: the setting in which VaGraM did best with half-real batches, on fresh seeds.
 
-Of the four settings of `hopper` it is the one with distractors and a large model, in
-which VaGraM is below the strongest baseline, plain SAC, by the least. MLE is trained
-too, because the paper compares VaGraM with it.
+Of the four settings of `hopper`, as they were trained before 90% became the default, it
+is the one with distractors and a large model, in which VaGraM was below the strongest
+baseline, plain SAC, by the least. MLE is trained too, because the paper compares VaGraM
+with it.
 """
 
 from __future__ import annotations

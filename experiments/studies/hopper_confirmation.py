@@ -1,4 +1,4 @@
-"""Hopper: the setting in which VaGraM did best with half-real batches, on fresh seeds.
+"""Hopper: where VaGraM did best with half-real batches, on fresh seeds.
 
 Of the four settings of `hopper`, as they were trained before 90% became the default, it
 is the one with distractors and a large model, in which VaGraM was below the strongest

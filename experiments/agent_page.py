@@ -61,9 +61,9 @@ def text() -> str:
 
 The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
 all losses: observations are normalized, imagined states are clipped to the range of the
-data, and 90% of each batch is real. The older studies of this page, which are
-all but `hopper_real_fraction` and `hopper_published`, have batches that are half real,
-and their fits change a member only if its score improves by 1%.
+data, and 90% of each batch is real. The older studies `hopper_agent`,
+`hopper_agent_undistracted`, `hopper_width` and `hopper_fits` have batches that are half
+real, and their fits change a member only if its score improves by 1%.
 
 {sections}
 """
@@ -205,25 +205,27 @@ def _errors_by_model() -> str:
     for row in files.read_rows(STUDIES / "hopper" / "errors.csv"):
         setting = f"{row['model']} model, {row['distractors'] or 'no'} distractors"
         by_setting.setdefault(setting, {})[row["loss"]] = row
-    lines = []
+    lines, lowest = [], []
     for setting, rows in by_setting.items():
         value, missed = (
             [rows[loss][name] for loss in _MODEL_LOSSES] for name in ("value", "missed")
         )
-        check(value[0] > min(value), "the value error of VaGraM is nowhere the lowest")
+        lowest += [setting] if value[0] == min(value) else []
         check(missed[0] == max(missed), "VaGraM misses the most terminations")
         numbers = [*(("value", x) for x in value), *(("missed", x) for x in missed)]
         lines.append([setting, *(_error(name, x) for name, x in numbers)])
+    expected = lowest == ["small model, 15 distractors"]
+    check(expected, "VaGraM's value error is lowest with small model and distractors")
     columns = [
         f"{what}, {loss}"
         for what in ("value", "missed")
         for loss in _MODEL_LOSSES.values()
     ]
     about = paragraph(
-        "In the four settings of the study `hopper`, with half real batches, VaGraM "
-        "misses the most terminations too, and its error of the value, which its loss "
-        'is meant to lower, is nowhere the lowest. "Value" is that of the next state, '
-        '"missed" the terminations.'
+        "In the four settings of the study `hopper` VaGraM misses the most "
+        "terminations too. Its error of the value, which its loss is meant to lower, "
+        "is the lowest with a small model and distractors, the paper's setting, and in "
+        'no other. "Value" is that of the next state, "missed" the terminations.'
     )
     return f"{about}\n\n{table(['setting', *columns], lines)}"
 

@@ -57,23 +57,21 @@ def load(name: str) -> Study:
 
 
 def hopper() -> dict[str, tuple[Study, dict[str, Label]]]:
-    """The settings of the study `hopper` that have been trained so far.
+    """The settings of the study `hopper`.
 
     Returns:
       Names, "large", "small", "large, distracted" and "small, distracted", to the study
       and the labels of the setting.
     """
-    study, trained = load("hopper"), {}
-    for distractors in (0, 15):
-        for model in ("large", "small"):
-            labels: dict[str, Label] = {"distractors": distractors, "model": model}
-            by_loss = [
-                x for s, x in study.settings.items() if set(labels.items()) <= set(s)
-            ]
-            if by_loss and set(by_loss[0]) > {"vagram", "sac"}:
-                name = f"{model}, distracted" if distractors else model
-                trained[name] = study, labels
-    return trained
+    study = load("hopper")
+    return {
+        f"{model}, distracted" if distractors else model: (
+            study,
+            {"distractors": distractors, "model": model},
+        )
+        for distractors in (0, 15)
+        for model in ("large", "small")
+    }
 
 
 def claims() -> list[Claim]:

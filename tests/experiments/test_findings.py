@@ -142,17 +142,15 @@ def test_outcomes_in_words(outcomes, sentence, in_table):
     assert pages.significance(named) == in_table
 
 
-def test_hopper_is_judged_where_vagram_and_plain_sac_were_trained(monkeypatch):
-    study = claims.load("hopper")
-    trained = claims.hopper()
-    assert trained["large"][1] == {"distractors": 0, "model": "large"}
-    for name, (_, labels) in trained.items():
+def test_every_setting_of_hopper_has_all_losses():
+    settings = claims.hopper()
+    assert set(settings) == {"large", "small", "large, distracted", "small, distracted"}
+    for name, (study, labels) in settings.items():
         assert ("distracted" in name) == (labels["distractors"] == 15)
-        assert {"vagram", "sac"} <= set(study.at(**labels))
-    without = [x for x in study.results if x.labels["loss"] != "sac"]
-    changed = dataclasses.replace(study, results=without)
-    monkeypatch.setattr(claims, "load", lambda _: changed)
-    assert claims.hopper() == {}
+        assert name.startswith(labels["model"])
+        losses = {"vagram", "mle", "mse_normalized", "sac"}
+        assert set(study.at(**labels)) == losses
+    assert len(settings) == len(claims.load("hopper").settings)
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def _vagram_claims() -> list[Claim]:
     small = {
         "pendulum": [(capacity, {"hidden": 16})],
         "cartpole": [(cartpole, {"hidden": 16})],
-        "Hopper": [long["small"]],
+        "Hopper": [long["small"], (load("hopper_confirmation"), {})],
     }
     distracted = {
         "pendulum": [(load("distraction"), {"distractors": 15})],
@@ -174,7 +174,7 @@ def _vagram_claims() -> list[Claim]:
     fresh = {
         "pendulum": [(load("confirmation"), {})],
         "cartpole": [(load("cartpole_confirmation"), {})],
-        "Hopper": [(load("hopper_confirmation"), {})],
+        "Hopper": [(load("hopper_half_real"), {})],
     }
     scaled = {"pendulum": [(load("scale_confirmation"), {})]}
     enough = {

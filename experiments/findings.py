@@ -180,8 +180,8 @@ def _on_hopper() -> str:
         f"On Hopper, after {_hopper_steps():,} steps, it does not differ significantly "
         f"from any baseline in any of {len(settings)} settings. On {_seeds(small)} "
         "fresh seeds of Hopper without distracting dimensions it "
-        f"{clauses(outcomes(small))} with a small model, and {clauses(outcomes(large))} "
-        "with a large one; with them and half-real batches it "
+        f"{clauses(outcomes(small))} with a small model, and "
+        f"{clauses(outcomes(large))} with a large one; with them and half-real batches it "
         f"{clauses(outcomes(distracted))}."
     )
 

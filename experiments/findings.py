@@ -181,8 +181,8 @@ def _on_hopper() -> str:
         f"from any baseline in any of {len(settings)} settings. On {_seeds(small)} "
         "fresh seeds of Hopper without distracting dimensions it "
         f"{clauses(outcomes(small))} with a small model, and "
-        f"{clauses(outcomes(large))} with a large one; with them and half-real batches it "
-        f"{clauses(outcomes(distracted))}."
+        f"{clauses(outcomes(large))} with a large one. With them and half-real "
+        f"batches it {clauses(outcomes(distracted))}."
     )
 
 

@@ -177,8 +177,8 @@ def _on_hopper() -> str:
     small, large = load("hopper_confirmation"), load("hopper_published")
     distracted = load("hopper_half_real")
     return (
-        f"On Hopper, after {_hopper_steps():,} steps, it does not differ significantly "
-        f"from any baseline in any of {len(settings)} settings. On {_seeds(small)} "
+        f"On Hopper, after {_hopper_steps():,} steps, it differs significantly from no "
+        f"baseline in any of {len(settings)} settings. On {_seeds(small)} "
         "fresh seeds of Hopper without distracting dimensions it "
         f"{clauses(outcomes(small))} with a small model, and "
         f"{clauses(outcomes(large))} with a large one. With them and half-real "
@@ -221,8 +221,8 @@ def _limits() -> str:
 
 - Most results have 4 seeds. Their intervals are too short, and overlapping intervals
   are no proof of equality. No correction is made for the number of comparisons.
-- The setting of the pendulum and that of cartpole were found by a search for a setting
-  in which VaGraM does well. Fresh seeds played no part in it, but share the setting.
+- The settings of pendulum and cartpole were found by a search for one in which VaGraM
+  does well. Fresh seeds played no part in it, but share the setting.
 - MuJoCo's tasks are trained with small networks, not with the paper's settings. A row
   with half-real batches was trained before [90% became the default](agent.md).
 - The strongest baseline is the best one on the same seeds, which favors the baselines.
@@ -230,8 +230,7 @@ def _limits() -> str:
 
 `vagram` is the paper's loss, on the two small tasks with weights of mean one. *Mixed*
 VaGraM (`vagram_mixed`) adds a fifth of MSE on normalized targets. A diverged seed
-counts with the lowest return of its study. `vagram study NAME` reproduces a study; its
-folder in [results/studies](../results/studies) has every seed."""
+counts with the lowest return of its study. [All seeds](../results/studies) are kept."""
 
 
 def _width() -> str:
@@ -370,11 +369,14 @@ def _example() -> str:
         labels = dict(setting)
         name = f"{labels['distractors']}, layers of {labels['hidden']}"
         rows.append([name, *(cell(results[loss]) for loss in _EXAMPLE)])
+    about = paragraph(
+        "`make compare` (15 distracting dimensions and layers of 16, 2,000 steps) and "
+        "variations. A [figure](../results/example/attention.png) shows what the "
+        f"losses attend to. {_example_verdict()}"
+    )
     return f"""## The README's example
 
-`make compare` (15 distracting dimensions and layers of 16, 2,000 steps) and variations.
-A [figure](../results/example/attention.png) shows what the losses attend to.
-{paragraph(_example_verdict())}
+{about}
 
 {table(["distractors", *(NAMES[loss] for loss in _EXAMPLE)], rows)}"""
 

@@ -290,8 +290,9 @@ def _beside_the_curves() -> str:
         f"{' and '.join(names) or 'none'} on {task}" for task, names in ahead.items()
     ]
     return paragraph(
-        f"Losses below published MBPO by these intervals: {', '.join(where)}. The "
-        f"agents have layers of 64 here. {_means()} {_slow_seeds()}"
+        "Losses whose interval is below published MBPO at any of these steps: "
+        f"{', '.join(where)}. The agents have layers of 64 here. "
+        f"{_means()} {_slow_seeds()}"
     )
 
 

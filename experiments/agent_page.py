@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from experiments.claims import STUDIES, load
 from experiments.pages import NAMES, cell, check, listed, paragraph, rounded, table
 from experiments.studies import loop
 from vagram_jax.analysis import published
+from vagram_jax.analysis.published import PublishedCurve
 from vagram_jax.analysis.study import Result
 from vagram_jax.analysis.verdicts import BETTER, UNDECIDED, WORSE
 from vagram_jax.storage import files
@@ -312,7 +314,7 @@ def _means() -> str:
     check(bool(reached), "every mean is at least the published one at some step")
     missed = [
         f" After {step:,} steps it is lower: {listed(names, 'and')}. Published "
-        f"MBPO has {mbpo(step):.0f}."
+        f"MBPO has {mbpo(step):.0f}. {_significance(results, step)}"
         for step, names in lower.items()
         if names
     ]
@@ -320,6 +322,25 @@ def _means() -> str:
         "The published numbers are means over seeds. On Hopper, after "
         f"{listed(reached, 'and')} steps, the mean of every loss is at least that of "
         f"published MBPO.{''.join(missed)}"
+    )
+
+
+def _significance(results: Mapping[str, Mapping[int, Result]], step: int) -> str:
+    """The sentence on whether any mean differs from the published one on Hopper."""
+    curve = _published_curve("Hopper", "mbpo")
+    mean, std = (np.interp(step, curve.env_steps, x) for x in (curve.mean, curve.std))
+    own = [by_step[step].values for by_step in results.values()]
+    chances = [
+        scipy.stats.ttest_ind_from_stats(
+            *(x.mean(), x.std(ddof=1), len(x)), mean, std, curve.seeds, equal_var=False
+        ).pvalue
+        for x in own
+    ]
+    check(min(chances) > 0.05, "no mean differs from the published one")
+    return (
+        f"Over its {curve.seeds} seeds the standard deviation is {std:.0f}, so no loss "
+        f"differs significantly from it (Welch's t-test, p from {min(chances):.2f} to "
+        f"{max(chances):.2f})."
     )
 
 
@@ -356,9 +377,14 @@ def _own(task: str) -> list[Mapping[str, Any]]:
 
 def _published(task: str, algorithm: str) -> Callable[[int], float]:
     """A published learning curve: environment steps to the mean return."""
+    curve = _published_curve(task, algorithm)
+    return lambda step: float(np.interp(step, curve.env_steps, curve.mean))
+
+
+def _published_curve(task: str, algorithm: str) -> PublishedCurve:
     curves = published.load(loop.PUBLISHED)[task.lower()]
     [curve] = [x for x in curves if x.algorithm == algorithm]
-    return lambda step: float(np.interp(step, curve.env_steps, curve.mean))
+    return curve
 
 
 def _result_at(rows: Sequence[Mapping[str, Any]], loss: str, step: int) -> Result:

@@ -1,6 +1,7 @@
 """Hopper without distractors: the agent of `quick` against a plain one.
 
-The agent was chosen in `hopper_agent`, where the task has distracting dimensions.
+The agent was chosen in `hopper_agent`, where the task has distracting dimensions and
+batches are half real.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _AGENTS: dict[str, loop.Settings] = {
 def labeled(preset: str) -> list[loop.Labeled]:
     """Both agents with two model losses and without a model."""
     length = {"total_steps": "15000", "replay_capacity": "15000"}
-    hopper = tasks.mujoco("hopper", preset) | tasks.HALF_REAL | length
+    hopper = tasks.mujoco("hopper", preset) | length
     return loop.product(
         {
             "task": {"hopper": hopper},

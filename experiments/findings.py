@@ -116,8 +116,9 @@ def readme_block() -> str:
 def _beyond_the_example() -> str:
     """The sentences of the README on other settings."""
     scaled, cartpole = load("scale_confirmation"), load("cartpole_confirmation")
-    fresh = load("hopper_confirmation")
-    settings = [*hopper().values(), (load("hopper_published"), {}), (fresh, {})]
+    fresh, distracted = load("hopper_confirmation"), load("hopper_distracted")
+    again = [(x, {}) for x in (load("hopper_published"), fresh, distracted)]
+    settings = [*hopper().values(), *again]
     on_hopper = [outcomes(study, **labels) for study, labels in settings]
     beaten = [name for x in on_hopper for name in x if x[name] == BETTER]
     check(not beaten, "on Hopper VaGraM beats no baseline")
@@ -127,10 +128,12 @@ def _beyond_the_example() -> str:
         "scale_confirmation`). On cartpole with a small model it "
         f"{clauses(outcomes(cartpole))}, on {_seeds(cartpole)} fresh seeds (`vagram "
         "study cartpole_confirmation`). On Hopper it beats no baseline significantly "
-        f"(`vagram study hopper --preset=long`). In its best setting there, a small "
+        "(`vagram study hopper --preset=long`). In its best setting there, a small "
         f"model without distracting dimensions, it {clauses(outcomes(fresh))}, on "
         f"{_seeds(fresh)} fresh seeds (`vagram study hopper_confirmation "
-        "--preset=long`)."
+        "--preset=long`). With distracting dimensions it "
+        f"{clauses(outcomes(distracted))}, on {_seeds(distracted)} fresh seeds "
+        "(`vagram study hopper_distracted --preset=long`)."
     )
 
 
@@ -175,14 +178,14 @@ def _on_hopper() -> str:
     found = {outcome for by_baseline in settings for outcome in by_baseline.values()}
     check(found == {UNDECIDED}, "on Hopper VaGraM differs from no baseline")
     small, large = load("hopper_confirmation"), load("hopper_published")
-    distracted = load("hopper_half_real")
+    distracted = load("hopper_distracted")
     return (
         f"On Hopper, after {_hopper_steps():,} steps, it differs significantly from no "
         f"baseline in any of {len(settings)} settings. On {_seeds(small)} "
         "fresh seeds of Hopper without distracting dimensions it "
         f"{clauses(outcomes(small))} with a small model, and "
-        f"{clauses(outcomes(large))} with a large one. With them and half-real "
-        f"batches it {clauses(outcomes(distracted))}."
+        f"{clauses(outcomes(large))} with a large one. With them and a small model it "
+        f"{clauses(outcomes(distracted))}."
     )
 
 
@@ -263,7 +266,8 @@ pendulum has 15 distracting dimensions in this table, cartpole 5, the others non
 def _distraction() -> str:
     pendulum, cartpole = load("distraction"), load("cartpole_distraction")
     scale, fresh = load("distractor_scale"), load("scale_confirmation")
-    long, again, kind = hopper(), load("hopper_half_real"), "15 of the paper's kind"
+    long, again, kind = hopper(), load("hopper_distracted"), "15 of the paper's kind"
+    half = load("hopper_half_real")
     rows = [
         ("pendulum, none", pendulum, {"distractors": 0}),
         ("pendulum, 15", pendulum, {"distractors": 15}),
@@ -273,7 +277,8 @@ def _distraction() -> str:
         ("cartpole, 5", cartpole, {"distractors": 5}),
         (f"Hopper, {kind}", *long["large, distracted"]),
         (f"Hopper, {kind}, layers of 16", *long["small, distracted"]),
-        (f"Hopper, {kind}, half real, {_seeds(again)} fresh seeds", again, {}),
+        (f"Hopper, {kind}, layers of 16, {_seeds(again)} fresh seeds", again, {}),
+        (f"Hopper, {kind}, half real, {_seeds(half)} fresh seeds", half, {}),
     ]
     return f"""## Distracting dimensions
 

@@ -175,17 +175,18 @@ def _answer() -> str:
 def _on_hopper() -> str:
     """The sentences on Hopper."""
     settings = [outcomes(study, **labels) for study, labels in hopper().values()]
-    found = {outcome for by_baseline in settings for outcome in by_baseline.values()}
+    fresh = [load(f"hopper_{name}") for name in ("confirmation", "published")]
+    compared = [*settings, *(outcomes(study) for study in fresh)]
+    found = {outcome for by_baseline in compared for outcome in by_baseline.values()}
     check(found == {UNDECIDED}, "on Hopper VaGraM differs from no baseline")
-    small, large = load("hopper_confirmation"), load("hopper_published")
-    distracted = load("hopper_distracted")
+    distracted = (load(f"hopper_{name}") for name in ("distracted", "half_real"))
+    small, half = (clauses(outcomes(study)) for study in distracted)
     return (
         f"On Hopper, after {_hopper_steps():,} steps, it differs significantly from no "
-        f"baseline in any of {len(settings)} settings. On {_seeds(small)} "
-        "fresh seeds of Hopper without distracting dimensions it "
-        f"{clauses(outcomes(small))} with a small model, and "
-        f"{clauses(outcomes(large))} with a large one. With them and a small model it "
-        f"{clauses(outcomes(distracted))}."
+        f"baseline in any of {len(settings)} settings, and from none on "
+        f"{_seeds(fresh[0])} fresh seeds without distracting dimensions, with a small "
+        f"or a large model. With distracting dimensions and a small model it {small}; "
+        f"with a large one and half-real batches it {half}."
     )
 
 

@@ -174,7 +174,7 @@ def _vagram_claims() -> list[Claim]:
     fresh = {
         "pendulum": [(load("confirmation"), {})],
         "cartpole": [(load("cartpole_confirmation"), {})],
-        "Hopper": [(load("hopper_half_real"), {})],
+        "Hopper": [(load(f"hopper_{x}"), {}) for x in ("distracted", "half_real")],
     }
     scaled = {"pendulum": [(load("scale_confirmation"), {})]}
     enough = {

@@ -63,9 +63,9 @@ def text() -> str:
 
 The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
 all losses: observations are normalized, imagined states are clipped to the range of the
-data, and 90% of each batch is real. The older studies `hopper_agent`,
-`hopper_agent_undistracted`, `hopper_width` and `hopper_fits` have batches that are half
-real, and their fits change a member only if its score improves by 1%.
+data, and 90% of each batch is real. The older studies `hopper_agent`, `hopper_width`
+and `hopper_fits` have batches that are half real, and their fits change a member only
+if its score improves by 1%.
 
 {sections}
 """
@@ -119,8 +119,8 @@ def _undistracted() -> str:
     outcomes = {study.outcome(x["chosen"], x["plain"]) for x in results.values()}
     check(outcomes == {UNDECIDED}, "the agents don't differ with any loss")
     about = paragraph(
-        f"As above, over {len(everything[0].seeds)} seeds of its own (`vagram study "
-        "hopper_agent_undistracted --preset=long`)."
+        f"As above, but 90% of a batch is real, over {len(everything[0].seeds)} seeds "
+        "of its own (`vagram study hopper_agent_undistracted --preset=long`)."
     )
     return f"""### Without distracting dimensions
 

@@ -18,7 +18,7 @@ def labeled(preset: str) -> list[loop.Labeled]:
     """MLE with two layers of each width, for 25,000 steps without distractors."""
     length = {"total_steps": "25000", "replay_capacity": "25000"}
     seeds = {"first_seed": "0"}
-    hopper = tasks.mujoco("hopper", preset) | tasks.HALF_REAL | length | seeds
+    hopper = tasks.mujoco("hopper", preset) | length | seeds
     widths = {width: {"dynamics.hidden": f"{width},{width}"} for width in _WIDTHS}
     task, mle = {"task": {"hopper": hopper}}, {"loss": loop.losses("mle")}
     return loop.product(task | {"hidden": widths} | mle)

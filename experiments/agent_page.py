@@ -63,9 +63,9 @@ def text() -> str:
 
 The `quick` configs of MuJoCo's tasks train SAC with three changes to MBPO, the same for
 all losses: observations are normalized, imagined states are clipped to the range of the
-data, and 90% of each batch is real. The older studies `hopper_agent`, `hopper_width`
-and `hopper_fits` have batches that are half real, and their fits change a member only
-if its score improves by 1%.
+data, and 90% of each batch is real. The older studies `hopper_agent` and `hopper_fits`
+have batches that are half real, and their fits change a member only if its score
+improves by 1%.
 
 {sections}
 """
@@ -406,9 +406,9 @@ def _width() -> str:
     which = f"worse with {' and '.join(worse)}" if worse else "no worse with fewer"
     about = paragraph(
         "Final return of MLE with two layers in the model, on the task and four of the "
-        "seeds of `hopper_real_fraction`, with half-real batches (`vagram study "
-        "hopper_width --preset=long`). By the rule of the findings it is "
-        f"{which} than with {widths[0]} units. But the errors of the model, defined as "
+        "seeds of `hopper_real_fraction` (`vagram study hopper_width --preset=long`). "
+        f"By the rule of the findings it is {which} than with {widths[0]} units. But "
+        "the errors of the model, defined as "
         f"above, grow from {widths[1]} units down."
     )
     rows = [["final return", *(cell(results[width]) for width in widths)]]

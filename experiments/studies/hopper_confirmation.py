@@ -12,12 +12,7 @@ from vagram_jax.analysis.study import Design
 
 PRESETS = ("long",)
 DESIGN = Design()
-_SETTING = {
-    "distractors": "0",
-    "dynamics.hidden": "16,16",
-    "num_seeds": "8",
-    "first_seed": "200",
-}
+_SETTING = tasks.FRESH | {"distractors": "0", "dynamics.hidden": "16,16"}
 
 
 def labeled(preset: str) -> list[loop.Labeled]:

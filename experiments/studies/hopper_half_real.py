@@ -11,13 +11,12 @@ from vagram_jax.analysis.study import Design
 
 PRESETS = ("long",)
 DESIGN = Design()
-_FRESH = {"distractors": "15", "num_seeds": "8", "first_seed": "200"}
+_SETTING = tasks.FRESH | tasks.HALF_REAL | {"distractors": "15"}
 
 
 def labeled(preset: str) -> list[loop.Labeled]:
     """VaGraM, MLE and plain SAC in the one setting."""
-    task = tasks.mujoco("hopper", preset, "distracted")
-    settings = task | tasks.HALF_REAL | _FRESH
+    settings = tasks.mujoco("hopper", preset, "distracted") | _SETTING
     losses = loop.losses("vagram", "mle", "sac")
     return loop.product({"task": {"hopper": settings}, "loss": losses})
 

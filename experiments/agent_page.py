@@ -119,8 +119,9 @@ def _undistracted() -> str:
     outcomes = {study.outcome(x["chosen"], x["plain"]) for x in results.values()}
     check(outcomes == {UNDECIDED}, "the agents don't differ with any loss")
     about = paragraph(
-        f"As above, but 90% of a batch is real, over {len(everything[0].seeds)} seeds "
-        "of its own (`vagram study hopper_agent_undistracted --preset=long`)."
+        "The same, with batches that are 90% real and on "
+        f"{len(everything[0].seeds)} other seeds (`vagram study "
+        "hopper_agent_undistracted --preset=long`)."
     )
     return f"""### Without distracting dimensions
 
@@ -330,17 +331,17 @@ def _significance(results: Mapping[str, Mapping[int, Result]], step: int) -> str
     curve = _published_curve("Hopper", "mbpo")
     mean, std = (np.interp(step, curve.env_steps, x) for x in (curve.mean, curve.std))
     own = [by_step[step].values for by_step in results.values()]
-    chances = [
+    p_values = [
         scipy.stats.ttest_ind_from_stats(
             *(x.mean(), x.std(ddof=1), len(x)), mean, std, curve.seeds, equal_var=False
         ).pvalue
         for x in own
     ]
-    check(min(chances) > 0.05, "no mean differs from the published one")
+    check(min(p_values) > 0.05, "no mean differs from the published one")
     return (
-        f"Over its {curve.seeds} seeds the standard deviation is {std:.0f}, so no loss "
-        f"differs significantly from it (Welch's t-test, p from {min(chances):.2f} to "
-        f"{max(chances):.2f})."
+        f"Its standard deviation over {curve.seeds} seeds is {std:.0f}, and no loss "
+        "differs significantly from it (Welch's t-test, p from "
+        f"{min(p_values):.2f} to {max(p_values):.2f})."
     )
 
 
@@ -415,7 +416,8 @@ def _width() -> str:
         "seeds of `hopper_real_fraction` (`vagram study hopper_width --preset=long`). "
         f"By the rule of the findings it is {which} than with {widths[0]} units. But "
         "the errors of the model, defined as above, grow as it shrinks: that of the "
-        f"state is {second / first:.1f} times as large with {widths[1]} units."
+        f"state is {second / first:.1f} times as large with {widths[1]} units as with "
+        f"{widths[0]}."
     )
     rows = [["final return", *(cell(results[width]) for width in widths)]]
     for name, title in _ERRORS.items():

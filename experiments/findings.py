@@ -131,7 +131,7 @@ def _beyond_the_example() -> str:
         "(`vagram study hopper --preset=long`). In its best setting there, a small "
         f"model without distracting dimensions, it {clauses(outcomes(fresh))}, on "
         f"{_seeds(fresh)} fresh seeds (`vagram study hopper_confirmation "
-        "--preset=long`). With distracting dimensions it "
+        "--preset=long`). With distracting dimensions and the same model it "
         f"{clauses(outcomes(distracted))}, on {_seeds(distracted)} fresh seeds "
         "(`vagram study hopper_distracted --preset=long`)."
     )
@@ -178,12 +178,12 @@ def _on_hopper() -> str:
     names = ("confirmation", "distracted", "published")
     fresh = [load(f"hopper_{name}") for name in names]
     compared = [*settings, *(outcomes(study) for study in fresh)]
-    found = {outcome for by_baseline in compared for outcome in by_baseline.values()}
-    check(found == {UNDECIDED}, "on Hopper VaGraM differs from no baseline")
+    verdicts = {x for by_baseline in compared for x in by_baseline.values()}
+    check(verdicts == {UNDECIDED}, "on Hopper VaGraM differs from no baseline")
     half = load("hopper_half_real")
     return (
-        f"On Hopper, after {_hopper_steps():,} steps or more, it differs significantly "
-        f"from no baseline in {len(settings)} settings, nor in {len(fresh)} on "
+        f"On Hopper, after {_hopper_steps():,} steps or more, no baseline differs "
+        f"significantly from it in {len(settings)} settings, or in {len(fresh)} on "
         f"{_seeds(fresh[0])} fresh seeds. With distracting dimensions, a large model "
         f"and half-real batches it {clauses(outcomes(half))}."
     )
